@@ -1,0 +1,285 @@
+"""What both servers share: listening, TLS, tokens, errors to status, health, reflection, orderly stop.
+
+Needs the extras of a server (grpcio-health-checking, grpcio-reflection). Knows nothing of pools or models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hmac
+import logging
+import signal
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from laser_protocol.errors import Internal, LaserError, Unauthenticated, status_code, to_trailing_metadata
+
+logger = logging.getLogger(__name__)
+
+# Health checks must work for an orchestrator that has no token.
+_OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Without these a stalled handler lets its peer queue megabytes: HTTP/2's window grows with the bandwidth.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 65536),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.so_reuseport", 0),
+)
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    # A silent partition is noticed within keepalive time + timeout.
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenConfig:
+    """Where and how a server listens.
+
+    Attributes:
+        listen: HOST:PORT; port 0 takes a free one.
+        tls_cert, tls_key: PEM files of the server's certificate chain and key; both or neither.
+        tls_client_ca: PEM file; given, clients must present a certificate signed by it.
+        token_file: file with the token that callers must send as `authorization: Bearer TOKEN`.
+        grace_s: seconds that running calls get after SIGTERM.
+    """
+
+    listen: str
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    token_file: Path | None = None
+    grace_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError(f"listen is {self.listen!r}, must be HOST:PORT")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key must be given together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca needs tls_cert and tls_key")
+
+    @staticmethod
+    def add_arguments(parser: argparse.ArgumentParser, default_listen: str) -> None:
+        """Adds the options of this configuration to a command."""
+        group = parser.add_argument_group("listening")
+        group.add_argument(
+            "--listen", default=default_listen, metavar="HOST:PORT", help="address (default: %(default)s)"
+        )
+        group.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM certificate chain: serve with TLS")
+        group.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM key of --tls-cert")
+        group.add_argument(
+            "--tls-client-ca", type=Path, metavar="FILE", help="PEM: callers must have a certificate of this authority"
+        )
+        group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that callers must send")
+
+    @staticmethod
+    def from_arguments(arguments: argparse.Namespace) -> ListenConfig:
+        """The configuration that `add_arguments`' options give.
+
+        Raises:
+            ValueError: names the field and the value.
+        """
+        names = ("listen", "tls_cert", "tls_key", "tls_client_ca", "token_file")
+        return ListenConfig(**{name: getattr(arguments, name) for name in names})
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Ends a call that raised a LaserError with its status and details; any other exception is logged and hidden."""
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+        if handler is None or details.method.startswith(_OPEN_SERVICES):
+            return handler
+        if handler.response_streaming:
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            wrapped: Any = _guard_stream(handler.stream_stream or handler.unary_stream, details.method)
+        else:
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+            wrapped = _guard_unary(handler.stream_unary or handler.unary_unary, details.method)
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _guard_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Callable[..., Awaitable[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await behaviour(request, context)
+        except (LaserError, Exception) as error:
+            await _abort(context, error, method)
+
+    return guarded
+
+
+def _guard_stream(behaviour: Any, method: str) -> Callable[..., AsyncIterator[Any]]:
+    async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        try:
+            result = behaviour(request, context)
+            if hasattr(result, "__aiter__"):
+                async for response in result:
+                    yield response
+            else:
+                await result
+        except (LaserError, Exception) as error:
+            await _abort(context, error, method)
+
+    return guarded
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, method: str) -> None:
+    if isinstance(error, grpc.aio.AbortError | grpc.aio.BaseError):
+        raise error
+    if not isinstance(error, LaserError):
+        request_id = uuid.uuid4().hex[:12]
+        logger.error("rpc.internal_error method=%s request_id=%s", method, request_id, exc_info=error)
+        error = Internal(f"internal error, request id {request_id}")
+    await context.abort(status_code(error), str(error), to_trailing_metadata(error))
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls without the right bearer token; health checks pass."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
+        metadata = dict(details.invocation_metadata or ())
+        given = str(metadata.get("authorization", "")).encode()
+        if details.method.startswith(_OPEN_SERVICES) or hmac.compare_digest(given, self._expected):
+            return await continuation(details)
+        handler = await continuation(details)
+        error = Unauthenticated("authorization must be 'Bearer TOKEN' with this server's token")
+
+        async def refuse(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await context.abort(status_code(error), str(error), to_trailing_metadata(error))
+
+        # Unary on our side whatever the method is: the abort is the whole answer.
+        deserializer = handler.request_deserializer if handler is not None else None
+        if handler is not None and handler.request_streaming:
+            return grpc.stream_unary_rpc_method_handler(refuse, deserializer)
+        return grpc.unary_unary_rpc_method_handler(refuse, deserializer)
+
+
+class LaserServer:
+    """A gRPC server with its services registered, plus health and reflection.
+
+    Args:
+        config: where to listen.
+        service_names: full names of the services, for health and reflection.
+        register: called once with the grpc.aio server to add the services to it.
+
+    Raises:
+        ValueError: a certificate or token file cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: ListenConfig,
+        service_names: Sequence[str],
+        register: Callable[[grpc.aio.Server], None],
+    ) -> None:
+        self._config = config
+        self._service_names = tuple(service_names)
+        interceptors: list[grpc.aio.ServerInterceptor] = []
+        if config.token_file is not None:
+            interceptors.append(TokenInterceptor(read_token(config.token_file)))
+        interceptors.append(ErrorInterceptor())
+        self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        register(self._server)
+        names = (*self._service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+        self.port = 0
+
+    async def start(self) -> int:
+        """Binds and starts, not yet healthy. Returns the port.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        await self.set_serving(False)
+        credentials = _server_credentials(self._config)
+        try:
+            if credentials is None:
+                self.port = self._server.add_insecure_port(self._config.listen)
+            else:
+                self.port = self._server.add_secure_port(self._config.listen, credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._config.listen}: address in use or not ours") from error
+        await self._server.start()
+        return self.port
+
+    async def set_serving(self, serving: bool, service_names: Sequence[str] | None = None) -> None:
+        """Sets the health of the given services, or of all and the server as a whole."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._service_names) if service_names is None else service_names:
+            await self._health.set(name, status)
+
+    async def stop(self) -> None:
+        """Turns unhealthy, refuses new calls, gives the running ones `grace_s`, then ends them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._config.grace_s)
+
+
+async def until_signal() -> None:
+    """Waits for SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def read_token(path: Path) -> str:
+    """The token in a file, without surrounding white space.
+
+    Raises:
+        ValueError: the file cannot be read or is empty.
+    """
+    try:
+        token = path.read_text(encoding="utf8").strip()
+    except OSError as error:
+        raise ValueError(f"token_file {path}: {error.strerror}") from error
+    if not token:
+        raise ValueError(f"token_file {path} is empty")
+    return token
+
+
+def _server_credentials(config: ListenConfig) -> grpc.ServerCredentials | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    pem: list[bytes | None] = []
+    for path in (config.tls_key, config.tls_cert, config.tls_client_ca):
+        try:
+            pem.append(path.read_bytes() if path else None)
+        except OSError as error:
+            raise ValueError(f"TLS file {path}: {error.strerror}") from error
+    key, cert, client_ca = pem
+    assert key is not None and cert is not None
+    return grpc.ssl_server_credentials([(key, cert)], client_ca, require_client_auth=client_ca is not None)

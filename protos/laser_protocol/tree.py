@@ -1,0 +1,121 @@
+"""The draft tree: a proposal for one sequence in one step. Needs numpy; the client never imports it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laser_protocol.v1 import draft_tree_pb2
+
+MAX_NODES = 256
+MAX_VOCAB_SIZE = 2**31 - 1
+
+
+class MalformedTree(ValueError):
+    """A tree that cannot be verified. It is dropped and counted; the sequence goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTree:
+    """N nodes in the order grown, so that any prefix of the arrays is a valid tree.
+
+    Attributes:
+        position: number of tokens (prompt + output) that the tree continues.
+        token_ids: int32[N], token of each node.
+        parents: int32[N], -1 <= parents[i] < i; -1 is the last verified token.
+        probs: float32[N], probability that the node lies on the emitted path; non-increasing.
+    """
+
+    position: int
+    token_ids: NDArray[np.int32]
+    parents: NDArray[np.int32]
+    probs: NDArray[np.float32]
+
+    @staticmethod
+    def empty(position: int) -> DraftTree:
+        """The tree of no nodes."""
+        none = np.empty(0, np.int32)
+        return DraftTree(position, none, none, np.empty(0, np.float32))
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def prefix(self, num_nodes: int) -> DraftTree:
+        """The tree of the first `num_nodes` nodes (views, no copy)."""
+        return DraftTree(self.position, self.token_ids[:num_nodes], self.parents[:num_nodes], self.probs[:num_nodes])
+
+    def path(self, node_idx: int) -> list[int]:
+        """Node indices from the root's child down to `node_idx`; empty for -1."""
+        path: list[int] = []
+        while node_idx >= 0:
+            path.append(node_idx)
+            node_idx = int(self.parents[node_idx])
+        return path[::-1]
+
+    def depths(self) -> NDArray[np.int32]:
+        """int32[N]: depth of each node, 1 for children of the last verified token."""
+        depths = np.zeros(len(self), np.int32)
+        for i, parent in enumerate(self.parents):
+            depths[i] = 1 if parent < 0 else depths[parent] + 1
+        return depths
+
+    def check(self, budget: int, vocab_size: int) -> None:
+        """Checks all that a verifier relies on.
+
+        Args:
+            budget: most nodes allowed.
+            vocab_size: token ids must be below it.
+
+        Raises:
+            MalformedTree: names the array, the node and what would be right.
+        """
+        n = len(self.token_ids)
+        if len(self.parents) != n or len(self.probs) != n:
+            raise MalformedTree(f"lengths differ: {n} token_ids, {len(self.parents)} parents, {len(self.probs)} probs")
+        if n > budget:
+            raise MalformedTree(f"{n} nodes, at most {budget} were asked for")
+        if n == 0:
+            return
+        if self.token_ids.min() < 0 or self.token_ids.max() >= vocab_size:
+            raise MalformedTree(f"token_ids must be from 0 to {vocab_size - 1}")
+        wrong = np.flatnonzero((self.parents < -1) | (self.parents >= np.arange(n)))
+        if len(wrong):
+            i = int(wrong[0])
+            raise MalformedTree(f"parents[{i}] is {self.parents[i]}, must be from -1 to {i - 1}")
+        # Not `any(p < 0)`: a NaN must fail too.
+        if not bool(np.all((self.probs >= 0.0) & (self.probs <= 1.0))) or bool(np.any(np.diff(self.probs) > 0.0)):
+            raise MalformedTree("probs must be from 0 to 1 and non-increasing")
+        siblings = (self.parents.astype(np.int64) + 1) * vocab_size + self.token_ids
+        if len(np.unique(siblings)) != n:
+            raise MalformedTree("siblings must have distinct token_ids")
+
+
+def tree_to_message(sequence_id: int, tree: DraftTree) -> draft_tree_pb2.DraftTree:
+    """The message of a tree."""
+    return draft_tree_pb2.DraftTree(
+        sequence_id=sequence_id,
+        position=tree.position,
+        token_ids=np.ascontiguousarray(tree.token_ids, "<i4").tobytes(),
+        parents=np.ascontiguousarray(tree.parents, "<i4").tobytes(),
+        probs=np.ascontiguousarray(tree.probs, "<f4").tobytes(),
+    )
+
+
+def tree_from_message(message: draft_tree_pb2.DraftTree) -> DraftTree:
+    """The tree of a message, not yet checked (`DraftTree.check`). Its arrays are read-only views of the message.
+
+    Raises:
+        MalformedTree: an array's bytes are no multiple of 4.
+    """
+    for field in ("token_ids", "parents", "probs"):
+        size = len(getattr(message, field))
+        if size % 4:
+            raise MalformedTree(f"{field} has {size} bytes, must be a multiple of 4")
+    return DraftTree(
+        message.position,
+        np.frombuffer(message.token_ids, "<i4"),
+        np.frombuffer(message.parents, "<i4"),
+        np.frombuffer(message.probs, "<f4"),
+    )
