@@ -168,9 +168,9 @@ def from_rpc_error(error: grpc.RpcError) -> LaserError:
     Returns:
         An error of the server's class, or, where the status carries none, the class nearest to its code.
     """
-    code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
-    message: str = error.details() or code.name  # type: ignore[attr-defined]
-    metadata = error.trailing_metadata() or ()  # type: ignore[attr-defined]
+    code: grpc.StatusCode = error.code()
+    message: str = error.details() or code.name
+    metadata = error.trailing_metadata() or ()
     info, bad_request, retry = _unpack_details(metadata)
     cls = _BY_NAME.get(info.reason) if info is not None and info.domain == _DOMAIN else None
     cls = cls or _BY_CODE.get(code, Internal)

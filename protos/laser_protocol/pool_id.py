@@ -15,7 +15,7 @@ def check_pool_id(pool: str) -> str:
     """Returns the pool id unchanged if it is valid.
 
     Raises:
-        InvalidRequest: not 1-8 components `[a-z0-9][a-z0-9._-]{0,63}` joined by '/', or one starts with `seg-` or `log`.
+        InvalidRequest: not 1-8 components `[a-z0-9][a-z0-9._-]{0,63}` joined by '/', or one starts `seg-` or `log`.
     """
     components = pool.split("/")
     if len(components) <= MAX_COMPONENTS and all(_COMPONENT.fullmatch(component) for component in components):

@@ -102,7 +102,7 @@ class ListenConfig:
         return ListenConfig(**{name: getattr(arguments, name) for name in names})
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Ends a call that raised a LaserError with its status and details; any other exception is logged and hidden."""
 
     async def intercept_service(self, continuation: Any, details: grpc.HandlerCallDetails) -> Any:
@@ -161,7 +161,7 @@ async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception, 
     await context.abort(status_code(error), str(error), to_trailing_metadata(error))
 
 
-class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls without the right bearer token; health checks pass."""
 
     def __init__(self, token: str) -> None:
