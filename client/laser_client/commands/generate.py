@@ -1,0 +1,217 @@
+"""`laser generate`: one prompt as it comes, or a file of prompts into a file of results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, Self
+
+from laser_protocol.acceptance import Acceptance, Relaxed, Strict
+from laser_protocol.errors import EngineDead, InvalidRequest, LaserError, NotReady, Unauthenticated
+from tqdm import tqdm
+
+from laser_client.client import LaserClient
+from laser_client.commands.common import add_connection_options, connection_arguments, print_fields
+from laser_client.generation import Generation
+from laser_client.jsonl import read_prompts
+from laser_client.output import RowWriter, make_row, open_writer
+from laser_client.request import Limits, Options, split_options
+
+EXAMPLE = """examples:
+  laser generate --verifier localhost:50052 --prompt "Which films does a fan of Alien like?"
+  laser generate --verifier localhost:50052 --input prompts.jsonl --output results.jsonl \\
+      --pool ml-100k/kar/user --acceptance relaxed --top-k 2 --min-prob 0.1
+
+  A line of prompts.jsonl is {"prompt": "...", "id": "user-17", "pool": "ml-100k/kar/user/2"}; id and pool may be
+  left out, other fields are ignored. Results stand in the same order:
+  {"id", "text", "token_ids", "finish_reason", "stats"}, or {"id", "error"} for a prompt the server refused.
+"""
+
+# After these the other prompts would fail alike.
+_FATAL = (NotReady, EngineDead, Unauthenticated)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `laser generate`; defaults are the library's."""
+    limits = Limits()
+    parser.add_argument("--verifier", required=True, metavar="HOST:PORT")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", help="one prompt; its text is streamed to standard output")
+    source.add_argument("--input", type=Path, metavar="F.jsonl", help="a file of prompts, one JSON object per line")
+    parser.add_argument("--pool", metavar="ID", help="pool to draft from, where a line names none")
+    parser.add_argument(
+        "--output", type=Path, metavar="F", help=".jsonl or .parquet; default: JSON lines to standard output"
+    )
+    how = parser.add_argument_group("how to generate")
+    how.add_argument("--acceptance", choices=("strict", "relaxed"), help="default: the server's")
+    how.add_argument("--top-k", type=int, metavar="K", help="with relaxed: candidates per place, 1 to 16 (2)")
+    how.add_argument("--min-prob", type=float, metavar="P", help="with relaxed: probability to exceed, 0 to 1 (0.1)")
+    how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: %(default)s)")
+    how.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy (default: %(default)s)")
+    how.add_argument("--seed", type=int, metavar="N", help="with --temperature: the same seed, the same output")
+    how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; up to 16 times")
+    how.add_argument("--system", metavar="TEXT", help="system turn of the chat template")
+    how.add_argument("--raw", action="store_true", help="no chat template")
+    how.add_argument("--no-draft", action="store_true", help="plain decoding")
+    how.add_argument("--learn", action="store_true", help="outputs join the pool, under the lines' ids")
+    how.add_argument("--max-in-flight", type=int, default=256, metavar="N", help="prompts open at a time (%(default)s)")
+    how.add_argument(
+        "--timeout", type=float, default=limits.timeout, metavar="S", help="seconds of silence (default: %(default)s)"
+    )
+    how.add_argument("--deadline", type=float, default=limits.deadline, metavar="S", help="seconds for everything")
+    add_connection_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Generates; 0, or 1 if the server refused some of the prompts."""
+    with LaserClient(
+        arguments.verifier, max_in_flight=arguments.max_in_flight, **connection_arguments(arguments)
+    ) as client:
+        return _run_one(client, arguments) if arguments.prompt is not None else _run_file(client, arguments)
+
+
+def _run_one(client: LaserClient, arguments: argparse.Namespace) -> int:
+    stream = client.stream(arguments.prompt, pool=arguments.pool, **_options(arguments))
+    writer = open_writer(arguments.output, sys.stdout) if arguments.output is not None else None
+    for chunk in stream:
+        sys.stdout.write(chunk.text)
+        sys.stdout.flush()
+    generation = stream.finish()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    if writer is not None:
+        writer.write(make_row(generation.request_id, generation))
+        writer.close()
+    stats = generation.stats
+    seconds = (stats.prefill_ms + stats.decode_ms) / 1000
+    fields = [
+        ("output tokens", f"{stats.num_output_tokens} ({generation.finish_reason})"),
+        ("steps", f"{stats.num_steps} ({stats.tokens_per_step:.2f} tokens_per_step)"),
+        ("drafts", f"{stats.num_accepted_tokens} of {stats.num_draft_tokens} tokens accepted ({stats.draft_status})"),
+        ("time", f"{seconds:.2f} s ({stats.num_output_tokens / max(seconds, 1e-9):.1f} tokens/s)"),
+    ]
+    print_fields(fields, to_stderr=True)
+    return 0
+
+
+def _run_file(client: LaserClient, arguments: argparse.Namespace) -> int:
+    options = _options(arguments)
+    settings, _ = split_options(options)
+    lines = read_prompts(arguments.input, arguments.pool, settings)
+    ids = [line.id for line in lines]
+    with Job(ids, open_writer(arguments.output, sys.stdout)) as job:
+        client.generate(
+            [line.prompt for line in lines],
+            pool=[line.pool for line in lines],
+            document_id=[str(line.id) if line.has_own_id else None for line in lines],
+            on_error="return",
+            on_progress=job.take,
+            **options,
+        )
+    print_fields(job.summary(), to_stderr=True)
+    return 1 if job.num_failed else 0
+
+
+class Job:
+    """Takes outcomes as they come, writes them in the order of the input, and counts.
+
+    Args:
+        ids: one per prompt.
+        writer: gets the rows; closed at the end.
+    """
+
+    def __init__(self, ids: list[str | int], writer: RowWriter) -> None:
+        self.num_failed = 0
+        self._ids = ids
+        self._writer = writer
+        self._early: dict[int, dict[str, Any]] = {}
+        self._next_idx = 0
+        self._num_output_tokens = 0
+        self._num_steps = 0
+        self._num_accepted_tokens = 0
+        self._statuses: Counter[str] = Counter()
+        self._started_s = time.monotonic()
+        self._bar = tqdm(total=len(ids), unit="prompt", disable=None)
+
+    def take(self, index: int, outcome: Generation | LaserError) -> None:
+        """One prompt ended.
+
+        Raises:
+            LaserError: the outcome, if it means that the others would fail alike.
+        """
+        if isinstance(outcome, _FATAL):
+            raise outcome
+        self._count(outcome)
+        self._early[index] = make_row(self._ids[index], outcome)
+        while self._next_idx in self._early:
+            self._writer.write(self._early.pop(self._next_idx))
+            self._next_idx += 1
+        self._bar.set_postfix_str(f"{self._tokens_per_s():.1f} tokens/s, {self._tokens_per_step():.2f} tokens_per_step")
+        self._bar.update()
+
+    def summary(self) -> list[tuple[str, object]]:
+        """Names and values of the table at the end."""
+        statuses = ", ".join(f"{status} {number}" for status, number in sorted(self._statuses.items()))
+        return [
+            ("prompts", f"{len(self._ids)} ({self.num_failed} failed)"),
+            ("output tokens", f"{self._num_output_tokens:,}"),
+            ("accepted draft tokens", f"{self._num_accepted_tokens:,}"),
+            ("tokens_per_step", f"{self._tokens_per_step():.2f}"),
+            ("time", f"{time.monotonic() - self._started_s:.1f} s"),
+            ("tokens/s", f"{self._tokens_per_s():.1f}"),
+            ("draft_status", statuses or "-"),
+        ]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After an interrupt: what ended after a gap is kept too; its id tells which it is.
+        for index in sorted(self._early):
+            self._writer.write(self._early[index])
+        self._bar.close()
+        self._writer.close()
+
+    def _count(self, outcome: Generation | LaserError) -> None:
+        if isinstance(outcome, LaserError):
+            self.num_failed += 1
+            return
+        self._num_output_tokens += outcome.stats.num_output_tokens
+        self._num_steps += outcome.stats.num_steps
+        self._num_accepted_tokens += outcome.stats.num_accepted_tokens
+        self._statuses[outcome.stats.draft_status] += 1
+
+    def _tokens_per_s(self) -> float:
+        return self._num_output_tokens / max(time.monotonic() - self._started_s, 1e-9)
+
+    def _tokens_per_step(self) -> float:
+        return self._num_output_tokens / max(self._num_steps, 1)
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    return Options(
+        acceptance=_acceptance(arguments),
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        stop=arguments.stop,
+        draft=not arguments.no_draft,
+        learn=arguments.learn,
+        system=arguments.system,
+        raw=arguments.raw,
+        timeout=arguments.timeout,
+        deadline=arguments.deadline,
+    )
+
+
+def _acceptance(arguments: argparse.Namespace) -> Acceptance | None:
+    given = {name: getattr(arguments, name) for name in ("top_k", "min_prob") if getattr(arguments, name) is not None}
+    if arguments.acceptance == "relaxed":
+        return Relaxed(**given)
+    if given:
+        name, value = next(iter(given.items()))
+        raise InvalidRequest(f"{name} is {value}, must be left out without --acceptance relaxed", field=name)
+    return Strict() if arguments.acceptance == "strict" else None

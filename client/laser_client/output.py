@@ -1,0 +1,135 @@
+"""Writes results as JSON lines or Parquet, one row per prompt, in the order of the input."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from laser_protocol.errors import InvalidRequest, LaserError
+
+from laser_client.generation import Generation
+
+_ROWS_PER_GROUP = 1024
+
+
+class RowWriter(Protocol):
+    """Takes one row after the other."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row."""
+
+    def close(self) -> None:
+        """Finishes the file. Also after an interrupt: what was written stays."""
+
+
+def make_row(row_id: str | int, outcome: Generation | LaserError) -> dict[str, Any]:
+    """The row of one prompt: its generation, or its error."""
+    if isinstance(outcome, LaserError):
+        return {"id": row_id, "error": f"{type(outcome).__name__}: {outcome}"}
+    return {
+        "id": row_id,
+        "text": outcome.text,
+        "token_ids": outcome.token_ids,
+        "finish_reason": outcome.finish_reason,
+        "stats": {**asdict(outcome.stats), "tokens_per_step": outcome.stats.tokens_per_step},
+    }
+
+
+def open_writer(path: Path | None, stdout: IO[str]) -> RowWriter:
+    """A writer for the format that the path's ending names; without a path, JSON lines to `stdout`.
+
+    Raises:
+        InvalidRequest: another ending, or the file cannot be written, or Parquet without pyarrow.
+    """
+    if path is None:
+        return JsonLinesWriter(stdout)
+    try:
+        if path.suffix == ".jsonl":
+            return JsonLinesWriter(path.open("w", encoding="utf8"))
+        if path.suffix == ".parquet":
+            return ParquetWriter(path)
+    except OSError as error:
+        raise InvalidRequest(f"output {path}: {error.strerror}", field="output") from error
+    raise InvalidRequest(f"output is {str(path)!r}, must end in .jsonl or .parquet", field="output")
+
+
+class JsonLinesWriter:
+    """A line per row, flushed at once: a kill loses only what had not ended."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a line."""
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file, unless it is a standard stream."""
+        if self._file.fileno() > 2:
+            self._file.close()
+
+
+class ParquetWriter:
+    """Row groups of 1,024. Written beside the path and moved there when finished: Parquet is unreadable before."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise InvalidRequest(
+                f"output {path}: Parquet needs pyarrow: pip install 'laser-rec[parquet]'", field="output"
+            ) from error
+        self._pyarrow = pyarrow
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._schema = _schema(pyarrow)
+        self._writer = pyarrow.parquet.ParquetWriter(self._partial, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row; ids become strings."""
+        self._rows.append({**row, "id": str(row["id"])})
+        if len(self._rows) >= _ROWS_PER_GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        """Finishes the file and moves it to its place."""
+        try:
+            self._flush()
+            self._writer.close()
+            self._partial.replace(self._path)
+        finally:
+            with contextlib.suppress(OSError):
+                self._partial.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(self._pyarrow.Table.from_pylist(self._rows, self._schema))
+            self._rows = []
+
+
+def _schema(pyarrow: Any) -> Any:
+    counts = ("prompt_tokens", "output_tokens", "steps", "draft_tokens", "accepted_tokens", "relaxed_tokens")
+    times = ("queue_ms", "prefill_ms", "decode_ms")
+    stats = [
+        *((f"num_{name}", pyarrow.int64()) for name in counts),
+        *((name, pyarrow.float64()) for name in times),
+        ("draft_status", pyarrow.string()),
+        ("tokens_per_step", pyarrow.float64()),
+    ]
+    return pyarrow.schema(
+        [
+            ("id", pyarrow.string()),
+            ("text", pyarrow.string()),
+            ("token_ids", pyarrow.list_(pyarrow.int32())),
+            ("finish_reason", pyarrow.string()),
+            ("stats", pyarrow.struct(stats)),
+            ("error", pyarrow.string()),
+        ]
+    )

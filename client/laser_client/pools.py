@@ -1,0 +1,231 @@
+"""PoolClient: administers the pools of a retriever. The only file of the client that touches the retriever's stubs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from laser_protocol.errors import InvalidRequest, WriterElsewhere, from_rpc_error
+from laser_protocol.packing import pack_token_ids
+from laser_protocol.pool_id import check_pool_id
+from laser_protocol.v1 import retriever_pb2 as pb
+from laser_protocol.v1 import retriever_pb2_grpc
+
+from laser_client.channel import Endpoint
+
+MAX_DOCUMENT_TOKENS = 1_048_576
+MAX_DOCUMENT_ID_BYTES = 256
+# Documents of one call, so of one acknowledgement; well below the server's message limit.
+_BATCH_BYTES = 1024 * 1024
+_TIMEOUT_S = 60.0
+# The writer may change between the answer and our going there, but not for ever.
+_MAX_MOVES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An output to keep.
+
+    Attributes:
+        id: unique in its pool, 1 to 256 bytes of UTF-8; adding it again replaces the document.
+        packed_token_ids: little-endian int32, 1 to 1,048,576 tokens.
+    """
+
+    id: str
+    packed_token_ids: bytes
+
+    @staticmethod
+    def make(document_id: str, token_ids: Sequence[int]) -> Document:
+        """A document of output tokens, with the EOS only if the model emitted it.
+
+        Raises:
+            InvalidRequest: names `id` or `output_token_ids`.
+        """
+        if not 1 <= len(document_id.encode(errors="replace")) <= MAX_DOCUMENT_ID_BYTES:
+            raise InvalidRequest(
+                f"id is {document_id[:80]!r}, must have 1 to {MAX_DOCUMENT_ID_BYTES} bytes of UTF-8", field="id"
+            )
+        if not 1 <= len(token_ids) <= MAX_DOCUMENT_TOKENS:
+            raise InvalidRequest(
+                f"output_token_ids has {len(token_ids)} tokens, must have 1 to {MAX_DOCUMENT_TOKENS}",
+                field="output_token_ids",
+            )
+        for position, token_id in enumerate(token_ids):
+            if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 2**31:
+                raise InvalidRequest(
+                    f"output_token_ids[{position}] is {token_id!r}, must be from 0 to 2^31-1", field="output_token_ids"
+                )
+        return Document(document_id, pack_token_ids(token_ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What a retriever says of a pool.
+
+    Attributes:
+        id: its path, for instance `ml-100k/kar/user/2`.
+        tokenizer_fingerprint: of the model whose outputs it holds.
+        num_documents, num_tokens: documents and their output tokens.
+        num_segments, num_log_documents: sealed parts, and documents not yet in one.
+        size_bytes: on disk.
+    """
+
+    id: str
+    tokenizer_fingerprint: str
+    num_documents: int
+    num_tokens: int
+    num_segments: int
+    num_log_documents: int
+    size_bytes: int
+
+
+class PoolClient:
+    """Administers pools through any retriever; follows to the one that writes a pool at present.
+
+    Args:
+        endpoint: the retriever. The same TLS and token are used for the others.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._channels: dict[str, grpc.Channel] = {}
+        # Where each pool was last written.
+        self._writers: dict[str, str] = {}
+
+    def list(self, root: str = "") -> list[Pool]:
+        """All pools that hold documents of their own, at or below `root`, sorted by id."""
+        if root:
+            check_pool_id(root)
+        request = pb.ListPoolsRequest(root=root)
+        response = self._call(self._endpoint.target, lambda stub, options: stub.ListPools(request, **options))
+        return [_pool_from_message(pool) for pool in response.pools]
+
+    def describe(self, pool: str) -> Pool:
+        """What is known of one pool.
+
+        Raises:
+            UnknownPool: there is none.
+        """
+        request = pb.DescribePoolRequest(pool=check_pool_id(pool))
+        response = self._call(self._endpoint.target, lambda stub, options: stub.DescribePool(request, **options))
+        return _pool_from_message(response.description)
+
+    def add(self, pool: str, tokenizer_fingerprint: str, documents: Iterable[Document]) -> Iterator[int]:
+        """Adds documents in batches.
+
+        Args:
+            pool: comes into being with its first document.
+            tokenizer_fingerprint: of the model that gave the tokens (`LaserClient.model`).
+            documents: what to add; a later one of the same id replaces the earlier.
+
+        Yields:
+            How many documents were put on stable storage, batch by batch.
+
+        Raises:
+            PoolMismatch: the pool holds another tokenizer's outputs.
+            StorageUnavailable: disk full or read-only.
+        """
+        check_pool_id(pool)
+        for batch in _batches(documents):
+            request = pb.AddDocumentsRequest(
+                pool=pool,
+                tokenizer_fingerprint=tokenizer_fingerprint,
+                documents=[pb.Document(id=document.id, token_ids=document.packed_token_ids) for document in batch],
+            )
+            self._call_writer(
+                pool, lambda stub, options, request=request: stub.AddDocuments(iter([request]), **options)
+            )
+            yield len(batch)
+
+    def remove(self, pool: str, ids: Sequence[str]) -> int:
+        """Deletes documents by id. Returns how many of them existed.
+
+        Raises:
+            UnknownPool: there is none.
+        """
+        request = pb.DeleteDocumentsRequest(pool=check_pool_id(pool), ids=ids)
+        response = self._call_writer(pool, lambda stub, options: stub.DeleteDocuments(request, **options))
+        return int(response.num_deleted)
+
+    def drop(self, pool: str) -> None:
+        """Removes a pool with all its documents, but not its descendants.
+
+        Raises:
+            UnknownPool: there is none.
+        """
+        request = pb.DropPoolRequest(pool=check_pool_id(pool))
+        self._call_writer(pool, lambda stub, options: stub.DropPool(request, **options))
+
+    def compact(self, pool: str) -> Pool:
+        """Merges a pool into one segment without deleted documents. May take long.
+
+        Raises:
+            UnknownPool: there is none.
+        """
+        request = pb.CompactPoolRequest(pool=check_pool_id(pool))
+        response = self._call_writer(
+            pool, lambda stub, options: stub.CompactPool(request, **{**options, "timeout": None})
+        )
+        return _pool_from_message(response.description)
+
+    def close(self) -> None:
+        """Gives the connections back."""
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call_writer(self, pool: str, call: Callable[[Any, dict[str, Any]], Any]) -> Any:
+        """The call, at the retriever that writes the pool."""
+        for _ in range(_MAX_MOVES):
+            try:
+                return self._call(self._writers.get(pool, self._endpoint.target), call)
+            except WriterElsewhere as error:
+                if not error.holder:
+                    raise
+                self._writers[pool] = error.holder
+        return self._call(self._writers[pool], call)
+
+    def _call(self, target: str, call: Callable[[Any, dict[str, Any]], Any]) -> Any:
+        if target not in self._channels:
+            self._channels[target] = Endpoint(target, self._endpoint.credentials, self._endpoint.metadata).open()
+        stub = retriever_pb2_grpc.RetrieverStub(self._channels[target])
+        try:
+            return call(stub, {"timeout": _TIMEOUT_S, "metadata": self._endpoint.metadata})
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[Sequence[Document]]:
+    batch: list[Document] = []
+    size_bytes = 0
+    for document in documents:
+        batch.append(document)
+        size_bytes += len(document.packed_token_ids) + len(document.id)
+        if size_bytes >= _BATCH_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _pool_from_message(message: pb.PoolDescription) -> Pool:
+    return Pool(
+        id=message.pool,
+        tokenizer_fingerprint=message.tokenizer_fingerprint,
+        num_documents=message.num_documents,
+        num_tokens=message.num_tokens,
+        num_segments=message.num_segments,
+        num_log_documents=message.num_log_documents,
+        size_bytes=message.size_bytes,
+    )
