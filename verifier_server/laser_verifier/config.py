@@ -1,0 +1,80 @@
+"""Configuration of a verifier: one frozen value, checked once. Command-line defaults are read from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from laser_protocol.acceptance import Acceptance, Strict
+from laser_protocol.tree import MAX_NODES
+
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
+DRAFT_POLICIES = ("value", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the engine schedules and drafts.
+
+    Attributes:
+        max_sequences: slots of the KV cache, sequences served at once.
+        max_model_len: tokens of prompt and output together that a slot holds.
+        max_queue: requests that may wait for a slot; one more is Overloaded.
+        max_step_tokens: tokens one forward takes at most; longer prompts are prefilled in chunks, so they do not
+            hold up the sequences that decode.
+        max_draft_nodes: draft nodes per sequence and step.
+        draft_policy: "value" verifies the nodes that are worth their cost over the whole batch, "all" all of them.
+        draft_wait_ms: longest wait for missing trees; never more than a quarter of a plain step.
+        default_acceptance: for requests that name none.
+    """
+
+    max_sequences: int = 32
+    max_model_len: int = 2048
+    max_queue: int = 1024
+    max_step_tokens: int = 512
+    max_draft_nodes: int = 32
+    draft_policy: str = "value"
+    draft_wait_ms: float = 5.0
+    default_acceptance: Acceptance = field(default_factory=Strict)
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_sequences", 1, 4096),
+            ("max_model_len", 2, 2**20),
+            ("max_queue", 0, 2**20),
+            ("max_step_tokens", 1, 2**20),
+            ("max_draft_nodes", 0, MAX_NODES),
+            ("draft_wait_ms", 0, 1000),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is {value}, must be from {low} to {high}")
+        if self.draft_policy not in DRAFT_POLICIES:
+            raise ValueError(f"draft_policy is {self.draft_policy!r}, must be one of {', '.join(DRAFT_POLICIES)}")
+        if self.max_step_tokens < self.max_sequences:
+            raise ValueError(
+                f"max_step_tokens is {self.max_step_tokens}, must be at least max_sequences ({self.max_sequences})"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What to load and where to put it.
+
+    Attributes:
+        model: a transformers directory or a hub id.
+        device: "auto" takes CUDA where there is one.
+        dtype: "auto" is bfloat16 on CUDA and on processors with bfloat16 instructions, float32 elsewhere.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model is empty, must be a directory or a hub id")
+        if self.device not in DEVICES:
+            raise ValueError(f"device is {self.device!r}, must be one of {', '.join(DEVICES)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}, must be one of {', '.join(DTYPES)}")

@@ -1,0 +1,70 @@
+"""The KV cache: one preallocated tensor, a row of it per slot, compacted after acceptance.
+
+Knows nothing of models or trees beyond the five numbers that give its shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What the cache of one model looks like: L layers, H key-value heads, D head size."""
+
+    num_layers: int
+    num_heads: int
+    head_size: int
+
+
+class KVCache:
+    """Keys and values of S slots x T places.
+
+    A slot holds its sequence's verified tokens from place 0 on; the tokens of the step stand behind them, tree nodes in
+    tree order, until `compact` moves the accepted ones into line and the rest is overwritten.
+
+    Args:
+        shape: of the model. num_slots: S. slot_len: T, longest sequence plus the largest tree.
+
+    Memory: 2 * L * S * T * H * D elements, allocated once.
+    """
+
+    def __init__(self, shape: KVShape, num_slots: int, slot_len: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.num_slots = num_slots
+        self.slot_len = slot_len
+        # Zeros, not empty: attention reads places it then masks out, and NaN times zero is NaN.
+        self._data = torch.zeros(
+            (shape.num_layers, 2, num_slots * slot_len, shape.num_heads, shape.head_size), dtype=dtype, device=device
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes allocated."""
+        return self._data.numel() * self._data.element_size()
+
+    def write(self, layer_idx: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Writes the step's keys and values.
+
+        Args:
+            places: int64[M], slot_idx * T + place of each token. keys, values: [M, H, D].
+        """
+        self._data[layer_idx, 0].index_copy_(0, places, keys)
+        self._data[layer_idx, 1].index_copy_(0, places, values)
+
+    def read(self, layer_idx: int, first_slot: int, num_slots: int, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `length` places of neighbouring slots: two views [num_slots, H, length, D]."""
+        start = first_slot * self.slot_len
+        both = self._data[layer_idx, :, start : start + num_slots * self.slot_len]
+        both = both.view(2, num_slots, self.slot_len, *both.shape[2:])[:, :, :length].transpose(2, 3)
+        return both[0], both[1]
+
+    def compact(self, sources: list[int], targets: list[int]) -> None:
+        """Moves places in all layers: `targets[i]` takes what `sources[i]` held; all are read before any is written."""
+        if not sources:
+            return
+        device = self._data.device
+        moved = self._data.index_select(2, torch.tensor(sources, device=device))
+        self._data.index_copy_(2, torch.tensor(targets, device=device), moved)

@@ -1,0 +1,157 @@
+"""Loading a target model and its tokenizer with transformers, and what the rest needs to know of them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from laser_verifier.config import ModelConfig
+from laser_verifier.kv_cache import KVShape
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetModel:
+    """A loaded model.
+
+    Attributes:
+        name: last component of the path or hub id.
+        network: the transformers model, in eval mode on `device`, float type `dtype`.
+        kv_shape: of its cache.
+        vocab_size: columns of its logits.
+        context_len: tokens it was made for, or None where its configuration does not say.
+        eos_token_ids: of its generation_config; nothing else of that is used.
+    """
+
+    name: str
+    network: Any
+    kv_shape: KVShape
+    vocab_size: int
+    context_len: int | None
+    eos_token_ids: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def model_type(self) -> str:
+        """transformers' name of the architecture."""
+        return str(self.network.config.model_type)
+
+
+def load_model(config: ModelConfig) -> TargetModel:
+    """Loads the weights.
+
+    Raises:
+        ValueError: there is no such model, it is no causal LM, or the device is not there; names field and value.
+    """
+    device = _device(config.device)
+    dtype = _dtype(config.dtype, device)
+    try:
+        network = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_loaded(config.model, error)) from error
+    return wrap_model(network.to(device), Path(config.model).name)
+
+
+def wrap_model(network: Any, name: str) -> TargetModel:
+    """A TargetModel of a transformers causal LM that is already in memory, on its device and in its float type."""
+    network.eval()
+    text_config = network.config.get_text_config()
+    num_heads = text_config.num_attention_heads
+    eos = network.generation_config.eos_token_id
+    return TargetModel(
+        name=name,
+        network=network,
+        kv_shape=KVShape(
+            num_layers=text_config.num_hidden_layers,
+            num_heads=getattr(text_config, "num_key_value_heads", None) or num_heads,
+            head_size=getattr(text_config, "head_dim", None) or text_config.hidden_size // num_heads,
+        ),
+        vocab_size=network.get_output_embeddings().weight.shape[0],
+        context_len=getattr(text_config, "max_position_embeddings", None),
+        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
+        dtype=network.dtype,
+        device=network.device,
+    )
+
+
+def load_tokenizer(model: str) -> Any:
+    """The model's fast tokenizer.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_loaded(model, error)) from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"model {model!r} has no fast tokenizer (tokenizer.json)")
+    return tokenizer
+
+
+def tokenizer_fingerprint(vocabulary: Mapping[str, int]) -> str:
+    """sha256 of the id-sorted vocabulary, added tokens included: two tokenizers with the same one share pools.
+
+    Args:
+        vocabulary: token text to id, as `tokenizer.get_vocab()` gives it.
+
+    Returns:
+        64 lower-case hex digits.
+    """
+    digest = hashlib.sha256()
+    for token, token_id in sorted(vocabulary.items(), key=lambda item: (item[1], item[0])):
+        encoded = token.encode()
+        # Lengths keep neighbouring tokens apart, whatever bytes they are made of.
+        digest.update(token_id.to_bytes(4, "little") + len(encoded).to_bytes(4, "little") + encoded)
+    return digest.hexdigest()
+
+
+def _not_loaded(model: str, error: Exception) -> str:
+    if not Path(model).is_dir():
+        looks_like_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
+        what = "no such directory" if looks_like_path else "neither a directory nor a hub id that could be fetched"
+        return f"model {model!r}: {what}; give a directory with config.json, weights and tokenizer.json"
+    return f"model {model!r} cannot be loaded: {str(error).splitlines()[0]}"
+
+
+def check_model_path(model: str) -> None:
+    """Fails fast, before torch loads anything, when a model plainly is not there.
+
+    Raises:
+        ValueError: names the field, the value and what would be right.
+    """
+    try:
+        AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(_not_loaded(model, error)) from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no CUDA device; must be auto or cpu here")
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return {
+            "bfloat16": torch.bfloat16,
+            "float16": torch.float16,
+            "float32": torch.float32,
+            "float64": torch.float64,
+        }[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    # Without instructions for it, bfloat16 on a processor is emulated and slower than float32.
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32

@@ -1,0 +1,123 @@
+"""Runs one packed step on the device: forward, verification, one transfer to the host.
+
+Source of the single forward over all nodes: Miao et al. (SpecInfer, arXiv 2305.09781), PAPER "Tree verification".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from laser_verifier.acceptance import verify
+from laser_verifier.attention import TreeAttention, needs_distances
+from laser_verifier.batch import StepBatch, StepInput, pack
+from laser_verifier.kv_cache import KVCache
+from laser_verifier.model import TargetModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a step decided for one sequence.
+
+    Attributes:
+        accepted_node_idx: deepest accepted node of its tree, -1 for none.
+        bonus_token_id: the target's own token behind it.
+        path: node indices of the accepted path, from the top.
+        relaxed: for each of them, whether the target itself would have emitted another token.
+    """
+
+    accepted_node_idx: int
+    bonus_token_id: int
+    path: tuple[int, ...]
+    relaxed: tuple[bool, ...]
+
+
+class ModelRunner:
+    """A target model with its KV cache. Used by one thread.
+
+    Args:
+        model: loaded; its attention is replaced by ours.
+        num_slots: S, sequences at once.
+        max_model_len: tokens of a sequence. max_draft_nodes: nodes of a tree.
+
+    Raises:
+        ValueError: the architecture takes no attention function from outside; its own would ignore the trees.
+    """
+
+    def __init__(self, model: TargetModel, num_slots: int, max_model_len: int, max_draft_nodes: int) -> None:
+        self.model = model
+        self.num_slots = num_slots
+        self._slot_len = max_model_len + max_draft_nodes
+        self.cache = KVCache(model.kv_shape, num_slots, self._slot_len, model.dtype, model.device)
+        self._attention = TreeAttention(self.cache)
+        self._needs_distances = needs_distances(model.network.config.get_text_config())
+        self._eos_token_ids = torch.tensor(model.eos_token_ids, dtype=torch.int64, device=model.device)
+        # transformers finds attention functions by name in a table of its own; one name per runner keeps runners apart.
+        name = f"laser_{id(self)}"
+        AttentionInterface.register(name, self._attention)
+        try:
+            model.network.set_attn_implementation(name)
+        except (ValueError, ImportError) as error:
+            raise ValueError(f"model type {model.model_type!r} takes no attention function: {error}") from error
+
+    @torch.inference_mode()
+    def run(self, inputs: Seq[StepInput]) -> list[Verdict | None]:
+        """One forward over all inputs, and the verdict on those whose prompt is at its end.
+
+        Args:
+            inputs: at least one; each with a slot of its own and room for its tokens in it.
+
+        Returns:
+            In the order of inputs; None where no tree was given. The accepted nodes' keys and values are in line in the
+            cache afterwards: a sequence has cached its `token_ids` and its accepted path.
+        """
+        logits, batch = self._forward(inputs)
+        verdicts: list[Verdict | None] = [None] * len(inputs)
+        if batch.trees is None:
+            return verdicts
+        decided = verify(logits, batch.trees, self._eos_token_ids, batch.relaxed, batch.sampled).tolist()
+        wanting = [(i, entry.tree) for i, entry in enumerate(inputs) if entry.tree is not None]
+        num, first_row = len(wanting), 2 * len(wanting)
+        for k, (i, tree) in enumerate(wanting):
+            path = tuple(tree.path(decided[k]))
+            relaxed = tuple(bool(decided[first_row + 1 + node_idx]) for node_idx in path)
+            verdicts[i] = Verdict(decided[k], decided[num + k], path, relaxed)
+            first_row += len(tree) + 1
+        self._compact(inputs, verdicts)
+        return verdicts
+
+    @torch.inference_mode()
+    def logits(self, inputs: Seq[StepInput]) -> Tensor:
+        """The logits of a step's roots and nodes, [R, V], without verification: for tests and for measuring gaps."""
+        return self._forward(inputs)[0]
+
+    def _forward(self, inputs: Seq[StepInput]) -> tuple[Tensor, StepBatch]:
+        batch = pack(inputs, self._slot_len, self.model.device, self._needs_distances)
+        self._attention.batch = batch
+        output = self.model.network(
+            input_ids=batch.token_ids,
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=batch.logit_rows,
+        )
+        return output.logits[0], batch
+
+    def _compact(self, inputs: Seq[StepInput], verdicts: Seq[Verdict | None]) -> None:
+        sources: list[int] = []
+        targets: list[int] = []
+        for entry, verdict in zip(inputs, verdicts, strict=True):
+            if verdict is None or entry.tree is None:
+                continue
+            base = entry.slot_idx * self._slot_len + entry.num_cached + len(entry.token_ids)
+            for depth, node_idx in enumerate(verdict.path):
+                if node_idx != depth:
+                    sources.append(base + node_idx)
+                    targets.append(base + depth)
+        self.cache.compact(sources, targets)

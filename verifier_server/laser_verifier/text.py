@@ -1,0 +1,67 @@
+"""Text out of tokens as they come: whole characters only, cut before the first stop string."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+
+class TextStream:
+    """Turns a sequence's tokens into text piece by piece; the pieces joined are its whole text.
+
+    Args:
+        tokenizer: a fast transformers tokenizer. Special tokens give no text.
+        stop: strings that end the text before their first occurrence.
+    """
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._token_ids: list[int] = []
+        self._decoded = ""
+        self._num_sent = 0
+
+    def push(self, token_id: int) -> bool:
+        """Takes one token. Returns True if a stop string is now complete; the text then ends before it."""
+        self._token_ids.append(token_id)
+        piece = self._decoder.step(self._tokenizer.backend_tokenizer, token_id)
+        if not piece:
+            return False
+        # A stop string may span pieces, so the search starts far enough back to see one that ends in this piece.
+        start = max(0, len(self._decoded) - max((len(s) for s in self._stop), default=0))
+        self._decoded += piece
+        found = [at for at in (self._decoded.find(s, start) for s in self._stop) if at >= 0]
+        if found:
+            self._decoded = self._decoded[: min(found)]
+        return bool(found)
+
+    def take(self) -> str:
+        """Text that became final since the last call: nothing that may yet turn out to begin a stop string."""
+        end = len(self._decoded) - self._held_back()
+        piece = self._decoded[self._num_sent : end]
+        self._num_sent = max(self._num_sent, end)
+        return piece
+
+    def finish(self, stopped: bool) -> str:
+        """The rest of the text.
+
+        Args:
+            stopped: a stop string ended it, so that what follows in the last token is dropped too.
+        """
+        if not stopped:
+            # A character whose last bytes never came is replaced as the tokenizer does it.
+            whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+            if whole.startswith(self._decoded):
+                self._decoded = whole
+        piece = self._decoded[self._num_sent :]
+        self._num_sent = len(self._decoded)
+        return piece
+
+    def _held_back(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        return max(
+            (n for s in self._stop for n in range(1, len(s)) if self._decoded.endswith(s[:n])),
+            default=0,
+        )
