@@ -1,0 +1,111 @@
+"""`laser-retriever`: the command that serves pools."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+from laser_protocol.errors import LaserError
+from laser_protocol.serving import LaserServer, ListenConfig, until_signal
+from laser_protocol.v1 import retriever_pb2_grpc
+
+from laser_retriever.config import RetrieverConfig
+from laser_retriever.drafter import DraftParams
+from laser_retriever.pools import Pools
+from laser_retriever.service import SERVICE_NAME, RetrieverService
+from laser_retriever.warmup import warm_up
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LISTEN = "127.0.0.1:50051"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns the exit status: 0 after an orderly stop, 2 for wrong arguments, 1 for other errors."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=arguments.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    try:
+        config = RetrieverConfig(
+            pools=arguments.pools,
+            name=arguments.name,
+            advertise=arguments.advertise or "",
+            num_threads=arguments.threads,
+        )
+        listen = ListenConfig.from_arguments(arguments)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        uvloop.run(serve(config, listen))
+    except (LaserError, OSError, ValueError) as error:
+        print(f"laser-retriever: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="laser-retriever", description="Serves pools of earlier outputs as drafts.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve_parser = commands.add_parser("serve", help="serve a directory of pools")
+    serve_parser.add_argument("--pools", type=Path, required=True, metavar="DIR", help="directory of the pools")
+    serve_parser.add_argument(
+        "--name", default=socket.gethostname(), help="this shard's name, stable over restarts (default: host name)"
+    )
+    serve_parser.add_argument(
+        "--advertise",
+        metavar="HOST:PORT",
+        help="address at which other shards' callers reach this one (default: the one listened on, by host name)",
+    )
+    serve_parser.add_argument(
+        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="drafting threads (default: %(default)s)"
+    )
+    serve_parser.add_argument(
+        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: %(default)s"
+    )
+    ListenConfig.add_arguments(serve_parser, DEFAULT_LISTEN)
+    return parser
+
+
+async def serve(config: RetrieverConfig, listen: ListenConfig) -> None:
+    """Serves until SIGTERM or SIGINT. Healthy once pools are open and kernels compiled.
+
+    Args:
+        config: of the pools.
+        listen: where.
+    """
+    loop = asyncio.get_running_loop()
+    params = DraftParams()
+    await loop.run_in_executor(None, warm_up, params)
+    pools = await loop.run_in_executor(None, Pools, config)
+    service = RetrieverService(pools, config, params)
+    try:
+        server = LaserServer(
+            listen, [SERVICE_NAME], lambda target: retriever_pb2_grpc.add_RetrieverServicer_to_server(service, target)
+        )
+        port = await server.start()
+        pools.advertise(config.advertise or own_address(listen.listen, port))
+        await server.set_serving(True)
+        logger.info("laser_retriever.listening port=%d pools=%s name=%s", port, config.pools, config.name)
+        await until_signal()
+        logger.info("laser_retriever.stopping")
+        await server.stop()
+    finally:
+        service.close()
+        await loop.run_in_executor(None, pools.close)
+    logger.info("laser_retriever.stopped")
+
+
+def own_address(listen: str, port: int) -> str:
+    """HOST:PORT under which others reach a server listening on `listen`: the host name where that is all addresses."""
+    host = listen.rpartition(":")[0]
+    return f"{socket.gethostname() if host in ('0.0.0.0', '[::]', '*') else host}:{port}"

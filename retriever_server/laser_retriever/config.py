@@ -1,0 +1,52 @@
+"""Configuration of a retriever. The command line's defaults are read from here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverConfig:
+    """How a retriever keeps its pools and serves them.
+
+    Attributes:
+        pools: directory of the pools.
+        name: this shard's name, stable over restarts; pools are routed by it.
+        advertise: HOST:PORT under which other shards' callers reach this one; "": the one listened on.
+        rescan_s: seconds between looks at what other processes wrote.
+        lock_idle_s: seconds without writes after which a pool's writer lock is given up.
+        seal_tokens: a log of more tokens than this is sealed into a segment.
+        max_segments: most segments of a pool; more are merged.
+        unlink_after_s: seconds for which replaced segments stay on disk.
+        sample_documents: most documents in an ancestor's derived sample.
+        sample_interval_s: least seconds between two builds of an ancestor's sample.
+        max_sequences: most open sequences of one stream.
+        num_threads: threads that draft.
+    """
+
+    pools: Path
+    name: str = "retriever"
+    advertise: str = ""
+    rescan_s: float = 2.0
+    lock_idle_s: float = 30.0
+    seal_tokens: int = 262_144
+    max_segments: int = 8
+    unlink_after_s: float = 60.0
+    sample_documents: int = 8192
+    sample_interval_s: float = 2.0
+    max_sequences: int = 4096
+    num_threads: int = os.cpu_count() or 1
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("name is '', must not be empty")
+        for field in ("rescan_s", "seal_tokens", "max_segments", "max_sequences", "num_threads"):
+            value = getattr(self, field)
+            if not value > 0:
+                raise ValueError(f"{field} is {value}, must be above 0")
+        for field in ("lock_idle_s", "unlink_after_s", "sample_documents", "sample_interval_s"):
+            value = getattr(self, field)
+            if not value >= 0:
+                raise ValueError(f"{field} is {value}, must be at least 0")

@@ -1,0 +1,168 @@
+"""Drafts trees for sequences: the object behind the draft stream, usable in process without gRPC.
+
+Knows sequences, sources and kernels; not pools' files, not messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from laser_protocol.tree import DraftTree
+from numpy.typing import NDArray
+
+from laser_retriever.growth import grow_tree
+from laser_retriever.index import Sources
+from laser_retriever.matching import (
+    MAX_MATCH_LENGTH,
+    SEARCH_LENGTHS,
+    collect_own_matches,
+    collect_segment_matches,
+)
+from laser_retriever.suffix_array import BEGIN_MARK
+
+
+@dataclass(frozen=True, slots=True)
+class DraftParams:
+    """How matches become probabilities. Chosen by `benchmarks/replay.py` on users 1-680 of the user corpus.
+
+    Attributes:
+        kappas: back-off weight of each level, shortest matches first.
+        level_lengths: the shortest match length of each level.
+        own_weight: what an occurrence in the sequence itself counts against one in its pool.
+        ancestor_weight: the same for an occurrence in an ancestor, per generation.
+        begin_bonus: tokens by which a match that reaches the documents' begin counts as longer.
+        min_prob: nodes less probable are not grown.
+        max_matches: most occurrences looked at for one tree.
+        max_per_search: most of them from one segment at one match length.
+        max_own_matches: most of them from the sequence itself.
+        enough: once matches weigh this much, shorter ones are left out.
+        max_depth: longest path.
+    """
+
+    kappas: tuple[float, ...] = (16.0, 32.0, 64.0, 64.0, 64.0, 16.0, 16.0, 16.0, 1.0, 8.0)
+    level_lengths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 11, 16, 24, 32)
+    own_weight: float = 8.0
+    ancestor_weight: float = 0.5
+    begin_bonus: int = 16
+    min_prob: float = 0.002
+    max_matches: int = 2048
+    max_per_search: int = 512
+    max_own_matches: int = 128
+    enough: float = 4.0
+    max_depth: int = 48
+
+    def __post_init__(self) -> None:
+        if len(self.kappas) != len(self.level_lengths):
+            raise ValueError(f"kappas has {len(self.kappas)} values, must have {len(self.level_lengths)}, one a level")
+        if self.level_lengths[0] != 1 or list(self.level_lengths) != sorted(set(self.level_lengths)):
+            raise ValueError(f"level_lengths is {self.level_lengths}, must rise strictly from 1")
+
+
+@dataclass(slots=True, eq=False)
+class Scratch:
+    """Buffers of one drafting thread, reused from tree to tree."""
+
+    continuations: NDArray[np.int32]
+    lengths: NDArray[np.int32]
+    weights: NDArray[np.float64]
+    origins: NDArray[np.int32]
+
+    @staticmethod
+    def of(params: DraftParams) -> Scratch:
+        n = params.max_matches
+        return Scratch(
+            np.empty((n, params.max_depth), np.int32),
+            np.empty(n, np.int32),
+            np.empty(n, np.float64),
+            np.empty(n, np.int32),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class TokenBuffer:
+    """A sequence's tokens: prompt and output so far, in a buffer that grows by doubling.
+
+    Attributes:
+        num_prompt_tokens: how many are prompt.
+        num_tokens: how many there are: the position.
+    """
+
+    num_prompt_tokens: int
+    num_tokens: int = 0
+    _tokens: NDArray[np.int32] = field(default_factory=lambda: np.empty(512, np.int32))
+
+    def extend(self, token_ids: NDArray[np.int32]) -> None:
+        """Appends tokens."""
+        needed = self.num_tokens + len(token_ids)
+        if needed > len(self._tokens):
+            grown = np.empty(max(needed, 2 * len(self._tokens)), np.int32)
+            grown[: self.num_tokens] = self._tokens[: self.num_tokens]
+            self._tokens = grown
+        self._tokens[self.num_tokens : needed] = token_ids
+        self.num_tokens = needed
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """int32[num_tokens] (view)."""
+        return self._tokens[: self.num_tokens]
+
+    def tail(self) -> NDArray[np.int32]:
+        """int32[<= MAX_MATCH_LENGTH]: the tail that pools are searched for: the output behind its begin mark."""
+        num_output = self.num_tokens - self.num_prompt_tokens
+        if num_output >= MAX_MATCH_LENGTH:
+            return self._tokens[self.num_tokens - MAX_MATCH_LENGTH : self.num_tokens]
+        tail = np.empty(num_output + 1, np.int32)
+        tail[0] = BEGIN_MARK
+        tail[1:] = self._tokens[self.num_prompt_tokens : self.num_tokens]
+        return tail
+
+
+class TreeDrafter:
+    """Drafts the tree of a token buffer from given sources. Not thread-safe: one per drafting thread."""
+
+    def __init__(self, params: DraftParams) -> None:
+        self._params = params
+        self._scratch = Scratch.of(params)
+        self._search_lengths = np.array(SEARCH_LENGTHS, np.int64)
+        self._kappas = np.array(params.kappas, np.float64)
+        lengths = np.arange(params.level_lengths[-1] + 1)
+        self._levels = np.maximum(np.searchsorted(params.level_lengths, lengths, side="right") - 1, 0).astype(np.int64)
+
+    def draft(self, buffer: TokenBuffer, sources: Sources, node_budget: int, vocab_size: int) -> DraftTree:
+        """The draft tree that continues the buffer's tokens.
+
+        Args:
+            buffer: at least one token.
+            sources: what its pool gives; the buffer's own tokens are matched beside them.
+            node_budget: most nodes.
+            vocab_size: token ids of the tree are below it.
+        """
+        position = buffer.num_tokens
+        if node_budget == 0:
+            return DraftTree.empty(position)
+        params = self._params
+        s = self._scratch
+        tail = buffer.tail()
+        num_matches = collect_own_matches(
+            buffer.tokens, position, params.own_weight, -1, vocab_size, params.max_own_matches,
+            s.continuations, s.lengths, s.weights, s.origins, 0,
+        )  # fmt: skip
+        num_own = num_matches
+        if len(sources.table):
+            source_weights = np.float64(params.ancestor_weight) ** sources.distances
+            num_matches = collect_segment_matches(
+                sources.table, source_weights, tail, self._search_lengths, vocab_size,
+                params.max_per_search, params.enough, s.continuations, s.lengths, s.weights, s.origins, num_matches,
+            )  # fmt: skip
+        if params.begin_bonus and tail[0] == BEGIN_MARK:
+            found = s.lengths[num_own:num_matches]
+            found[found == len(tail)] += params.begin_bonus
+        token_ids = np.empty(node_budget, np.int32)
+        parents = np.empty(node_budget, np.int32)
+        probs = np.empty(node_budget, np.float32)
+        n = grow_tree(
+            s.continuations, s.lengths, s.weights, num_matches, self._levels, self._kappas, params.min_prob,
+            token_ids, parents, probs,
+        )  # fmt: skip
+        return DraftTree(position, token_ids[:n], parents[:n], probs[:n])

@@ -1,0 +1,105 @@
+"""Documents laid out as one token array with its suffix array, and tables of such indexes for the kernels.
+
+A document lies there as begin mark, tokens, end mark. Knows nothing of files or pools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laser_retriever.matching import DEAD, NUM_COLUMNS, NUM_TOKENS, SUFFIXES, TOKENS
+from laser_retriever.suffix_array import BEGIN_MARK, END_MARK, build_suffix_array
+
+# Marks that a document takes beside its tokens.
+MARKS_PER_DOCUMENT = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenIndex:
+    """A suffix-sorted token array. Immutable; its arrays may be memory-mapped.
+
+    Attributes:
+        tokens: int32[T], all documents with their marks.
+        offsets: int64[D + 1], where each document starts (its begin mark), and T.
+        suffixes: int32[T].
+        dead: uint8[(T + 7) / 8], bit t set: token t belongs to a deleted document; or None: nothing is deleted.
+    """
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    suffixes: NDArray[np.int32]
+    dead: NDArray[np.uint8] | None = None
+
+    @property
+    def num_documents(self) -> int:
+        """Documents, deleted ones included."""
+        return len(self.offsets) - 1
+
+    def document(self, document_idx: int) -> NDArray[np.int32]:
+        """int32[]: a document's tokens without its marks (view)."""
+        return self.tokens[self.offsets[document_idx] + 1 : self.offsets[document_idx + 1] - 1]
+
+    def without(self, document_idxs: Iterable[int]) -> TokenIndex:
+        """The same index in which exactly these documents are deleted. T / 8 bytes."""
+        bits = np.zeros((len(self.tokens) + 7) // 8 * 8, bool)
+        for i in document_idxs:
+            bits[self.offsets[i] : self.offsets[i + 1]] = True
+        dead = np.packbits(bits, bitorder="little") if bits.any() else None
+        return TokenIndex(self.tokens, self.offsets, self.suffixes, dead)
+
+
+def lay_out(documents: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The documents with their marks as one array, and where each starts.
+
+    Args:
+        documents: int32 arrays, every token at least 0.
+
+    Returns:
+        tokens int32[T] and offsets int64[D + 1].
+    """
+    offsets = np.zeros(len(documents) + 1, np.int64)
+    np.cumsum([len(document) + MARKS_PER_DOCUMENT for document in documents], out=offsets[1:])
+    tokens = np.empty(int(offsets[-1]), np.int32)
+    for document, start, end in zip(documents, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        tokens[start] = BEGIN_MARK
+        tokens[start + 1 : end - 1] = document
+        tokens[end - 1] = END_MARK
+    return tokens, offsets
+
+
+def build_index(documents: Sequence[NDArray[np.int32]]) -> TokenIndex:
+    """The index of documents, in memory: 8 bytes per token."""
+    tokens, offsets = lay_out(documents)
+    return TokenIndex(tokens, offsets, build_suffix_array(tokens))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sources:
+    """What one sequence is drafted from, as the kernels want it. Immutable.
+
+    Attributes:
+        table: int64[K, NUM_COLUMNS], addresses into `indexes`.
+        distances: int64[K], 0 for the pool itself, n for its n-th ancestor.
+        indexes: kept so that the addresses stay valid.
+    """
+
+    table: NDArray[np.int64]
+    distances: NDArray[np.int64]
+    indexes: tuple[TokenIndex, ...]
+
+    @staticmethod
+    def of(indexes: Sequence[tuple[TokenIndex, int]]) -> Sources:
+        """Sources from (index, distance) pairs; empty indexes are left out."""
+        kept = [(index, distance) for index, distance in indexes if len(index.tokens)]
+        table = np.zeros((len(kept), NUM_COLUMNS), np.int64)
+        for row, (index, _) in zip(table, kept, strict=True):
+            row[TOKENS] = index.tokens.ctypes.data
+            row[SUFFIXES] = index.suffixes.ctypes.data
+            row[DEAD] = 0 if index.dead is None else index.dead.ctypes.data
+            row[NUM_TOKENS] = len(index.tokens)
+        distances = np.array([distance for _, distance in kept], np.int64)
+        return Sources(table, distances, tuple(index for index, _ in kept))

@@ -1,0 +1,287 @@
+"""The gRPC face of the retriever: messages in, messages out. Everything it does is done by `Pools` and `Drafter`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
+
+import grpc.aio
+import numpy as np
+from laser_protocol.acceptance import Strict, acceptance_from_message
+from laser_protocol.errors import InvalidRequest
+from laser_protocol.pool_id import check_pool_id
+from laser_protocol.tree import tree_to_message
+from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
+from numpy.typing import NDArray
+
+from laser_retriever.config import RetrieverConfig
+from laser_retriever.drafter import DraftParams
+from laser_retriever.pool import PoolSnapshot
+from laser_retriever.pools import Pools, PoolStatus
+from laser_retriever.sequence import Drafter
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
+SERVICE_NAME = "laser.v1.Retriever"
+MAX_ID_BYTES = 256
+MAX_DOCUMENT_TOKENS = 1_048_576
+# Documents of one call are made durable whenever so many tokens have come, so that a call may be longer than memory.
+FLUSH_TOKENS = 1_048_576
+
+_POOL_STATES = {
+    PoolStatus.OK: retriever_pb2.POOL_STATE_OK,
+    PoolStatus.NO_POOL: retriever_pb2.POOL_STATE_NO_POOL,
+    PoolStatus.TOKENIZER_MISMATCH: retriever_pb2.POOL_STATE_TOKENIZER_MISMATCH,
+}
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
+    """Serves pools and drafts from them.
+
+    Args:
+        pools: opened; closed by whoever opened them.
+        config: limits, threads and the shard's name.
+        params: how matches become probabilities.
+    """
+
+    def __init__(self, pools: Pools, config: RetrieverConfig, params: DraftParams | None = None) -> None:
+        self._pools = pools
+        self._config = config
+        self._params = params or DraftParams()
+        self._draft_threads = ThreadPoolExecutor(config.num_threads, "draft")
+        # Writers wait for disks; drafting must never wait behind them.
+        self._storage_threads = ThreadPoolExecutor(4, "storage")
+
+    def close(self) -> None:
+        """Ends the threads. Called once no call is running."""
+        self._draft_threads.shutdown()
+        self._storage_threads.shutdown()
+
+    async def Draft(  # noqa: N802
+        self, request_iterator: AsyncIterator[retriever_pb2.DraftRequest], context: Context
+    ) -> AsyncIterator[retriever_pb2.DraftResponse]:
+        loop = asyncio.get_running_loop()
+        drafter: Drafter | None = None
+        verifier = ""
+        try:
+            async for request in request_iterator:
+                if drafter is None:
+                    drafter = self._shake_hands(request)
+                    verifier = request.handshake.verifier_name[:80]
+                    logger.info("draft.opened verifier=%r", verifier)
+                    reply = retriever_pb2.HandshakeReply(name=self._config.name)
+                    yield retriever_pb2.DraftResponse(handshake=reply)
+                    continue
+                if request.HasField("handshake"):
+                    raise InvalidRequest("handshake is set, must be only in the first message", field="handshake")
+                response = await loop.run_in_executor(self._draft_threads, answer, drafter, request)
+                if response.opened or response.trees or response.faults:
+                    yield response
+        finally:
+            # Reached however the stream ends; the sequences go with the drafter.
+            if drafter is not None:
+                feedback = drafter.feedback
+                logger.info(
+                    "draft.closed verifier=%r open_sequences=%d trees=%d nodes=%d verified=%d accepted=%d",
+                    verifier, len(drafter), feedback.num_trees, feedback.num_nodes, feedback.num_verified,
+                    feedback.num_accepted,
+                )  # fmt: skip
+
+    def _shake_hands(self, request: retriever_pb2.DraftRequest) -> Drafter:
+        if not request.HasField("handshake"):
+            raise InvalidRequest("handshake is missing, must be in the first message", field="handshake")
+        if request.opens or request.advances or request.closes:
+            raise InvalidRequest("handshake must stand alone in the first message", field="handshake")
+        return Drafter(
+            self._pools,
+            request.handshake.tokenizer_fingerprint,
+            request.handshake.vocab_size,
+            self._params,
+            self._config.max_sequences,
+        )
+
+    async def AddDocuments(  # noqa: N802
+        self, request_iterator: AsyncIterator[retriever_pb2.AddDocumentsRequest], context: Context
+    ) -> retriever_pb2.AddDocumentsResponse:
+        pool = fingerprint = ""
+        pending: list[tuple[str, NDArray[np.int32]]] = []
+        num_pending = num_documents = num_tokens = 0
+        async for request in request_iterator:
+            pool, fingerprint = _same_target(pool, fingerprint, request)
+            documents = [_document(document) for document in request.documents]
+            pending += documents
+            num_documents += len(documents)
+            num_pending += sum(len(tokens) for _, tokens in documents)
+            if num_pending >= FLUSH_TOKENS:
+                await self._in_storage(self._pools.add_documents, pool, fingerprint, pending)
+                num_tokens += num_pending
+                pending, num_pending = [], 0
+        # A cancelled call ends the iteration like a finished one: what comes now is lost to the caller, and harmless.
+        if not pool:
+            raise InvalidRequest("pool is '', must be given in the first message", field="pool")
+        if not num_documents:
+            raise InvalidRequest("documents is empty, must hold at least one document", field="documents")
+        if pending:
+            await self._in_storage(self._pools.add_documents, pool, fingerprint, pending)
+        logger.info("documents.added pool=%s documents=%d tokens=%d", pool, num_documents, num_tokens + num_pending)
+        return retriever_pb2.AddDocumentsResponse(num_documents=num_documents, num_tokens=num_tokens + num_pending)
+
+    async def DeleteDocuments(  # noqa: N802
+        self, request: retriever_pb2.DeleteDocumentsRequest, context: Context
+    ) -> retriever_pb2.DeleteDocumentsResponse:
+        ids = [_check_id(document_id, "ids") for document_id in request.ids]
+        num_deleted = await self._in_storage(self._pools.delete_documents, request.pool, ids)
+        logger.info("documents.deleted pool=%s documents=%d", request.pool, num_deleted)
+        return retriever_pb2.DeleteDocumentsResponse(num_deleted=num_deleted)
+
+    async def ListPools(  # noqa: N802
+        self, request: retriever_pb2.ListPoolsRequest, context: Context
+    ) -> retriever_pb2.ListPoolsResponse:
+        snapshots = await self._in_storage(self._pools.list_pools, request.root)
+        return retriever_pb2.ListPoolsResponse(pools=[_description(snapshot) for snapshot in snapshots])
+
+    async def DescribePool(  # noqa: N802
+        self, request: retriever_pb2.DescribePoolRequest, context: Context
+    ) -> retriever_pb2.DescribePoolResponse:
+        snapshot = await self._in_storage(self._pools.describe, request.pool)
+        return retriever_pb2.DescribePoolResponse(description=_description(snapshot))
+
+    async def DropPool(  # noqa: N802
+        self, request: retriever_pb2.DropPoolRequest, context: Context
+    ) -> retriever_pb2.DropPoolResponse:
+        await self._in_storage(self._pools.drop, request.pool)
+        logger.info("pool.dropped pool=%s", request.pool)
+        return retriever_pb2.DropPoolResponse()
+
+    async def CompactPool(  # noqa: N802
+        self, request: retriever_pb2.CompactPoolRequest, context: Context
+    ) -> retriever_pb2.CompactPoolResponse:
+        snapshot = await self._in_storage(self._pools.compact, request.pool)
+        return retriever_pb2.CompactPoolResponse(description=_description(snapshot))
+
+    async def _in_storage(self, function: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._storage_threads, function, *arguments)
+
+
+def answer(drafter: Drafter, request: retriever_pb2.DraftRequest) -> retriever_pb2.DraftResponse:
+    """Applies a message to a stream's sequences and drafts what it asks for. Runs in a draft thread.
+
+    A fault of one sequence is answered for that one; the others go on.
+    """
+    response = retriever_pb2.DraftResponse()
+    wanted: list[tuple[int, int]] = []
+
+    def fault(sequence_id: int, error: InvalidRequest) -> None:
+        response.faults.add(sequence_id=sequence_id, message=str(error))
+
+    for sequence_id in request.closes:
+        drafter.close(sequence_id)
+    for opened in request.opens:
+        try:
+            status = _open(drafter, opened)
+        except InvalidRequest as error:
+            drafter.close(opened.sequence_id)
+            fault(opened.sequence_id, error)
+            continue
+        response.opened.add(sequence_id=opened.sequence_id, pool_state=_POOL_STATES[status])
+        wanted.append((opened.sequence_id, opened.node_budget))
+    for advanced in request.advances:
+        try:
+            tokens = _tokens(advanced.token_ids)
+            drafter.advance(
+                advanced.sequence_id,
+                advanced.position,
+                tokens,
+                advanced.num_verified_nodes,
+                advanced.accepted_node_idx,
+            )
+        except InvalidRequest as error:
+            drafter.close(advanced.sequence_id)
+            fault(advanced.sequence_id, error)
+            continue
+        wanted.append((advanced.sequence_id, advanced.node_budget))
+    for sequence_id, node_budget in wanted:
+        if node_budget:
+            try:
+                response.trees.append(tree_to_message(sequence_id, drafter.draft(sequence_id, node_budget)))
+            except InvalidRequest as error:
+                fault(sequence_id, error)
+    return response
+
+
+def _open(drafter: Drafter, message: retriever_pb2.OpenSequence) -> PoolStatus:
+    has_acceptance = message.HasField("acceptance")
+    return drafter.open(
+        message.sequence_id,
+        message.pool,
+        _tokens(message.token_ids),
+        message.num_prompt_tokens,
+        model=message.model,
+        acceptance=acceptance_from_message(message.acceptance) if has_acceptance else Strict(),
+    )
+
+
+def _tokens(data: bytes) -> NDArray[np.int32]:
+    if len(data) % 4:
+        raise InvalidRequest(f"token_ids has {len(data)} bytes, must be a multiple of 4", field="token_ids")
+    return np.frombuffer(data, "<i4")
+
+
+def _same_target(pool: str, fingerprint: str, request: retriever_pb2.AddDocumentsRequest) -> tuple[str, str]:
+    """Pool and fingerprint of an AddDocuments call, given by its first message and contradicted by none."""
+    if not pool:
+        check_pool_id(request.pool)
+        if not request.tokenizer_fingerprint:
+            raise InvalidRequest(
+                "tokenizer_fingerprint is '', must be given in the first message", field="tokenizer_fingerprint"
+            )
+        return request.pool, request.tokenizer_fingerprint
+    for field, first, now in (
+        ("pool", pool, request.pool),
+        ("tokenizer_fingerprint", fingerprint, request.tokenizer_fingerprint),
+    ):
+        if now and now != first:
+            raise InvalidRequest(f"{field} is {now[:80]!r}, must stay {first!r} throughout the call", field=field)
+    return pool, fingerprint
+
+
+def _check_id(document_id: str, field: str) -> str:
+    size = len(document_id.encode())
+    if not 1 <= size <= MAX_ID_BYTES:
+        raise InvalidRequest(f"{field} has {size} bytes of UTF-8, must have 1 to {MAX_ID_BYTES}", field=field)
+    return document_id
+
+
+def _document(message: retriever_pb2.Document) -> tuple[str, NDArray[np.int32]]:
+    _check_id(message.id, "id")
+    tokens = _tokens(message.token_ids)
+    if not 1 <= len(tokens) <= MAX_DOCUMENT_TOKENS:
+        raise InvalidRequest(
+            f"token_ids of document {message.id!r} has {len(tokens)} tokens, must have 1 to {MAX_DOCUMENT_TOKENS}",
+            field="token_ids",
+        )
+    if int(tokens.min()) < 0:
+        raise InvalidRequest(
+            f"token_ids of document {message.id!r} holds {tokens.min()}, must be at least 0", field="token_ids"
+        )
+    return message.id, tokens
+
+
+def _description(snapshot: PoolSnapshot) -> retriever_pb2.PoolDescription:
+    return retriever_pb2.PoolDescription(
+        pool=snapshot.pool,
+        tokenizer_fingerprint=snapshot.fingerprint,
+        num_documents=snapshot.num_documents,
+        num_tokens=snapshot.num_tokens,
+        num_segments=len(snapshot.segments),
+        size_bytes=snapshot.size_bytes,
+        num_log_documents=len(snapshot.tail_ids),
+    )
