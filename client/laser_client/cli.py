@@ -23,7 +23,7 @@ _HELP = {
 }
 _EPILOG = {
     "generate": generate.EXAMPLE,
-    "pools": "example:\n  laser pools list --retriever localhost:50051\n\n'laser pools ACTION --help' shows one for each.",
+    "pools": "example:\n  laser pools list --retriever localhost:50051\n\nACTION --help shows an example of each.",
     "health": "example:\n  laser health localhost:50052",
     "model": "example:\n  laser model --verifier localhost:50052",
 }

@@ -95,7 +95,7 @@ class PoolClient:
         # Where each pool was last written.
         self._writers: dict[str, str] = {}
 
-    def list(self, root: str = "") -> list[Pool]:
+    def list_pools(self, root: str = "") -> list[Pool]:
         """All pools that hold documents of their own, at or below `root`, sorted by id."""
         if root:
             check_pool_id(root)
@@ -135,9 +135,7 @@ class PoolClient:
                 tokenizer_fingerprint=tokenizer_fingerprint,
                 documents=[pb.Document(id=document.id, token_ids=document.packed_token_ids) for document in batch],
             )
-            self._call_writer(
-                pool, lambda stub, options, request=request: stub.AddDocuments(iter([request]), **options)
-            )
+            self._add_batch(pool, request)
             yield len(batch)
 
     def remove(self, pool: str, ids: Sequence[str]) -> int:
@@ -184,6 +182,9 @@ class PoolClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _add_batch(self, pool: str, request: pb.AddDocumentsRequest) -> None:
+        self._call_writer(pool, lambda stub, options: stub.AddDocuments(iter([request]), **options))
 
     def _call_writer(self, pool: str, call: Callable[[Any, dict[str, Any]], Any]) -> Any:
         """The call, at the retriever that writes the pool."""

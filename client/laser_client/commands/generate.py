@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -74,17 +75,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_one(client: LaserClient, arguments: argparse.Namespace) -> int:
-    stream = client.stream(arguments.prompt, pool=arguments.pool, **_options(arguments))
-    writer = open_writer(arguments.output, sys.stdout) if arguments.output is not None else None
-    for chunk in stream:
-        sys.stdout.write(chunk.text)
+    with contextlib.ExitStack() as stack:
+        writer: RowWriter | None = None
+        if arguments.output is not None:
+            writer = stack.enter_context(contextlib.closing(open_writer(arguments.output, sys.stdout)))
+        stream = client.stream(arguments.prompt, pool=arguments.pool, **_options(arguments))
+        for chunk in stream:
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+        generation = stream.finish()
+        sys.stdout.write("\n")
         sys.stdout.flush()
-    generation = stream.finish()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-    if writer is not None:
-        writer.write(make_row(generation.request_id, generation))
-        writer.close()
+        if writer is not None:
+            writer.write(make_row(generation.request_id, generation))
     stats = generation.stats
     seconds = (stats.prefill_ms + stats.decode_ms) / 1000
     fields = [

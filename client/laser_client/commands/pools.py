@@ -91,7 +91,7 @@ def _add_own_arguments(name: str, action: argparse.ArgumentParser) -> None:
 
 
 def _list(client: PoolClient, arguments: argparse.Namespace) -> int:
-    pools = client.list(arguments.root)
+    pools = client.list_pools(arguments.root)
     if arguments.json:
         for pool in pools:
             _print_json(pool)
