@@ -191,8 +191,8 @@ def verify(
 
     Returns:
         int64[2 * S + R] on the device, the step's one transfer to the host: per sequence the node index of the deepest
-        accepted node in its tree (-1: none); per sequence the bonus token after it; per row 1 where the node is not what
-        the target itself would have emitted (relaxed acceptance may emit it all the same).
+        accepted node in its tree (-1: none); per sequence the bonus token after it; per row 1 where the node is not
+        what the target itself would have emitted (relaxed acceptance may emit it all the same).
     """
     targets = target_tokens(logits, sampled)
     accepted, log_probs = accepted_children(logits, targets, trees, eos_token_ids, relaxed)

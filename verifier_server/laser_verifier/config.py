@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import grpc
 from laser_protocol.acceptance import Acceptance, Strict
 from laser_protocol.tree import MAX_NODES
 
@@ -78,3 +79,24 @@ class ModelConfig:
             raise ValueError(f"device is {self.device!r}, must be one of {', '.join(DEVICES)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, must be one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverConfig:
+    """Where drafts come from.
+
+    Attributes:
+        targets: HOST:PORT each; a name with several addresses means several shards. Empty: plain decoding.
+        credentials: TLS credentials for all of them, or None.
+        metadata: sent with every call (the token).
+    """
+
+    targets: tuple[str, ...] = ()
+    credentials: grpc.ChannelCredentials | None = None
+    metadata: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        for target in self.targets:
+            host, _, port = target.rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError(f"retriever is {target!r}, must be HOST:PORT[,HOST:PORT...]")

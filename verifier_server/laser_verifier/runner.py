@@ -54,8 +54,8 @@ class ModelRunner:
     def __init__(self, model: TargetModel, num_slots: int, max_model_len: int, max_draft_nodes: int) -> None:
         self.model = model
         self.num_slots = num_slots
-        self._slot_len = max_model_len + max_draft_nodes
-        self.cache = KVCache(model.kv_shape, num_slots, self._slot_len, model.dtype, model.device)
+        self.slot_len = max_model_len + max_draft_nodes
+        self.cache = KVCache(model.kv_shape, num_slots, self.slot_len, model.dtype, model.device)
         self._attention = TreeAttention(self.cache)
         self._needs_distances = needs_distances(model.network.config.get_text_config())
         self._eos_token_ids = torch.tensor(model.eos_token_ids, dtype=torch.int64, device=model.device)
@@ -99,7 +99,7 @@ class ModelRunner:
         return self._forward(inputs)[0]
 
     def _forward(self, inputs: Seq[StepInput]) -> tuple[Tensor, StepBatch]:
-        batch = pack(inputs, self._slot_len, self.model.device, self._needs_distances)
+        batch = pack(inputs, self.slot_len, self.model.device, self._needs_distances)
         self._attention.batch = batch
         output = self.model.network(
             input_ids=batch.token_ids,
@@ -115,7 +115,7 @@ class ModelRunner:
         for entry, verdict in zip(inputs, verdicts, strict=True):
             if verdict is None or entry.tree is None:
                 continue
-            base = entry.slot_idx * self._slot_len + entry.num_cached + len(entry.token_ids)
+            base = entry.slot_idx * self.slot_len + entry.num_cached + len(entry.token_ids)
             for depth, node_idx in enumerate(verdict.path):
                 if node_idx != depth:
                     sources.append(base + node_idx)

@@ -98,7 +98,7 @@ class Admitted:
 
 
 Event = Admitted | Emitted | Finished | LaserError
-Sink = Callable[[Event], None]
+Sink = Callable[[Event], object]
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,249 @@
+"""`laser-verifier serve`: builds model, engine and server, and runs them until a signal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from laser_protocol.acceptance import Acceptance, Relaxed, Strict
+from laser_protocol.channel import Endpoint
+from laser_protocol.errors import InvalidRequest
+from laser_protocol.serving import LaserServer, ListenConfig, read_token, until_signal
+from laser_protocol.tree import DraftTree
+from laser_protocol.v1 import verifier_pb2_grpc
+
+from laser_verifier.batch import StepInput
+from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
+from laser_verifier.draft_budget import StepCost, measure_step_cost
+from laser_verifier.drafts import DraftSource, NoDrafts
+from laser_verifier.engine import Engine, run_engine
+from laser_verifier.model import TargetModel, check_model_path, load_model, load_tokenizer, tokenizer_fingerprint
+from laser_verifier.remote_drafts import Handshake, RemoteDrafts
+from laser_verifier.remote_pools import RemotePools
+from laser_verifier.runner import ModelRunner
+from laser_verifier.service import ModelDescription, VerifierService
+
+logger = logging.getLogger(__name__)
+
+_SERVICE = "laser.v1.Verifier"
+_EPILOG = """example:
+  laser-retriever serve --pools ./pools --listen 127.0.0.1:50051
+  laser-verifier serve --model ./smollm2 --retriever 127.0.0.1:50051 --listen 127.0.0.1:50052
+  laser generate --verifier 127.0.0.1:50052 --prompt "Name three films."
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command. Returns the exit status: 0, or 2 for wrong arguments, 1 for anything else."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        listen = ListenConfig.from_arguments(arguments)
+        model_config = ModelConfig(arguments.model, arguments.device, arguments.dtype)
+        engine_config = _engine_config(arguments)
+        retriever_config = _retriever_config(arguments)
+        check_model_path(arguments.model)
+        asyncio.run(_serve(listen, model_config, engine_config, retriever_config))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="laser-verifier", description="Serves one model, drafting from retrievers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser(
+        "serve", help="serve a model", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    defaults = EngineConfig()
+    serve.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID", help="transformers directory or hub id")
+    serve.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
+    serve.add_argument("--dtype", choices=DTYPES, default="auto", help="float type of the model (default: %(default)s)")
+    serve.add_argument("--max-sequences", type=int, default=defaults.max_sequences, metavar="S",
+                       help="sequences served at once (default: %(default)s)")  # fmt: skip
+    serve.add_argument("--max-model-len", type=int, default=None, metavar="T",
+                       help="tokens of prompt and output together (default: the model's, "
+                            f"at most {defaults.max_model_len})")  # fmt: skip
+    serve.add_argument("--max-queue", type=int, default=defaults.max_queue, metavar="N",
+                       help="requests that may wait (default: %(default)s)")  # fmt: skip
+    serve.add_argument(
+        "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="default: %(default)s"
+    )
+    drafting = serve.add_argument_group("drafting")
+    drafting.add_argument("--retriever", default="", metavar="HOST:PORT[,HOST:PORT...]",
+                          help="where drafts come from; a name with several addresses means several shards "
+                               "(default: none, plain decoding)")  # fmt: skip
+    drafting.add_argument("--retriever-token-file", type=Path, metavar="FILE", help="token to send to retrievers")
+    drafting.add_argument(
+        "--retriever-tls-ca", type=Path, metavar="FILE", help="PEM: talk TLS to retrievers signed by it"
+    )
+    drafting.add_argument(
+        "--retriever-tls-cert", type=Path, metavar="FILE", help="PEM: own certificate towards retrievers"
+    )
+    drafting.add_argument("--retriever-tls-key", type=Path, metavar="FILE", help="PEM: key of --retriever-tls-cert")
+    drafting.add_argument("--acceptance", choices=("strict", "relaxed"), default="strict",
+                          help="for requests that name none (default: %(default)s)")  # fmt: skip
+    drafting.add_argument("--top-k", type=int, default=2, metavar="K", help="of relaxed, 1-16 (default: %(default)s)")
+    drafting.add_argument(
+        "--min-prob", type=float, default=0.1, metavar="P", help="of relaxed, 0-1 (default: %(default)s)"
+    )
+    drafting.add_argument("--max-draft-nodes", type=int, default=defaults.max_draft_nodes, metavar="N",
+                          help="nodes of a draft tree (default: %(default)s)")  # fmt: skip
+    drafting.add_argument("--draft-policy", choices=DRAFT_POLICIES, default=defaults.draft_policy,
+                          help="verify the nodes worth their cost, or all (default: %(default)s)")  # fmt: skip
+    ListenConfig.add_arguments(serve, "127.0.0.1:50052")
+    return parser
+
+
+def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
+    relaxed = Relaxed(top_k=arguments.top_k, min_prob=arguments.min_prob)
+    acceptance: Acceptance = relaxed if arguments.acceptance == "relaxed" else Strict()
+    config = EngineConfig(
+        max_sequences=arguments.max_sequences,
+        max_queue=arguments.max_queue,
+        max_step_tokens=max(EngineConfig().max_step_tokens, arguments.max_sequences),
+        max_draft_nodes=arguments.max_draft_nodes,
+        draft_policy=arguments.draft_policy,
+        default_acceptance=acceptance,
+    )
+    if arguments.max_model_len is None:
+        return config
+    return dataclasses.replace(config, max_model_len=arguments.max_model_len)
+
+
+def _retriever_config(arguments: argparse.Namespace) -> RetrieverConfig:
+    targets = tuple(target.strip() for target in arguments.retriever.split(",") if target.strip())
+    if not targets:
+        return RetrieverConfig()
+    token_file = arguments.retriever_token_file
+    try:
+        endpoint = Endpoint.make(
+            targets[0],
+            token=read_token(token_file) if token_file is not None else None,
+            tls_ca=arguments.retriever_tls_ca,
+            tls_cert=arguments.retriever_tls_cert,
+            tls_key=arguments.retriever_tls_key,
+        )
+    except InvalidRequest as error:
+        raise ValueError(f"retriever: {error}") from error
+    return RetrieverConfig(targets, endpoint.credentials, endpoint.metadata)
+
+
+def _fit_to_model(config: EngineConfig, model: TargetModel) -> EngineConfig:
+    """The configuration with max_model_len within what the model was made for."""
+    if model.context_len is None or config.max_model_len <= model.context_len:
+        return config
+    if config.max_model_len != EngineConfig().max_model_len:
+        raise ValueError(f"max_model_len is {config.max_model_len}, the model takes at most {model.context_len}")
+    return dataclasses.replace(config, max_model_len=model.context_len)
+
+
+def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
+    """What a forward of this runner costs: one sequence, `M` tokens behind a context of a quarter of its slot."""
+    context = min(256, runner.slot_len // 4)
+    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if size <= min(max_tokens, runner.slot_len // 2)]
+
+    def run(num_tokens: int) -> None:
+        nodes = num_tokens - 1
+        tree = DraftTree(
+            context + 1,
+            np.zeros(nodes, np.int32),
+            np.arange(-1, nodes - 1, dtype=np.int32),
+            np.ones(nodes, np.float32),
+        )
+        runner.run([StepInput(0, context, np.zeros(1, np.int32), tree, Strict(), 0.0, 0, 0, num_tokens)])
+
+    return measure_step_cost(run, sizes if len(sizes) > 1 else [1, 2])
+
+
+async def _serve(
+    listen: ListenConfig, model_config: ModelConfig, engine_config: EngineConfig, retriever_config: RetrieverConfig
+) -> None:
+    """Listens first, NOT_SERVING; loads and measures; serves; stops in the reverse order."""
+    logger.info("model.loading model=%s", model_config.model)
+    tokenizer, model = await asyncio.to_thread(lambda: (load_tokenizer(model_config.model), load_model(model_config)))
+    config = _fit_to_model(engine_config, model)
+    runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
+    cost = await asyncio.to_thread(measure_runner, runner, config.max_step_tokens)
+    logger.info(
+        "model.ready name=%s type=%s dtype=%s device=%s kv_cache_bytes=%d step_ms=%s",
+        model.name, model.model_type, model.dtype, model.device, runner.cache.size_bytes,
+        ",".join(f"{size}:{seconds * 1e3:.1f}" for size, seconds in zip(cost.sizes, cost.seconds, strict=True)),
+    )  # fmt: skip
+    fingerprint = tokenizer_fingerprint(tokenizer.get_vocab())
+    async with contextlib.AsyncExitStack() as stack:
+        drafts, pools = await _connect(stack, retriever_config, fingerprint, model)
+        learn = pools.learn if pools is not None else (lambda pool, document_id, token_ids: None)
+        engine = Engine(runner, tokenizer, drafts, config, cost, learn)
+        description = ModelDescription(
+            name=model.name,
+            model_type=model.model_type,
+            tokenizer_fingerprint=fingerprint,
+            vocab_size=model.vocab_size,
+            max_model_len=config.max_model_len,
+            max_sequences=config.max_sequences,
+            eos_token_ids=model.eos_token_ids,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=model.device.type,
+            default_acceptance=config.default_acceptance,
+        )
+        service = VerifierService(engine, tokenizer, description)
+        server = LaserServer(
+            listen, [_SERVICE], lambda server: verifier_pb2_grpc.add_VerifierServicer_to_server(service, server)
+        )
+        port = await server.start()
+        loop, stopping = asyncio.get_running_loop(), threading.Event()
+
+        def on_death() -> None:
+            asyncio.run_coroutine_threadsafe(server.set_serving(False), loop)
+
+        thread = threading.Thread(target=run_engine, args=(engine, stopping, on_death), name="engine")
+        thread.start()
+        await server.set_serving(True)
+        logger.info("laser_verifier.listening address=%s port=%d", listen.listen, port)
+        try:
+            await until_signal()
+            logger.info("laser_verifier.stopping")
+            await server.stop()
+        finally:
+            stopping.set()
+            await asyncio.to_thread(thread.join)
+
+
+async def _connect(
+    stack: contextlib.AsyncExitStack, config: RetrieverConfig, fingerprint: str, model: TargetModel
+) -> tuple[DraftSource, RemotePools | None]:
+    """Drafts and pools of the configured retrievers, running until the stack closes."""
+    if not config.targets:
+        return NoDrafts(), None
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    drafts = RemoteDrafts(config, Handshake(fingerprint, model.vocab_size, name, model.name))
+    pools = RemotePools(config, fingerprint, drafts.connected)
+    for coroutine in (drafts.run(), pools.run()):
+        task = asyncio.create_task(coroutine)
+        stack.push_async_callback(_cancel, task)
+    return drafts, pools
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+if __name__ == "__main__":
+    sys.exit(main())

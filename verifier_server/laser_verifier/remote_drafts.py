@@ -1,0 +1,424 @@
+"""Drafts from retriever shards over gRPC: the production DraftSource.
+
+The engine thread calls the DraftSource methods; they only touch what `_condition` guards and hand the rest to the event
+loop, where the streams live. A stream that breaks moves its sequences to the next shard of their pool's order; without
+any shard sequences are decoded plainly until one comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import grpc
+import grpc.aio
+import numpy as np
+from laser_protocol.acceptance import Acceptance, acceptance_to_message
+from laser_protocol.channel import Endpoint
+from laser_protocol.tree import DraftTree, MalformedTree, tree_from_message
+from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
+
+from laser_verifier.config import RetrieverConfig
+from laser_verifier.drafts import Advanced, Opened
+from laser_verifier.sequence import DraftStatus
+from laser_verifier.shards import choose_shard
+
+logger = logging.getLogger(__name__)
+
+_RESOLVE_INTERVAL_S = 2.0
+_RECONNECT_S = (0.1, 2.0)
+_MISSES_TO_STOP_WAITING = 3
+
+_STATUS = {
+    retriever_pb2.POOL_STATE_OK: DraftStatus.OK,
+    retriever_pb2.POOL_STATE_NO_POOL: DraftStatus.NO_POOL,
+    retriever_pb2.POOL_STATE_TOKENIZER_MISMATCH: DraftStatus.TOKENIZER_MISMATCH,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What a retriever must know of the target model."""
+
+    tokenizer_fingerprint: str
+    vocab_size: int
+    verifier_name: str
+    model_name: str
+
+
+@dataclass(slots=True)
+class _Remote:
+    """A sequence as the event loop knows it: all a shard needs to take it over."""
+
+    sequence_id: int
+    pool: str
+    acceptance: Acceptance
+    num_prompt_tokens: int
+    token_ids: list[int]
+    node_budget: int
+    shard: _Shard | None = None
+
+
+@dataclass(slots=True)
+class _Outbox:
+    """What waits to be sent to one shard. Bounded by the number of sequences: later advances join earlier ones."""
+
+    opens: dict[int, _Remote] = field(default_factory=dict)
+    advances: dict[int, retriever_pb2.AdvanceSequence] = field(default_factory=dict)
+    closes: list[int] = field(default_factory=list)
+
+    def advance(self, step: Advanced) -> None:
+        """Adds a step. If the one before was not sent yet, the shard is behind: no tree of its was verified since."""
+        if step.sequence_id in self.opens:
+            # Not opened there yet: the open will carry these tokens.
+            return
+        packed = np.ascontiguousarray(step.token_ids, "<i4").tobytes()
+        waiting = self.advances.get(step.sequence_id)
+        if waiting is not None:
+            waiting.token_ids += packed
+            waiting.node_budget = step.node_budget
+            return
+        self.advances[step.sequence_id] = retriever_pb2.AdvanceSequence(
+            sequence_id=step.sequence_id,
+            position=step.position,
+            token_ids=packed,
+            num_verified_nodes=step.num_verified_nodes,
+            accepted_node_idx=step.accepted_node_idx,
+            node_budget=step.node_budget,
+        )
+
+    def close(self, sequence_id: int) -> None:
+        """Forgets what waits for a sequence and adds its close."""
+        self.advances.pop(sequence_id, None)
+        if self.opens.pop(sequence_id, None) is None:
+            self.closes.append(sequence_id)
+
+    def take(self, model: str) -> retriever_pb2.DraftRequest:
+        """All that waits as one message."""
+        request = retriever_pb2.DraftRequest(
+            opens=[
+                retriever_pb2.OpenSequence(
+                    sequence_id=remote.sequence_id,
+                    pool=remote.pool,
+                    token_ids=np.asarray(remote.token_ids, "<i4").tobytes(),
+                    num_prompt_tokens=remote.num_prompt_tokens,
+                    model=model,
+                    acceptance=acceptance_to_message(remote.acceptance),
+                    node_budget=remote.node_budget,
+                )
+                for remote in self.opens.values()
+            ],
+            advances=list(self.advances.values()),
+            closes=self.closes,
+        )
+        self.opens, self.advances, self.closes = {}, {}, []
+        return request
+
+    def __bool__(self) -> bool:
+        return bool(self.opens or self.advances or self.closes)
+
+
+@dataclass(slots=True, eq=False)
+class _Shard:
+    """One address. `name` is known and `connected` true once its handshake was answered."""
+
+    address: str
+    name: str = ""
+    connected: bool = False
+    num_open: int = 0
+    num_misses: int = 0
+    outbox: _Outbox = field(default_factory=_Outbox)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class DraftCounters:
+    """What became of the traffic; read by tests and metrics."""
+
+    num_trees: int = 0
+    num_malformed: int = 0
+    num_late: int = 0
+    num_failovers: int = 0
+    num_faults: int = 0
+
+
+class RemoteDrafts:
+    """Draft trees from all shards behind the configured names.
+
+    Made and run on an event loop (`run`); used by the engine thread.
+
+    Args:
+        config: where the shards are. handshake: of the target model.
+    """
+
+    def __init__(self, config: RetrieverConfig, handshake: Handshake) -> None:
+        self._config = config
+        self._handshake = handshake
+        self._loop = asyncio.get_running_loop()
+        self._shards: dict[str, _Shard] = {}
+        self._sequences: dict[int, _Remote] = {}
+        # Guards the four below, which both threads touch.
+        self._condition = threading.Condition()
+        self._trees: dict[int, DraftTree] = {}
+        self._statuses: dict[int, DraftStatus] = {}
+        self._shard_of: dict[int, _Shard] = {}
+        self.counters = DraftCounters()
+
+    # DraftSource, from the engine thread.
+
+    def open(self, opened: Opened) -> None:
+        """Begins a sequence on a shard of its pool."""
+        remote = _Remote(
+            opened.sequence_id,
+            opened.pool,
+            opened.acceptance,
+            len(opened.token_ids),
+            opened.token_ids.tolist(),
+            opened.node_budget,
+        )
+        self._loop.call_soon_threadsafe(self._on_open, remote)
+
+    def advance(self, steps: list[Advanced]) -> None:
+        """Sends a step's outcome, one message per shard."""
+        self._loop.call_soon_threadsafe(self._on_advance, steps)
+
+    def close(self, sequence_id: int) -> None:
+        """Ends a sequence."""
+        self._loop.call_soon_threadsafe(self._on_close, sequence_id)
+
+    def collect(self, positions: Mapping[int, int], timeout_s: float) -> dict[int, DraftTree]:
+        """See DraftSource. Waits only for shards that did not miss three times in a row."""
+        deadline = time.monotonic() + timeout_s
+        with self._condition:
+            awaited = {
+                i for i in positions if (shard := self._shard_of.get(i)) and shard.num_misses < _MISSES_TO_STOP_WAITING
+            }
+            while missing := {i for i in awaited if not self._has(i, positions[i])}:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or not self._condition.wait(left_s):
+                    for shard in {self._shard_of[i] for i in missing if i in self._shard_of}:
+                        shard.num_misses += 1
+                    break
+                awaited = {i for i in awaited if i in self._shard_of}
+            found = {i: self._trees.pop(i) for i, position in positions.items() if self._has(i, position)}
+            for shard in {self._shard_of[i] for i in found if i in self._shard_of}:
+                shard.num_misses = 0
+            return found
+
+    def status(self, sequence_id: int) -> DraftStatus:
+        """See DraftSource."""
+        with self._condition:
+            return self._statuses.get(sequence_id, DraftStatus.NO_RETRIEVER)
+
+    def _has(self, sequence_id: int, position: int) -> bool:
+        tree = self._trees.get(sequence_id)
+        return tree is not None and tree.position == position
+
+    # On the event loop.
+
+    async def run(self) -> None:
+        """Keeps a stream to every shard, looking the names up again every two seconds. Ends by cancellation."""
+        try:
+            while True:
+                await self._resolve()
+                await asyncio.sleep(_RESOLVE_INTERVAL_S)
+        finally:
+            tasks = [shard.task for shard in self._shards.values() if shard.task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def connected(self) -> dict[str, str]:
+        """Name to address of every shard that can be reached."""
+        return {shard.name: shard.address for shard in self._shards.values() if shard.connected}
+
+    async def _resolve(self) -> None:
+        addresses = await resolve(self._config.targets)
+        for address in addresses - self._shards.keys():
+            shard = self._shards[address] = _Shard(address)
+            shard.task = asyncio.create_task(self._keep_stream(shard))
+        for address in self._shards.keys() - addresses:
+            shard = self._shards[address]
+            # A name that fails to resolve for a moment must not cut streams that work.
+            if not shard.connected and addresses:
+                del self._shards[address]
+                if shard.task is not None:
+                    shard.task.cancel()
+
+    async def _keep_stream(self, shard: _Shard) -> None:
+        pause_s, longest_s = _RECONNECT_S
+        while True:
+            try:
+                await self._run_stream(shard)
+            except grpc.aio.AioRpcError as error:
+                logger.log(
+                    logging.INFO if shard.connected else logging.DEBUG,
+                    "shard.lost address=%s code=%s details=%s", shard.address, error.code().name, error.details(),
+                )  # fmt: skip
+            except (ValueError, asyncio.InvalidStateError) as error:
+                logger.warning("shard.broken address=%s error=%s", shard.address, error)
+            was_connected = shard.connected
+            self._on_lost(shard)
+            pause_s = _RECONNECT_S[0] if was_connected else min(pause_s * 2, longest_s)
+            await asyncio.sleep(pause_s)
+
+    async def _run_stream(self, shard: _Shard) -> None:
+        endpoint = Endpoint(shard.address, self._config.credentials, self._config.metadata)
+        async with endpoint.open_aio() as channel:
+            stub = retriever_pb2_grpc.RetrieverStub(channel)
+            call = stub.Draft(metadata=endpoint.metadata)
+            writer: asyncio.Task[None] | None = None
+            try:
+                await call.write(
+                    retriever_pb2.DraftRequest(
+                        handshake=retriever_pb2.Handshake(
+                            tokenizer_fingerprint=self._handshake.tokenizer_fingerprint,
+                            vocab_size=self._handshake.vocab_size,
+                            verifier_name=self._handshake.verifier_name,
+                        )
+                    )
+                )
+                first = await call.read()
+                if not isinstance(first, retriever_pb2.DraftResponse) or not first.HasField("handshake"):
+                    raise ValueError("the stream did not begin with a handshake")
+                self._on_connected(shard, first.handshake.name)
+                writer = asyncio.create_task(self._write(shard, call))
+                async for response in call:
+                    self._on_response(shard, response)
+            finally:
+                if writer is not None:
+                    writer.cancel()
+                call.cancel()
+
+    async def _write(self, shard: _Shard, call: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
+        while True:
+            await shard.wake.wait()
+            shard.wake.clear()
+            if shard.outbox:
+                # Returns when flow control lets it: what comes meanwhile joins in the outbox.
+                await call.write(shard.outbox.take(self._handshake.model_name))
+
+    def _on_open(self, remote: _Remote) -> None:
+        self._sequences[remote.sequence_id] = remote
+        self._assign(remote)
+
+    def _assign(self, remote: _Remote) -> None:
+        by_name = {shard.name: shard for shard in self._shards.values() if shard.connected}
+        name = choose_shard(remote.pool, {name: shard.num_open for name, shard in by_name.items()})
+        remote.shard = by_name[name] if name is not None else None
+        with self._condition:
+            if remote.shard is not None:
+                self._shard_of[remote.sequence_id] = remote.shard
+        if remote.shard is not None:
+            remote.shard.num_open += 1
+            remote.shard.outbox.opens[remote.sequence_id] = remote
+            remote.shard.wake.set()
+
+    def _on_advance(self, steps: list[Advanced]) -> None:
+        for step in steps:
+            remote = self._sequences.get(step.sequence_id)
+            if remote is None:
+                continue
+            remote.token_ids.extend(step.token_ids.tolist())
+            remote.node_budget = step.node_budget
+            if remote.shard is not None:
+                remote.shard.outbox.advance(step)
+                remote.shard.wake.set()
+
+    def _on_close(self, sequence_id: int) -> None:
+        remote = self._sequences.pop(sequence_id, None)
+        self._forget(sequence_id)
+        if remote is not None and remote.shard is not None:
+            remote.shard.num_open -= 1
+            remote.shard.outbox.close(sequence_id)
+            remote.shard.wake.set()
+
+    def _forget(self, sequence_id: int) -> None:
+        with self._condition:
+            self._trees.pop(sequence_id, None)
+            self._statuses.pop(sequence_id, None)
+            self._shard_of.pop(sequence_id, None)
+            self._condition.notify_all()
+
+    def _on_connected(self, shard: _Shard, name: str) -> None:
+        shard.name, shard.connected, shard.num_misses = name, True, 0
+        shard.outbox = _Outbox()
+        logger.info("shard.connected address=%s name=%s", shard.address, name)
+        for remote in self._sequences.values():
+            if remote.shard is None:
+                self._assign(remote)
+
+    def _on_lost(self, shard: _Shard) -> None:
+        if not shard.connected:
+            return
+        shard.connected, shard.num_open, shard.outbox = False, 0, _Outbox()
+        moved = [remote for remote in self._sequences.values() if remote.shard is shard]
+        with self._condition:
+            for remote in moved:
+                self._shard_of.pop(remote.sequence_id, None)
+            # Whoever waits for this shard waits for nothing.
+            self._condition.notify_all()
+        for remote in moved:
+            self.counters.num_failovers += 1
+            self._assign(remote)
+
+    def _on_response(self, shard: _Shard, response: retriever_pb2.DraftResponse) -> None:
+        trees: dict[int, DraftTree] = {}
+        for message in response.trees:
+            try:
+                trees[message.sequence_id] = tree_from_message(message)
+            except MalformedTree as error:
+                self.counters.num_malformed += 1
+                logger.warning("draft.malformed address=%s error=%s", shard.address, error)
+        statuses = {opened.sequence_id: _STATUS.get(opened.pool_state) for opened in response.opened}
+        with self._condition:
+            for sequence_id, status in statuses.items():
+                if status is not None and self._shard_of.get(sequence_id) is shard:
+                    self._statuses[sequence_id] = status
+            for sequence_id, tree in trees.items():
+                if self._shard_of.get(sequence_id) is shard:
+                    self._trees[sequence_id] = tree
+                    self.counters.num_trees += 1
+                else:
+                    self.counters.num_late += 1
+            self._condition.notify_all()
+        for fault in response.faults:
+            self._on_fault(shard, fault)
+
+    def _on_fault(self, shard: _Shard, fault: retriever_pb2.SequenceFault) -> None:
+        """The shard gave a sequence up: it is decoded plainly from here on."""
+        self.counters.num_faults += 1
+        logger.warning("draft.fault address=%s error=%s", shard.address, fault.message)
+        remote = self._sequences.get(fault.sequence_id)
+        if remote is not None and remote.shard is shard:
+            shard.num_open -= 1
+            del self._sequences[fault.sequence_id]
+            with self._condition:
+                self._shard_of.pop(fault.sequence_id, None)
+                self._condition.notify_all()
+
+
+async def resolve(targets: tuple[str, ...]) -> set[str]:
+    """HOST:PORT of every address behind the targets; a name that does not resolve gives none."""
+    loop = asyncio.get_running_loop()
+    addresses: set[str] = set()
+    for target in targets:
+        host, _, port = target.rpartition(":")
+        try:
+            found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except OSError as error:
+            logger.debug("shard.unresolved target=%s error=%s", target, error)
+            continue
+        # A name with both families is one shard, not two.
+        family = socket.AF_INET if any(entry[0] == socket.AF_INET for entry in found) else socket.AF_INET6
+        for entry in found:
+            if entry[0] == family:
+                ip = str(entry[4][0])
+                addresses.add(f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}")
+    return addresses

@@ -1,0 +1,117 @@
+"""Sends finished outputs to the pools they join, apart from drafting and never in its way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import grpc
+import grpc.aio
+from laser_protocol.channel import Endpoint
+from laser_protocol.errors import LaserError, NotReady, WriterElsewhere, from_rpc_error
+from laser_protocol.packing import pack_token_ids
+from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
+
+from laser_verifier.config import RetrieverConfig
+from laser_verifier.shards import rendezvous_order
+
+logger = logging.getLogger(__name__)
+
+_MAX_WAITING = 4096
+_MAX_BATCH = 64
+_NUM_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Finished:
+    pool: str
+    document_id: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class LearnCounters:
+    """What became of finished outputs; read by tests and metrics."""
+
+    num_learned: int = 0
+    num_dropped: int = 0
+
+
+class RemotePools:
+    """Adds documents to pools through the shard that writes them.
+
+    Args:
+        config: credentials. tokenizer_fingerprint: of the model. connected: name to address of the reachable shards.
+    """
+
+    def __init__(
+        self, config: RetrieverConfig, tokenizer_fingerprint: str, connected: Callable[[], Mapping[str, str]]
+    ) -> None:
+        self._config = config
+        self._fingerprint = tokenizer_fingerprint
+        self._connected = connected
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Queue[_Finished] = asyncio.Queue(_MAX_WAITING)
+        self.counters = LearnCounters()
+
+    def learn(self, pool: str, document_id: str, token_ids: Sequence[int]) -> None:
+        """Queues an output, from any thread; never blocks. A full queue drops it and counts it."""
+        self._loop.call_soon_threadsafe(self._put, _Finished(pool, document_id, tuple(token_ids)))
+
+    def _put(self, finished: _Finished) -> None:
+        try:
+            self._waiting.put_nowait(finished)
+        except asyncio.QueueFull:
+            self.counters.num_dropped += 1
+
+    async def run(self) -> None:
+        """Sends what is queued until cancelled."""
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < _MAX_BATCH and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            for pool in dict.fromkeys(entry.pool for entry in batch):
+                await self._send(pool, [entry for entry in batch if entry.pool == pool])
+
+    async def _send(self, pool: str, documents: list[_Finished]) -> None:
+        holder: str | None = None
+        for attempt in range(_NUM_TRIES):
+            shards = self._connected()
+            order = rendezvous_order(pool, shards)
+            address = holder or (shards[order[attempt % len(order)]] if order else None)
+            try:
+                if address is None:
+                    raise NotReady("no retriever can be reached")
+                await self._add(address, pool, documents)
+                self.counters.num_learned += len(documents)
+                return
+            except WriterElsewhere as error:
+                holder = error.holder
+            except NotReady:
+                holder = None
+                await asyncio.sleep(0.2 * 2**attempt)
+            except LaserError as error:
+                logger.warning("learn.refused pool=%s error=%s", pool, error)
+                break
+        self.counters.num_dropped += len(documents)
+        logger.warning("learn.dropped pool=%s num_documents=%d", pool, len(documents))
+
+    async def _add(self, address: str, pool: str, documents: list[_Finished]) -> None:
+        request = retriever_pb2.AddDocumentsRequest(
+            pool=pool,
+            tokenizer_fingerprint=self._fingerprint,
+            documents=[
+                retriever_pb2.Document(id=entry.document_id, token_ids=pack_token_ids(entry.token_ids))
+                for entry in documents
+            ],
+        )
+        endpoint = Endpoint(address, self._config.credentials, self._config.metadata)
+        async with endpoint.open_aio() as channel:
+            try:
+                await retriever_pb2_grpc.RetrieverStub(channel).AddDocuments(
+                    iter([request]), metadata=endpoint.metadata, timeout=30.0
+                )
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error

@@ -1,0 +1,237 @@
+"""The gRPC face of an engine: messages in, checked requests to the engine, its events out as messages."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+from laser_protocol.acceptance import Acceptance, Relaxed, Strict, acceptance_from_message, acceptance_to_message
+from laser_protocol.errors import InvalidRequest, LaserError
+from laser_protocol.packing import pack_token_ids, unpack_token_ids
+from laser_protocol.pool_id import check_pool_id
+from laser_protocol.v1 import verifier_pb2, verifier_pb2_grpc
+
+from laser_verifier.engine import Engine
+from laser_verifier.prompt import encode_text, has_chat_template
+from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Event, Finished, FinishReason, Request
+
+logger = logging.getLogger(__name__)
+
+_QUEUED_INTERVAL_S = 5.0
+_MAX_STOP = 16
+_MAX_TEMPERATURE = 100.0
+
+_FINISH_REASONS = {
+    FinishReason.STOP: verifier_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: verifier_pb2.FINISH_REASON_LENGTH,
+}
+_DRAFT_STATUSES = {
+    DraftStatus.OK: verifier_pb2.DRAFT_STATUS_OK,
+    DraftStatus.OFF: verifier_pb2.DRAFT_STATUS_OFF,
+    DraftStatus.NO_POOL: verifier_pb2.DRAFT_STATUS_NO_POOL,
+    DraftStatus.TOKENIZER_MISMATCH: verifier_pb2.DRAFT_STATUS_TOKENIZER_MISMATCH,
+    DraftStatus.NO_RETRIEVER: verifier_pb2.DRAFT_STATUS_NO_RETRIEVER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What GetModel tells; fields as in verifier.proto `GetModelResponse`."""
+
+    name: str
+    model_type: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    max_model_len: int
+    max_sequences: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    device: str
+    default_acceptance: Acceptance
+
+
+class VerifierService(verifier_pb2_grpc.VerifierServicer):
+    """Generate and GetModel.
+
+    Args:
+        engine: running in a thread of its own. tokenizer: the model's. description: for GetModel and for checks.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Any, description: ModelDescription) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._model = description
+
+    async def GetModel(  # noqa: N802
+        self, request: verifier_pb2.GetModelRequest, context: Any
+    ) -> verifier_pb2.GetModelResponse:
+        """See verifier.proto."""
+        model = self._model
+        return verifier_pb2.GetModelResponse(
+            name=model.name,
+            model_type=model.model_type,
+            tokenizer_fingerprint=model.tokenizer_fingerprint,
+            vocab_size=model.vocab_size,
+            max_model_len=model.max_model_len,
+            max_sequences=model.max_sequences,
+            has_chat_template=has_chat_template(self._tokenizer),
+            eos_token_ids=model.eos_token_ids,
+            dtype=model.dtype,
+            device=model.device,
+            default_acceptance=acceptance_to_message(model.default_acceptance),
+        )
+
+    async def Generate(  # noqa: N802
+        self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
+        """See verifier.proto."""
+        checked = self._check(request)
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        # The engine's name for it is ours: two callers may choose the same request_id.
+        self._engine.submit(checked, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        ended = False
+        try:
+            async for event in self._events(events, checked.request_id):
+                ended = isinstance(event, Finished | LaserError)
+                if isinstance(event, LaserError):
+                    raise event
+                if not isinstance(event, Admitted):
+                    yield self._response(event, request.request_id or checked.request_id)
+        finally:
+            # Cancelled, deadline passed, or the caller is gone.
+            if not ended:
+                self._engine.cancel(checked.request_id)
+
+    async def _events(self, events: asyncio.Queue[Event], request_id: str) -> AsyncIterator[Event | int]:
+        """The engine's events; until admission also, every few seconds, the number of requests ahead."""
+        admitted = False
+        while True:
+            try:
+                event = await asyncio.wait_for(events.get(), None if admitted else _QUEUED_INTERVAL_S)
+            except TimeoutError:
+                yield self._engine.num_ahead(request_id)
+                continue
+            admitted = True
+            yield event
+            if isinstance(event, Finished | LaserError):
+                return
+
+    def _response(self, event: Event | int, request_id: str) -> verifier_pb2.GenerateResponse:
+        if isinstance(event, int):
+            return verifier_pb2.GenerateResponse(queued=verifier_pb2.Queued(num_ahead=event))
+        if isinstance(event, Emitted):
+            token_ids = pack_token_ids(event.token_ids)
+            delta = verifier_pb2.Delta(text=event.text, token_ids=token_ids, accepted_length=event.accepted_length)
+            return verifier_pb2.GenerateResponse(delta=delta)
+        assert isinstance(event, Finished)
+        stats = event.stats
+        logger.info(
+            "request.finished request_id=%s reason=%s num_output_tokens=%d num_steps=%d draft_status=%s",
+            request_id, event.reason.value, stats.num_output_tokens, stats.num_steps, stats.draft_status.value,
+        )  # fmt: skip
+        return verifier_pb2.GenerateResponse(
+            finished=verifier_pb2.Finished(
+                finish_reason=_FINISH_REASONS[event.reason],
+                text=event.text,
+                request_id=request_id,
+                stats=verifier_pb2.GenerationStats(
+                    num_prompt_tokens=stats.num_prompt_tokens,
+                    num_output_tokens=stats.num_output_tokens,
+                    num_steps=stats.num_steps,
+                    num_draft_tokens=stats.num_draft_tokens,
+                    num_accepted_tokens=stats.num_accepted_tokens,
+                    num_relaxed_tokens=stats.num_relaxed_tokens,
+                    queue_ms=stats.queue_ms,
+                    prefill_ms=stats.prefill_ms,
+                    decode_ms=stats.decode_ms,
+                    draft_status=_DRAFT_STATUSES[stats.draft_status],
+                ),
+            )
+        )
+
+    def _check(self, request: verifier_pb2.GenerateRequest) -> Request:
+        """The checked request. Raises InvalidRequest naming the field, its value and what would be right."""
+        if request.pool:
+            check_pool_id(request.pool)
+        acceptance = self._acceptance(request)
+        prompt_token_ids = self._prompt(request)
+        self._check_limits(request, len(prompt_token_ids))
+        if request.learn and not request.pool:
+            raise InvalidRequest("learn needs a pool to join: pool is empty", field="pool")
+        document_id = request.document_id or request.request_id
+        if len(document_id.encode()) > 256:
+            raise InvalidRequest(f"document_id has {len(document_id.encode())} bytes, at most 256", field="document_id")
+        request_id = uuid.uuid4().hex
+        return Request(
+            request_id=request_id,
+            prompt_token_ids=tuple(prompt_token_ids),
+            pool=request.pool,
+            acceptance=acceptance,
+            max_new_tokens=request.max_new_tokens,
+            temperature=request.temperature,
+            seed=request.seed if request.HasField("seed") else secrets.randbits(64),
+            stop=tuple(request.stop),
+            draft=request.drafting != verifier_pb2.DRAFTING_OFF,
+            learn=request.learn,
+            document_id=document_id or request_id,
+        )
+
+    def _acceptance(self, request: verifier_pb2.GenerateRequest) -> Acceptance:
+        given = request.HasField("acceptance")
+        acceptance = acceptance_from_message(request.acceptance) if given else self._model.default_acceptance
+        temperature = request.temperature
+        if not (math.isfinite(temperature) and 0.0 <= temperature <= _MAX_TEMPERATURE):
+            raise InvalidRequest(
+                f"temperature is {temperature}, must be from 0 to {_MAX_TEMPERATURE:g}", field="temperature"
+            )
+        if temperature > 0.0 and isinstance(acceptance, Relaxed):
+            if given:
+                raise InvalidRequest(
+                    f"temperature is {temperature:g}, must be 0 with relaxed acceptance", field="temperature"
+                )
+            return Strict()
+        return acceptance
+
+    def _prompt(self, request: verifier_pb2.GenerateRequest) -> list[int]:
+        kind = request.WhichOneof("prompt")
+        if kind == "text":
+            text = request.text
+            return encode_text(self._tokenizer, text.text, text.raw, text.system if text.HasField("system") else None)
+        token_ids = unpack_token_ids(request.tokens.token_ids) if kind == "tokens" else []
+        if not token_ids:
+            raise InvalidRequest("prompt is empty, must be text or token ids", field="prompt")
+        wrong = next((token_id for token_id in token_ids if not 0 <= token_id < self._model.vocab_size), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"prompt has token id {wrong}, must be from 0 to {self._model.vocab_size - 1}", field="prompt"
+            )
+        return token_ids
+
+    def _check_limits(self, request: verifier_pb2.GenerateRequest, num_prompt_tokens: int) -> None:
+        if request.max_new_tokens < 1:
+            raise InvalidRequest(
+                f"max_new_tokens is {request.max_new_tokens}, must be at least 1", field="max_new_tokens"
+            )
+        if num_prompt_tokens >= self._model.max_model_len:
+            raise InvalidRequest(
+                f"prompt has {num_prompt_tokens} tokens, must be below the model's {self._model.max_model_len}",
+                field="prompt",
+            )
+        if num_prompt_tokens + request.max_new_tokens > self._model.max_model_len:
+            raise InvalidRequest(
+                f"max_new_tokens is {request.max_new_tokens}, must be at most "
+                f"{self._model.max_model_len - num_prompt_tokens}: the prompt has {num_prompt_tokens} tokens and the "
+                f"model takes {self._model.max_model_len}",
+                field="max_new_tokens",
+            )
+        if len(request.stop) > _MAX_STOP or any(not s for s in request.stop):
+            raise InvalidRequest(f"stop is {list(request.stop)!r}, must be at most {_MAX_STOP} strings, none empty",
+                                 field="stop")  # fmt: skip
