@@ -3,9 +3,9 @@
     python benchmarks/replay.py --corpus corpus_user.jsonl --nodes 16 32 64 --pool-ids 1-736 --test-ids 741-800
 
 A line of the corpus holds id, prompt_token_ids and output_token_ids. The pool's outputs are indexed; every test output
-is then generated again: a tree is drafted, the path equal to the real output is accepted, one bonus token follows. Steps
-count as the engine counts them: every forward that emits tokens, the one that ends the prefill first, whose tree is
-drafted at the prompt's end. Prints one JSON line per budget and a table. Parameters were chosen on users 1-680 only.
+is then generated again: a tree is drafted, the path equal to the real output is accepted, one bonus token follows.
+Steps count as the engine counts them: every forward that emits tokens, the one that ends the prefill first, whose tree
+is drafted at the prompt's end. Prints one JSON line per budget and a table. Parameters were chosen on users 1-680 only.
 """
 
 from __future__ import annotations

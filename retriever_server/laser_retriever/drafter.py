@@ -11,14 +11,19 @@ import numpy as np
 from laser_protocol.tree import DraftTree
 from numpy.typing import NDArray
 
-from laser_retriever.growth import grow_tree
-from laser_retriever.index import Sources
-from laser_retriever.matching import (
-    MAX_MATCH_LENGTH,
-    SEARCH_LENGTHS,
-    collect_own_matches,
-    collect_segment_matches,
+from laser_retriever.growth import (
+    BEGIN_BONUS,
+    ENOUGH,
+    MAX_LOOKUPS,
+    MAX_OWN_MATCHES,
+    MAX_PER_SEARCH,
+    MIN_PROB,
+    NUM_SETTINGS,
+    OWN_WEIGHT,
+    grow_tree,
 )
+from laser_retriever.index import Sources
+from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS
 from laser_retriever.suffix_array import BEGIN_MARK
 
 
@@ -37,6 +42,7 @@ class DraftParams:
         max_per_search: most of them from one segment at one match length.
         max_own_matches: most of them from the sequence itself.
         enough: once matches weigh this much, shorter ones are left out.
+        max_lookups: most lookups for one tree: at its root, then at nodes where fewer matches than `enough` are left.
         max_depth: longest path.
     """
 
@@ -50,6 +56,7 @@ class DraftParams:
     max_per_search: int = 512
     max_own_matches: int = 128
     enough: float = 4.0
+    max_lookups: int = 4
     max_depth: int = 48
 
     def __post_init__(self) -> None:
@@ -67,6 +74,7 @@ class Scratch:
     lengths: NDArray[np.int32]
     weights: NDArray[np.float64]
     origins: NDArray[np.int32]
+    bases: NDArray[np.int32]
 
     @staticmethod
     def of(params: DraftParams) -> Scratch:
@@ -75,6 +83,7 @@ class Scratch:
             np.empty((n, params.max_depth), np.int32),
             np.empty(n, np.int32),
             np.empty(n, np.float64),
+            np.empty(n, np.int32),
             np.empty(n, np.int32),
         )
 
@@ -126,6 +135,15 @@ class TreeDrafter:
         self._scratch = Scratch.of(params)
         self._search_lengths = np.array(SEARCH_LENGTHS, np.int64)
         self._kappas = np.array(params.kappas, np.float64)
+        settings = np.empty(NUM_SETTINGS)
+        settings[MIN_PROB] = params.min_prob
+        settings[ENOUGH] = params.enough
+        settings[MAX_LOOKUPS] = params.max_lookups
+        settings[OWN_WEIGHT] = params.own_weight
+        settings[MAX_OWN_MATCHES] = params.max_own_matches
+        settings[MAX_PER_SEARCH] = params.max_per_search
+        settings[BEGIN_BONUS] = params.begin_bonus
+        self._settings = settings
         lengths = np.arange(params.level_lengths[-1] + 1)
         self._levels = np.maximum(np.searchsorted(params.level_lengths, lengths, side="right") - 1, 0).astype(np.int64)
 
@@ -141,28 +159,17 @@ class TreeDrafter:
         position = buffer.num_tokens
         if node_budget == 0:
             return DraftTree.empty(position)
-        params = self._params
         s = self._scratch
-        tail = buffer.tail()
-        num_matches = collect_own_matches(
-            buffer.tokens, position, params.own_weight, -1, vocab_size, params.max_own_matches,
-            s.continuations, s.lengths, s.weights, s.origins, 0,
-        )  # fmt: skip
-        num_own = num_matches
-        if len(sources.table):
-            source_weights = np.float64(params.ancestor_weight) ** sources.distances
-            num_matches = collect_segment_matches(
-                sources.table, source_weights, tail, self._search_lengths, vocab_size,
-                params.max_per_search, params.enough, s.continuations, s.lengths, s.weights, s.origins, num_matches,
-            )  # fmt: skip
-        if params.begin_bonus and tail[0] == BEGIN_MARK:
-            found = s.lengths[num_own:num_matches]
-            found[found == len(tail)] += params.begin_bonus
         token_ids = np.empty(node_budget, np.int32)
         parents = np.empty(node_budget, np.int32)
         probs = np.empty(node_budget, np.float32)
         n = grow_tree(
-            s.continuations, s.lengths, s.weights, num_matches, self._levels, self._kappas, params.min_prob,
-            token_ids, parents, probs,
+            buffer.tokens, buffer.tail(), sources.table, self._source_weights(sources), self._search_lengths,
+            self._levels, self._kappas, self._settings, vocab_size,
+            s.continuations, s.lengths, s.weights, s.origins, s.bases, token_ids, parents, probs,
         )  # fmt: skip
         return DraftTree(position, token_ids[:n], parents[:n], probs[:n])
+
+    def _source_weights(self, sources: Sources) -> NDArray[np.float64]:
+        weights: NDArray[np.float64] = np.float64(self._params.ancestor_weight) ** sources.distances
+        return weights

@@ -15,6 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_retriever.kernel import kernel
+from laser_retriever.matching import MAX_MATCH_LENGTH, collect_own_matches, collect_segment_matches
+
+# Settings of `grow_tree`: least probability of a node; weight of matches at which shorter ones are left out; most
+# lookups for one tree; weight of a match in the sequence itself and most of them; most matches of one source at one
+# length; tokens by which a match that reaches a document's begin counts as longer.
+MIN_PROB, ENOUGH, MAX_LOOKUPS, OWN_WEIGHT, MAX_OWN_MATCHES, MAX_PER_SEARCH, BEGIN_BONUS = range(7)
+NUM_SETTINGS = 7
 
 # Tokens told apart at one node; matches come longest first, so further ones have the least evidence: they only count
 # in the sum.
@@ -23,24 +30,38 @@ MAX_CHILDREN = 48
 
 @kernel
 def grow_tree(
+    tokens: NDArray[np.int32],
+    context: NDArray[np.int32],
+    sources: NDArray[np.int64],
+    source_weights: NDArray[np.float64],
+    search_lengths: NDArray[np.int64],
+    levels: NDArray[np.int64],
+    kappas: NDArray[np.float64],
+    settings: NDArray[np.float64],
+    vocab_size: int,
     continuations: NDArray[np.int32],
     lengths: NDArray[np.int32],
     weights: NDArray[np.float64],
-    num_matches: int,
-    levels: NDArray[np.int64],
-    kappas: NDArray[np.float64],
-    min_prob: float,
+    origins: NDArray[np.int32],
+    bases: NDArray[np.int32],
     token_ids: NDArray[np.int32],
     parents: NDArray[np.int32],
     probs: NDArray[np.float32],
 ) -> int:
-    """Grows a tree best-first.
+    """Collects matches and grows a tree from them, best node first.
+
+    A node at which fewer matches than `enough` are left is looked up anew with its path as the end of the sequence,
+    which brings in the occurrences of shorter contexts.
 
     Args:
-        continuations, lengths, weights, num_matches: as `matching` collects them.
+        tokens: int32[T], T >= 1, prompt and output so far: searched, and the context of that search.
+        context: int32[Q], Q <= MAX_MATCH_LENGTH, what the sources are searched for: the output behind its begin mark.
+        sources, source_weights, search_lengths, vocab_size: see `matching.collect_segment_matches`.
         levels: int64[], back-off level of each match length; longer ones have the last.
         kappas: float64[L], weight of the shorter lengths against the counts of each level.
-        min_prob: a node less probable than this is not grown.
+        settings: float64[NUM_SETTINGS], see the constants.
+        continuations, lengths, weights, origins: scratch for M matches, see `matching`.
+        bases: int32[M], scratch.
         token_ids, parents, probs: [N], filled: the tree. N is the node budget.
 
     Returns:
@@ -48,38 +69,75 @@ def grow_tree(
     """
     budget = len(token_ids)
     max_depth = continuations.shape[1]
-    order = np.arange(num_matches)
-    scratch = np.empty(num_matches, np.int64)
-    child_of = np.empty(num_matches, np.int64)
-    # Candidates: children of grown nodes, in a binary heap by probability. Only `budget` of them can ever be grown,
-    # and one node adds at most MAX_CHILDREN.
-    capacity = (budget + 1) * MAX_CHILDREN
-    heap_probs = np.empty(capacity, np.float64)
-    heap_items = np.empty(capacity, np.int64)
+    capacity = len(lengths)
+    order = np.empty(capacity, np.int64)
+    scratch = np.empty(capacity, np.int64)
+    child_of = np.empty(capacity, np.int64)
+    own_query = np.empty(MAX_MATCH_LENGTH + max_depth, np.int32)
+    own_len = min(len(tokens), MAX_MATCH_LENGTH)
+    own_query[:own_len] = tokens[len(tokens) - own_len :]
+    pool_query = np.empty(MAX_MATCH_LENGTH + max_depth, np.int32)
+    pool_query[: len(context)] = context
+    # Candidates are the children of grown nodes. At most `budget` are grown, and each adds at most MAX_CHILDREN.
+    heap_probs = np.empty((budget + 1) * MAX_CHILDREN, np.float64)
+    heap_items = np.empty((budget + 1) * MAX_CHILDREN, np.int64)
     heap_len = 0
-    items = np.empty((capacity, 5), np.int64)  # parent, token, begin, end, depth
+    items = np.empty(((budget + 1) * MAX_CHILDREN, 5), np.int64)  # parent, token, begin, end, depth
     num_items = 0
     child_tokens = np.empty(MAX_CHILDREN, np.int64)
     child_probs = np.empty(MAX_CHILDREN, np.float64)
     child_starts = np.empty(MAX_CHILDREN + 2, np.int64)
     counts = np.empty((MAX_CHILDREN + 1, len(kappas)), np.float64)
 
+    num_matches = 0
+    num_lookups = 0
     num_nodes = 0
     node = -1
     node_prob = 1.0
     begin = 0
-    end = num_matches
+    end = 0
     depth = 0
     while num_nodes < budget:
-        if depth < max_depth and begin < end:
+        thin = True
+        total = 0.0
+        for i in range(begin, end):
+            if depth - bases[order[i]] < max_depth and continuations[order[i], depth - bases[order[i]]] >= 0:
+                total += weights[order[i]]
+                if total >= settings[ENOUGH]:
+                    thin = False
+                    break
+        if thin and num_lookups < settings[MAX_LOOKUPS] and depth < max_depth:
+            num_lookups += 1
+            place = depth
+            ancestor = node
+            while ancestor >= 0:
+                place -= 1
+                own_query[own_len + place] = token_ids[ancestor]
+                pool_query[len(context) + place] = token_ids[ancestor]
+                ancestor = parents[ancestor]
+            begin = num_matches
+            num_matches = collect_own_matches(
+                tokens, _tail(own_query, own_len + depth), settings[OWN_WEIGHT], -1, vocab_size,
+                int(settings[MAX_OWN_MATCHES]), continuations, lengths, weights, origins, num_matches,
+            )  # fmt: skip
+            num_matches = collect_segment_matches(
+                sources, source_weights, _tail(pool_query, len(context) + depth), search_lengths, vocab_size,
+                int(settings[MAX_PER_SEARCH]), settings[ENOUGH], int(settings[BEGIN_BONUS]),
+                continuations, lengths, weights, origins, num_matches,
+            )  # fmt: skip
+            end = num_matches
+            for i in range(begin, end):
+                bases[i] = depth
+                order[i] = i
+        if begin < end:
             num_children = _split(
-                continuations, lengths, weights, levels, order, scratch, child_of, begin, end, depth,
+                continuations, lengths, weights, bases, levels, order, scratch, child_of, begin, end, depth,
                 child_tokens, child_starts, counts,
             )  # fmt: skip
             _estimate(counts, num_children, kappas, child_probs)
             for child in range(num_children):
                 prob = node_prob * child_probs[child]
-                if prob < min_prob:
+                if prob < settings[MIN_PROB]:
                     continue
                 items[num_items, 0] = node
                 items[num_items, 1] = child_tokens[child]
@@ -106,10 +164,16 @@ def grow_tree(
 
 
 @kernel
+def _tail(query: NDArray[np.int32], size: int) -> NDArray[np.int32]:
+    return query[max(size - MAX_MATCH_LENGTH, 0) : size]
+
+
+@kernel
 def _split(
     continuations: NDArray[np.int32],
     lengths: NDArray[np.int32],
     weights: NDArray[np.float64],
+    bases: NDArray[np.int32],
     levels: NDArray[np.int64],
     order: NDArray[np.int64],
     scratch: NDArray[np.int64],
@@ -130,7 +194,8 @@ def _split(
     sizes = np.zeros(MAX_CHILDREN + 2, np.int64)
     for i in range(begin, end):
         match = order[i]
-        token = continuations[match, depth]
+        past = depth - bases[match]
+        token = continuations[match, past] if past < continuations.shape[1] else -1
         if token < 0:
             child_of[i] = MAX_CHILDREN + 1
             sizes[MAX_CHILDREN + 1] += 1
@@ -143,7 +208,7 @@ def _split(
             num_children += 1
         child_of[i] = child
         sizes[child] += 1
-        level = levels[min(lengths[match] + depth, len(levels) - 1)]
+        level = levels[min(lengths[match] + past, len(levels) - 1)]
         counts[child, level] += weights[match]
     place = begin
     for child in range(MAX_CHILDREN + 2):

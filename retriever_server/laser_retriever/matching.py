@@ -12,7 +12,7 @@ from numba import carray
 from numpy.typing import NDArray
 
 from laser_retriever.kernel import int32_pointer, kernel, uint8_pointer
-from laser_retriever.suffix_array import SORT_DEPTH, find_interval
+from laser_retriever.suffix_array import BEGIN_MARK, SORT_DEPTH, find_interval
 
 # Lengths at which segments are searched; an occurrence found at one of them gets its true length, up to the last.
 SEARCH_LENGTHS = (1, 2, 3, 4, 6, 8, 11, 16, 24, 32)
@@ -33,6 +33,7 @@ def collect_segment_matches(
     vocab_size: int,
     max_per_search: int,
     enough: float,
+    begin_bonus: int,
     continuations: NDArray[np.int32],
     lengths: NDArray[np.int32],
     weights: NDArray[np.float64],
@@ -49,6 +50,7 @@ def collect_segment_matches(
         vocab_size: a continuation ends before a token that is not below it.
         max_per_search: most occurrences taken of one source at one length; more are sampled evenly.
         enough: once this much weight is collected, shorter lengths are left out.
+        begin_bonus: tokens by which a match counts as longer that reaches a document's begin.
         continuations: int32[M, D], filled: tokens that followed, -1 from where they end.
         lengths, weights, origins: [M], filled: match length, weight, index of the source.
         num_matches: how many there are already.
@@ -93,6 +95,7 @@ def collect_segment_matches(
                     highs[source, search],
                     vocab_size,
                     max_per_search,
+                    begin_bonus,
                     continuations,
                     lengths,
                     weights,
@@ -116,6 +119,7 @@ def _take_interval(
     high: int,
     vocab_size: int,
     max_per_search: int,
+    begin_bonus: int,
     continuations: NDArray[np.int32],
     lengths: NDArray[np.int32],
     weights: NDArray[np.float64],
@@ -155,6 +159,8 @@ def _take_interval(
             continue
         if depth < max_depth:
             continuations[num_matches, depth] = -1
+        if match_length == size and query[0] == BEGIN_MARK:
+            match_length += begin_bonus
         lengths[num_matches] = match_length
         weights[num_matches] = weight
         origins[num_matches] = source
@@ -165,7 +171,7 @@ def _take_interval(
 @kernel
 def collect_own_matches(
     tokens: NDArray[np.int32],
-    num_tokens: int,
+    query: NDArray[np.int32],
     weight: float,
     origin: int,
     vocab_size: int,
@@ -176,10 +182,11 @@ def collect_own_matches(
     origins: NDArray[np.int32],
     num_matches: int,
 ) -> int:
-    """Appends the earlier occurrences of a sequence's tail in the sequence itself, latest first. O(num_tokens).
+    """Appends the occurrences of the query's tails in the sequence itself, latest first. O(T).
 
     Args:
-        tokens: int32[>= num_tokens], prompt and output so far.
+        tokens: int32[T], prompt and output so far.
+        query: int32[Q], 1 <= Q <= MAX_MATCH_LENGTH: the end of `tokens`, or of a draft that continues them.
         max_matches: most occurrences taken; the others as in `collect_segment_matches`.
 
     Returns:
@@ -187,17 +194,17 @@ def collect_own_matches(
     """
     max_depth = continuations.shape[1]
     limit = min(num_matches + max_matches, len(lengths))
-    last = tokens[num_tokens - 1]
-    for end in range(num_tokens - 2, -1, -1):
+    num_tokens = len(tokens)
+    size = len(query)
+    last = query[size - 1]
+    for end in range(num_tokens - 1, -1, -1):
         if num_matches >= limit:
             break
         if tokens[end] != last:
             continue
         match_length = 1
         while (
-            match_length < MAX_MATCH_LENGTH
-            and match_length <= end
-            and tokens[end - match_length] == tokens[num_tokens - 1 - match_length]
+            match_length < size and match_length <= end and tokens[end - match_length] == query[size - 1 - match_length]
         ):
             match_length += 1
         depth = 0
