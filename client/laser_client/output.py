@@ -46,10 +46,10 @@ def open_writer(path: Path | None, stdout: IO[str]) -> RowWriter:
         InvalidRequest: another ending, or the file cannot be written, or Parquet without pyarrow.
     """
     if path is None:
-        return JsonLinesWriter(stdout)
+        return JsonLinesWriter(stdout, owned=False)
     try:
         if path.suffix == ".jsonl":
-            return JsonLinesWriter(path.open("w", encoding="utf8"))
+            return JsonLinesWriter(path.open("w", encoding="utf8"), owned=True)
         if path.suffix == ".parquet":
             return ParquetWriter(path)
     except OSError as error:
@@ -60,8 +60,9 @@ def open_writer(path: Path | None, stdout: IO[str]) -> RowWriter:
 class JsonLinesWriter:
     """A line per row, flushed at once: a kill loses only what had not ended."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: IO[str], *, owned: bool) -> None:
         self._file = file
+        self._owned = owned
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a line."""
@@ -69,8 +70,8 @@ class JsonLinesWriter:
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file, unless it is a standard stream."""
-        if self._file.fileno() > 2:
+        """Closes the file, if it is ours."""
+        if self._owned:
             self._file.close()
 
 

@@ -1,0 +1,340 @@
+"""The `laser` command end to end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from laser_client.cli import main
+from laser_protocol.errors import InvalidRequest, StorageUnavailable, WriterElsewhere
+from scripted_servers import FINGERPRINT, ScriptedRetriever, ServerThread, delta, echo, finished, prompt_of
+
+
+@pytest.fixture
+def laser(capsys):
+    """Runs the command; gives exit code, standard output and standard error."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        try:
+            code = main([str(argument) for argument in argv])
+        except SystemExit as end:
+            code = end.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def write_lines(path, *rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def read_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_prompt_is_streamed_to_stdout_and_its_stats_to_stderr(laser, verifier_server, verifier):
+    code, out, err = laser(
+        *("generate", "--verifier", verifier_server.target, "--prompt", "hello world", "--pool", "a/b"),
+        *("--acceptance", "relaxed", "--top-k", 3, "--min-prob", 0.5, "--max-new-tokens", 9, "--stop", "###"),
+        *("--system", "s", "--no-draft", "--learn"),
+    )
+    assert (code, out) == (0, "hello world\n")
+    assert "2.00 tokens_per_step" in err and "2 of 8 tokens accepted (ok)" in err
+    request = verifier.requests[0]
+    assert (request.acceptance.relaxed.top_k, request.acceptance.relaxed.min_prob) == (3, 0.5)
+    assert (request.max_new_tokens, list(request.stop), request.text.system) == (9, ["###"], "s")
+    assert (request.drafting, request.learn, request.pool) == (2, True, "a/b")
+
+
+def test_a_file_of_prompts_becomes_json_lines_in_the_same_order(laser, verifier_server, verifier, tmp_path):
+    async def slow_first(request):
+        await asyncio.sleep(0.2 if prompt_of(request) == "first" else 0)
+        async for response in echo(request):
+            yield response
+
+    verifier.script = slow_first
+    prompts = write_lines(
+        tmp_path / "prompts.jsonl",
+        {"id": "u1", "prompt": "first", "pool": "a/1"},
+        "",
+        {"prompt": [4, 5], "extra": True},
+        {"id": 7, "prompt": "third"},
+    )
+    output = tmp_path / "results.jsonl"
+    code, out, err = laser(
+        *("generate", "--verifier", verifier_server.target, "--input", prompts, "--output", output),
+        *("--pool", "a", "--learn"),
+    )
+    assert (code, out) == (0, "")
+    rows = read_lines(output.read_text())
+    assert [(row["id"], row["text"]) for row in rows] == [("u1", "first"), (3, "tokens [4, 5]"), (7, "third")]
+    assert rows[0]["token_ids"] == [1, 2, 3, 4] and rows[0]["finish_reason"] == "stop"
+    assert rows[0]["stats"]["tokens_per_step"] == 2.0 and rows[0]["stats"]["draft_status"] == "ok"
+    got = {prompt_of(request): (request.pool, request.document_id) for request in verifier.requests}
+    assert got == {"first": ("a/1", "u1"), "tokens [4, 5]": ("a", ""), "third": ("a", "7")}
+    assert "prompts                3 (0 failed)" in err and "tokens_per_step        2.00" in err
+
+
+def test_a_prompt_that_the_server_refuses_is_kept_as_an_error_and_the_others_go_on(
+    laser, verifier_server, verifier, tmp_path
+):
+    async def refuse_b(request):
+        if prompt_of(request) == "b":
+            raise InvalidRequest("prompt has 600 tokens, must be at most 500", field="prompt")
+        async for response in echo(request):
+            yield response
+
+    verifier.script = refuse_b
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"})
+    code, out, err = laser("generate", "--verifier", verifier_server.target, "--input", prompts)
+    assert code == 1
+    assert [row.get("text", row.get("error")) for row in read_lines(out)] == [
+        "a",
+        "InvalidRequest: prompt has 600 tokens, must be at most 500",
+        "c",
+    ]
+    assert "3 (1 failed)" in err
+
+
+def test_parquet_holds_the_same_rows(laser, verifier_server, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "aa", "id": 1}, {"prompt": "bb", "id": "x"})
+    output = tmp_path / "r.parquet"
+    code, _, _ = laser("generate", "--verifier", verifier_server.target, "--input", prompts, "--output", output)
+    assert code == 0
+    rows = parquet.read_table(output).to_pylist()
+    assert [(row["id"], row["text"], row["token_ids"], row["error"]) for row in rows] == [
+        ("1", "aa", [1, 2, 3, 4], None),
+        ("x", "bb", [1, 2, 3, 4], None),
+    ]
+    assert rows[0]["stats"]["tokens_per_step"] == 2.0
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
+def test_parquet_without_pyarrow_names_the_extra(laser, verifier_server, verifier, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "a"})
+    code, _, err = laser(
+        "generate", "--verifier", verifier_server.target, "--input", prompts, "--output", tmp_path / "r.parquet"
+    )
+    assert code == 2 and "laser-rec[parquet]" in err
+    assert verifier.requests == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("{nonsense", "no JSON"),
+        ("[1]", "must be a JSON object"),
+        ('{"id": 1}', "prompt is missing"),
+        ('{"prompt": ""}', "prompt is ''"),
+        ('{"prompt": 5}', "prompt is 5"),
+        ('{"prompt": "a", "pool": "../x"}', "pool is '../x'"),
+        ('{"prompt": "a", "id": [1]}', "id is [1]"),
+    ],
+)
+def test_an_unreadable_line_names_file_line_and_field_before_anything_is_sent(
+    laser, verifier_server, verifier, tmp_path, line, expected
+):
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "fine"}, line)
+    code, _, err = laser("generate", "--verifier", verifier_server.target, "--input", prompts)
+    assert code == 2
+    assert err.startswith(f"error: {prompts} line 2: {expected}") and err.count("\n") == 1
+    assert verifier.requests == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ((), "COMMAND"),
+        (("generate", "--prompt", "x"), "--verifier"),
+        (("generate", "--verifier", "h:1"), "--prompt"),
+        (("generate", "--verifier", "h:1", "--prompt", ""), "prompt is ''"),
+        (("generate", "--verifier", "h", "--prompt", "x"), "target is 'h'"),
+        (("generate", "--verifier", "h:1", "--prompt", "x", "--top-k", "2"), "--acceptance relaxed"),
+        (("generate", "--verifier", "h:1", "--prompt", "x", "--acceptance", "relaxed", "--top-k", "0"), "top_k is 0"),
+        (("generate", "--verifier", "h:1", "--input", "/no/such"), "No such file"),
+        (("generate", "--verifier", "h:1", "--prompt", "x", "--output", "r.csv"), ".jsonl or .parquet"),
+        (("generate", "--verifier", "h:1", "--prompt", "x", "--token-file", "/no/such"), "token_file"),
+        (("pools", "describe", "--retriever", "h:1", "--pool", "a/../b"), "pool is 'a/../b'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(laser, argv, expected):
+    code, out, err = laser(*argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and expected in err
+
+
+def test_a_server_that_is_not_there_is_one_line_and_exit_code_1(laser, tmp_path):
+    prompts = write_lines(tmp_path / "p.jsonl", *({"prompt": "a"} for _ in range(5)))
+    for argv in (
+        ("generate", "--verifier", "127.0.0.1:1", "--prompt", "x"),
+        ("generate", "--verifier", "127.0.0.1:1", "--input", prompts),
+        ("pools", "list", "--retriever", "127.0.0.1:1"),
+        ("health", "127.0.0.1:1"),
+        ("model", "--verifier", "127.0.0.1:1"),
+    ):
+        code, out, err = laser(*argv)
+        assert (code, out) == (1, "")
+        assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_health_says_what_the_server_says(laser, verifier_server):
+    assert laser("health", verifier_server.target)[:2] == (0, "SERVING\n")
+    assert laser("health", verifier_server.target, "--service", "laser.v1.Verifier")[:2] == (0, "SERVING\n")
+    assert laser("health", verifier_server.target, "--service", "x" * 300)[:2] == (1, "SERVICE_UNKNOWN\n")
+    verifier_server.set_serving(False)
+    assert laser("health", verifier_server.target)[:2] == (1, "NOT_SERVING\n")
+
+
+def test_model_shows_what_is_served(laser, verifier_server):
+    code, out, _ = laser("model", "--verifier", verifier_server.target)
+    assert code == 0 and FINGERPRINT in out and "Strict()" in out
+    _, out, _ = laser("model", "--verifier", verifier_server.target, "--json")
+    assert json.loads(out)["vocab_size"] == 100
+
+
+def test_pools_can_be_filled_listed_described_compacted_and_dropped(
+    laser, verifier_server, retriever_server, retriever, tmp_path
+):
+    at = ("--retriever", retriever_server.target)
+    pool = ("--pool", "a/b")
+    documents = write_lines(
+        tmp_path / "d.jsonl",
+        *({"id": i, "output_token_ids": [i, 2], "text": "ignored"} for i in range(1, 301)),
+        {"id": "long", "output_token_ids": [9] * 300_000},
+        {"id": "last", "output_token_ids": [7]},
+    )
+    code, out, _ = laser("pools", "add", *at, *pool, "--input", documents, "--verifier", verifier_server.target)
+    assert (code, out) == (0, "302 of 302 documents stored in a/b\n")
+    assert retriever.pools["a/b"]["17"] == [17, 2] and len(retriever.pools["a/b"]["long"]) == 300_000
+
+    code, out, _ = laser("pools", "list", *at)
+    assert code == 0 and out.splitlines()[1].split()[:3] == ["a/b", "302", "300,601"]
+    _, out, _ = laser("pools", "list", *at, "--root", "a", "--json")
+    assert json.loads(out)["num_documents"] == 302
+    assert laser("pools", "list", *at, "--root", "z", "--json")[1] == ""
+    assert FINGERPRINT in laser("pools", "describe", *at, *pool)[1]
+    assert json.loads(laser("pools", "compact", *at, *pool, "--json")[1])["id"] == "a/b"
+
+    code, out, _ = laser("pools", "remove", *at, *pool, "--id", "17", "--id", "nobody")
+    assert (code, out) == (0, "1 of 2 documents existed and are deleted\n")
+    code, _, err = laser("pools", "drop", *at, *pool)
+    assert code == 2 and "301 documents" in err and "--yes" in err and "a/b" in retriever.pools
+    assert laser("pools", "drop", *at, *pool, "--yes")[0] == 0 and retriever.pools == {}
+    code, _, err = laser("pools", "describe", *at, *pool)
+    assert code == 1 and "'a/b'" in err
+
+
+def test_documents_go_to_the_retriever_that_writes_the_pool(
+    laser, verifier_server, retriever_server, retriever, tmp_path
+):
+    documents = write_lines(tmp_path / "d.jsonl", {"id": "x", "output_token_ids": [1]})
+    add = ("pools", "add", "--pool", "a", "--input", documents, "--verifier", verifier_server.target)
+    first = ScriptedRetriever()
+    with ServerThread(first) as other:
+        first.refuse = WriterElsewhere("another shard writes a", holder=retriever_server.target)
+        assert laser(*add, "--retriever", other.target)[0] == 0
+        assert retriever.pools == {"a": {"x": [1]}} and first.pools == {}
+        retriever.refuse = WriterElsewhere("another shard writes a", holder=other.target)
+        code, _, err = laser(*add, "--retriever", other.target)
+        assert code == 1 and err.startswith("error: another shard writes a")
+
+
+def test_a_full_disk_says_how_many_documents_were_stored(laser, verifier_server, retriever_server, retriever, tmp_path):
+    retriever.refuse = StorageUnavailable("no space left on the pool directory")
+    documents = write_lines(tmp_path / "d.jsonl", {"id": "x", "output_token_ids": [1]})
+    code, out, err = laser(
+        *("pools", "add", "--pool", "a", "--input", documents, "--verifier", verifier_server.target),
+        *("--retriever", retriever_server.target),
+    )
+    assert (code, out, err) == (1, "0 of 1 documents stored in a\n", "error: no space left on the pool directory\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"output_token_ids": [1]}', "id is missing"),
+        ('{"id": 1}', "output_token_ids is missing"),
+        ('{"id": 1, "output_token_ids": []}', "output_token_ids has 0 tokens"),
+        ('{"id": 1, "output_token_ids": "x"}', "output_token_ids is a str"),
+        ('{"id": 1, "output_token_ids": [1, -1]}', "output_token_ids[1] is -1"),
+        ('{"id": "", "output_token_ids": [1]}', "id is ''"),
+    ],
+)
+def test_an_unreadable_document_names_file_line_and_field_before_any_is_added(
+    laser, verifier_server, retriever_server, retriever, tmp_path, line, expected
+):
+    documents = write_lines(tmp_path / "d.jsonl", {"id": "x", "output_token_ids": [1]}, line)
+    code, _, err = laser(
+        *("pools", "add", "--pool", "a", "--input", documents, "--verifier", verifier_server.target),
+        *("--retriever", retriever_server.target),
+    )
+    assert code == 2 and err.startswith(f"error: {documents} line 2: {expected}")
+    assert retriever.pools == {}
+
+
+def test_every_subcommand_teaches_with_an_example(laser):
+    commands = [("generate",), ("pools",), ("health",), ("model",)]
+    commands += [("pools", action) for action in ("list", "describe", "add", "remove", "drop", "compact")]
+    for command in commands:
+        code, out, _ = laser(*command, "--help")
+        assert code == 0 and "example" in out and f"laser {command[0]}" in out.partition("example")[2]
+
+
+def test_an_interrupt_exits_130_keeps_what_ended_and_frees_the_server(verifier_server, verifier, tmp_path):
+    async def one_hangs(request):
+        if prompt_of(request) == "hang":
+            yield delta("x", 1)
+            await asyncio.sleep(60)
+        async for response in echo(request):
+            yield response
+
+    verifier.script = one_hangs
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "aa"}, {"prompt": "hang"}, {"prompt": "bb"})
+    output = tmp_path / "r.jsonl"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "laser_client.cli", "generate", "--verifier", verifier_server.target),
+            *("--input", prompts, "--output", output),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 20
+    while verifier.num_open != 1 or len(verifier.requests) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err.strip().splitlines()[-1]) == (130, "interrupted")
+    assert "Traceback" not in err
+    assert [row["text"] for row in read_lines(output.read_text())] == ["aa", "bb"]
+    assert verifier.given_up.acquire(timeout=5)
+
+
+def test_the_installed_command_streams_into_a_pipe_that_closes_early(verifier_server, verifier):
+    async def long_text(request):
+        for _ in range(200):
+            yield delta("x" * 1000, 1)
+        yield finished(200)
+
+    verifier.script = long_text
+    process = subprocess.Popen(
+        [sys.executable, "-m", "laser_client.cli", "generate", "--verifier", verifier_server.target, "--prompt", "a"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.read(10) == b"x" * 10
+    process.stdout.close()
+    assert process.wait(10) == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()
