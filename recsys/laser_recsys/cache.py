@@ -64,7 +64,9 @@ def fetch_wheel(pin: WheelPin, cache_dir: Path) -> Path:
             _download(pin, partial, cache_dir)
             wheel = _find(pin, partial)
             if wheel is None:
-                raise CacheError(f"pip downloaded no wheel of {pin.name} {pin.version}; is only a source archive offered?")
+                raise CacheError(
+                    f"pip downloaded no wheel of {pin.name} {pin.version}; is only a source archive offered?"
+                )
             _check_sha256(wheel, pin)
             return wheel.replace(cache_dir / wheel.name)
     except OSError as error:

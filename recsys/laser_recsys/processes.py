@@ -16,8 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from laser_client.channel import Endpoint
+from laser_client.health import check_health
+from laser_protocol.errors import LaserError
 
 _POLL_S = 0.2
 _TAIL_LINES = 15
@@ -110,13 +111,10 @@ class ServerProcess:
 
 def is_healthy(address: str, timeout_s: float = 1.0) -> bool:
     """Whether the server at `address` answers its health check with SERVING."""
-    with grpc.insecure_channel(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            response = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
-        except grpc.RpcError:
-            return False
-    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+    try:
+        return check_health(Endpoint.make(address), timeout_s=timeout_s) == "SERVING"
+    except LaserError:
+        return False
 
 
 def command_path(name: str) -> str:
