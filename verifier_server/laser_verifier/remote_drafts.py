@@ -261,8 +261,9 @@ class RemoteDrafts:
                     logging.INFO if shard.connected else logging.DEBUG,
                     "shard.lost address=%s code=%s details=%s", shard.address, error.code().name, error.details(),
                 )  # fmt: skip
-            except (ValueError, asyncio.InvalidStateError) as error:
-                logger.warning("shard.broken address=%s error=%s", shard.address, error)
+            except Exception:
+                # A fault of ours or of the shard's may cost drafts, never the engine its drafts for good.
+                logger.exception("shard.broken address=%s", shard.address)
             was_connected = shard.connected
             self._on_lost(shard)
             pause_s = _RECONNECT_S[0] if was_connected else min(pause_s * 2, longest_s)
@@ -284,12 +285,12 @@ class RemoteDrafts:
                         )
                     )
                 )
-                first = await call.read()
-                if not isinstance(first, retriever_pb2.DraftResponse) or not first.HasField("handshake"):
-                    raise ValueError("the stream did not begin with a handshake")
-                self._on_connected(shard, first.handshake.name)
-                writer = asyncio.create_task(self._write(shard, call))
                 async for response in call:
+                    if writer is None:
+                        if not response.HasField("handshake"):
+                            raise ValueError("the stream did not begin with a handshake")
+                        self._on_connected(shard, response.handshake.name)
+                        writer = asyncio.create_task(self._write(shard, call))
                     self._on_response(shard, response)
             finally:
                 if writer is not None:
