@@ -131,7 +131,7 @@ class Request:
                 raise _invalid("pool", self.pool, "None or a pool id")
             check_pool_id(self.pool)
         elif self.settings.learn:
-            raise _invalid("learn", True, "False without a pool to learn into")
+            raise _invalid("pool", None, "named with learn=True, which adds the output to it")
         if self.document_id is not None:
             _check_text("document_id", self.document_id)
             if not 1 <= len(self.document_id.encode()) <= MAX_DOCUMENT_ID_BYTES:

@@ -148,8 +148,8 @@ def test_retries_of_overloaded_end_with_the_deadline(client, verifier):
         yield
 
     verifier.script = full
-    with pytest.raises(DeadlineExceeded, match=r"deadline of 0\.3 s") as caught:
-        client.generate("a", deadline=0.3)
+    with pytest.raises(DeadlineExceeded, match=r"deadline of 1 s") as caught:
+        client.generate("a", deadline=1)
     assert isinstance(caught.value.__cause__, Overloaded)
     assert len(verifier.requests) > 1
 
@@ -172,21 +172,21 @@ async def fall_silent(request):
 
 def test_silence_beyond_the_timeout_ends_the_call_and_frees_the_server(client, verifier):
     verifier.script = fall_silent
-    with pytest.raises(DeadlineExceeded, match=r"silent for the timeout of 0\.2 s"):
-        client.generate("a", timeout=0.2)
+    with pytest.raises(DeadlineExceeded, match=r"silent for the timeout of 0\.5 s"):
+        client.generate("a", timeout=0.5)
     assert verifier.given_up.acquire(timeout=5)
 
 
 def test_queued_messages_keep_a_waiting_call_alive_beyond_the_timeout(client, verifier):
     async def wait_in_queue(request):
-        for _ in range(8):
+        for _ in range(9):
             yield queued()
             await asyncio.sleep(0.1)
         async for response in echo(request):
             yield response
 
     verifier.script = wait_in_queue
-    assert client.generate("a", timeout=0.4).text == "a"
+    assert client.generate("a", timeout=0.6).text == "a"
 
 
 def test_the_deadline_holds_for_the_whole_call_though_the_server_keeps_sending(client, verifier):
@@ -349,7 +349,7 @@ def test_cancelling_an_async_call_frees_the_server(verifier_server, verifier):
             assert await asyncio.to_thread(verifier.given_up.acquire, timeout=5)
             assert await asyncio.to_thread(verifier.given_up.acquire, timeout=5)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.1):
+                async with asyncio.timeout(0.5):
                     await client.generate("c")
             assert await asyncio.to_thread(verifier.given_up.acquire, timeout=5)
 
@@ -401,7 +401,7 @@ BAD = [
     ("stop", {"stop": [""]}),
     ("stop", {"stop": ["x"] * 17}),
     ("stop", {"stop": [3]}),
-    ("learn", {"learn": True}),
+    ("pool", {"learn": True}),
     ("learn", {"learn": 1, "pool": "a"}),
     ("draft", {"draft": None}),
     ("system", {"system": "x", "raw": True}),

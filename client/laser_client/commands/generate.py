@@ -38,7 +38,7 @@ _FATAL = (NotReady, EngineDead, Unauthenticated)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `laser generate`; defaults are the library's."""
     limits = Limits()
-    parser.add_argument("--verifier", required=True, metavar="HOST:PORT")
+    parser.add_argument("--verifier", required=True, metavar="HOST:PORT", help="default port of a verifier: 50052")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT", help="one prompt; its text is streamed to standard output")
     source.add_argument("--input", type=Path, metavar="F.jsonl", help="a file of prompts, one JSON object per line")
@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--acceptance", choices=("strict", "relaxed"), help="default: the server's")
     how.add_argument("--top-k", type=int, metavar="K", help="with relaxed: candidates per place, 1 to 16 (2)")
     how.add_argument("--min-prob", type=float, metavar="P", help="with relaxed: probability to exceed, 0 to 1 (0.1)")
-    how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: %(default)s)")
-    how.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy (default: %(default)s)")
+    how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="limit of the output (%(default)s)")
+    how.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy (%(default)s)")
     how.add_argument("--seed", type=int, metavar="N", help="with --temperature: the same seed, the same output")
     how.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before it; up to 16 times")
     how.add_argument("--system", metavar="TEXT", help="system turn of the chat template")
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--learn", action="store_true", help="outputs join the pool, under the lines' ids")
     how.add_argument("--max-in-flight", type=int, default=256, metavar="N", help="prompts open at a time (%(default)s)")
     how.add_argument(
-        "--timeout", type=float, default=limits.timeout, metavar="S", help="seconds of silence (default: %(default)s)"
+        "--timeout", type=float, default=limits.timeout, metavar="S", help="seconds of silence (%(default)s)"
     )
     how.add_argument("--deadline", type=float, default=limits.deadline, metavar="S", help="seconds for everything")
     add_connection_options(parser)

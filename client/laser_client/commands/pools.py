@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             epilog=f"example:\n  {_EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        action.add_argument("--retriever", required=True, metavar="HOST:PORT")
+        action.add_argument("--retriever", required=True, metavar="HOST:PORT", help="any of them")
         if name != "list":
             action.add_argument("--pool", required=True, metavar="ID", help="such as ml-100k/kar/user/2")
         _add_own_arguments(name, action)

@@ -32,7 +32,7 @@ def run_health(arguments: argparse.Namespace) -> int:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `laser model`."""
-    parser.add_argument("--verifier", required=True, metavar="HOST:PORT")
+    parser.add_argument("--verifier", required=True, metavar="HOST:PORT", help="the server to ask")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     add_connection_options(parser)
 
