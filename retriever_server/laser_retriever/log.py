@@ -153,7 +153,7 @@ class LogReader:
                     self._restart(identity, stat.st_size)
                 file.seek(self._offset)
                 data = file.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return self._restart(None, 0), []
         records, valid_end = scan_frames(data, str(self._path))
         self._offset += valid_end

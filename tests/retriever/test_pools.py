@@ -1,0 +1,150 @@
+"""All pools of a directory: ancestors' samples, what a sequence is drafted from, instances side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from laser_protocol.errors import InvalidRequest, StorageUnavailable, UnknownPool
+from laser_retriever.config import RetrieverConfig
+from laser_retriever.index import Sources
+from laser_retriever.pools import Pools, PoolStatus
+
+
+@contextmanager
+def pools_at(directory: Path, **settings: float) -> Iterator[Pools]:
+    pools = Pools(RetrieverConfig(pools=directory, rescan_s=0.05, sample_interval_s=0, **settings))  # type: ignore[arg-type]
+    try:
+        yield pools
+    finally:
+        pools.close()
+
+
+def add(pools: Pools, pool: str, documents: dict[str, list[int]], fingerprint: str = "f") -> None:
+    pools.add_documents(pool, fingerprint, [(k, np.array(v, np.int32)) for k, v in documents.items()])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about within 10 s"
+        time.sleep(0.01)
+
+
+def texts(sources: Sources) -> list[tuple[int, list[list[int]]]]:
+    """(distance, documents) per source."""
+    return [
+        (int(distance), sorted(index.document(i).tolist() for i in range(index.num_documents)))
+        for distance, index in zip(sources.distances, sources.indexes, strict=True)
+    ]
+
+
+def test_a_sequence_is_drafted_from_its_pool_and_its_ancestors_only(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a/b/c", {"1": [1]})
+        add(pools, "a/b/d", {"1": [2]})
+        add(pools, "a", {"1": [3]})
+        add(pools, "z", {"1": [4]})
+        until(lambda: len(texts(pools.sources("a/b/c", "f")[1])) == 4)
+        status, sources = pools.sources("a/b/c", "f")
+        assert status is PoolStatus.OK
+        assert texts(sources) == [(0, [[1]]), (1, [[1], [2]]), (2, [[3]]), (2, [[1], [2]])]
+
+
+def test_an_unknown_pool_is_drafted_from_its_ancestors(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a/b", {"1": [1]})
+        until(lambda: bool(texts(pools.sources("a/new", "f")[1])))
+        assert pools.sources("a/new", "f")[0] is PoolStatus.NO_POOL
+        assert texts(pools.sources("", "f")[1]) == []
+        assert pools.sources("", "f")[0] is PoolStatus.NO_POOL
+
+
+def test_nothing_is_drafted_from_pools_of_another_tokenizer(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a/b", {"1": [1]}, "f")
+        add(pools, "a/c", {"1": [2]}, "g")
+        until(lambda: bool(texts(pools.sources("a/x", "f")[1]) and texts(pools.sources("a/x", "g")[1])))
+        assert texts(pools.sources("a/x", "f")[1]) == [(1, [[1]])]
+        assert texts(pools.sources("a/x", "g")[1]) == [(1, [[2]])]
+        assert pools.sources("a/b", "g")[0] is PoolStatus.TOKENIZER_MISMATCH
+        assert texts(pools.sources("a/b", "g")[1]) == []
+
+
+def test_an_ancestors_sample_is_bounded_and_the_same_in_every_instance(tmp_path: Path) -> None:
+    with pools_at(tmp_path, sample_documents=5) as one, pools_at(tmp_path, sample_documents=5) as two:
+        for pool in ("a/b", "a/c", "a/d"):
+            add(one, pool, {str(i): [i + 1] for i in range(10)})
+        for pools in (one, two):
+            until(lambda pools=pools: len(pools._samples.get("a", _none).snapshots) == 3)  # type: ignore[misc]
+        first, second = texts(one.sources("a", "f")[1]), texts(two.sources("a", "f")[1])
+        assert first == second
+        assert len(first[0][1]) == 5
+
+
+class _None:
+    snapshots: tuple[()] = ()
+
+
+_none = _None()
+
+
+def test_deletions_carry_over_to_ancestors_and_other_instances(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as one, pools_at(tmp_path) as two:
+        add(one, "a/b", {"1": [1], "2": [2]})
+        until(lambda: texts(two.sources("a", "f")[1]) == [(0, [[1], [2]])])
+        one.delete_documents("a/b", ["1"])
+        until(lambda: texts(two.sources("a", "f")[1]) == [(0, [[2]])])
+        assert texts(two.sources("a/b", "f")[1]) == [(0, [[2]]), (1, [[2]])]
+
+
+def test_a_long_log_is_sealed_in_the_background(tmp_path: Path) -> None:
+    with pools_at(tmp_path, seal_tokens=50) as pools:
+        add(pools, "a", {str(i): [1] * 10 for i in range(10)})
+        until(lambda: len(pools.describe("a").segments) == 1)
+        assert (pools.describe("a").num_documents, len(pools.describe("a").tail_ids)) == (10, 0)
+
+
+def test_lists_are_sorted_and_limited_to_a_root(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        for pool in ("b", "a/c", "a", "ab"):
+            add(pools, pool, {"1": [1]})
+        assert [snapshot.pool for snapshot in pools.list_pools()] == ["a", "a/c", "ab", "b"]
+        assert [snapshot.pool for snapshot in pools.list_pools("a")] == ["a", "a/c"]
+        pools.drop("a")
+        assert [snapshot.pool for snapshot in pools.list_pools()] == ["a/c", "ab", "b"]
+
+
+@pytest.mark.parametrize("pool", ["..", "a/../b", "/a", "a/", "", "A", "a/seg-1", "log", "a/b/c/d/e/f/g/h/i", "a\n"])
+def test_a_pool_id_that_is_no_pool_id_touches_no_file(tmp_path: Path, pool: str) -> None:
+    with pools_at(tmp_path / "pools") as pools:
+        with pytest.raises(InvalidRequest) as caught:
+            add(pools, pool, {"1": [1]})
+        assert caught.value.field == "pool"
+        with pytest.raises(InvalidRequest):
+            pools.describe(pool)
+        assert list((tmp_path / "pools").iterdir()) == []
+
+
+def test_unknown_pools_are_named(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        for call in (pools.describe, pools.drop, pools.compact):
+            with pytest.raises(UnknownPool, match="'a/b' is not known"):
+                call("a/b")
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageUnavailable, match="pools is"):
+        Pools(RetrieverConfig(pools=tmp_path / "file" / "pools"))
+
+
+def test_a_wrong_setting_is_named_with_its_value(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rescan_s is 0"):
+        RetrieverConfig(pools=tmp_path, rescan_s=0)
+    with pytest.raises(ValueError, match="name is ''"):
+        RetrieverConfig(pools=tmp_path, name="")
