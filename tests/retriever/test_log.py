@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from laser_protocol.errors import StorageUnavailable
 from laser_retriever.log import HEADER_SIZE, LogReader, LogWriter, Record, encode_frame
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from laser_protocol.errors import InvalidRequest, StorageUnavailable, UnknownPool
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.index import Sources

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from laser_retriever.segment import CorruptSegment, Segment, open_segment, write_segment
 
 documents_strategy = st.dictionaries(

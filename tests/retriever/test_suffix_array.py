@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from retriever_oracles import occurrences, sorted_suffixes
+
 from laser_retriever.index import build_index, lay_out
 from laser_retriever.suffix_array import BEGIN_MARK, END_MARK, SORT_DEPTH, build_suffix_array, find_interval
-from retriever_oracles import occurrences, sorted_suffixes
 
 small_tokens = st.lists(st.integers(BEGIN_MARK, 3), max_size=80)
 any_tokens = st.lists(st.integers(BEGIN_MARK, 2**31 - 1), max_size=40)

@@ -1,0 +1,236 @@
+"""Draft trees: always valid, and with the continuations that were seen before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from retriever_oracles import FixedSources, common_suffix_len, occurrences
+
+from laser_protocol.errors import InvalidRequest
+from laser_protocol.tree import DraftTree
+from laser_retriever.drafter import DraftParams
+from laser_retriever.index import TokenIndex, build_index
+from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS, collect_segment_matches
+from laser_retriever.sequence import Drafter
+
+VOCAB_SIZE = 50
+token_lists = st.lists(st.integers(0, 4), min_size=1, max_size=40)
+
+
+def index_of(*documents: list[int]) -> TokenIndex:
+    return build_index([np.array(document, np.int32) for document in documents])
+
+
+def drafter_on(*indexes: TokenIndex, **settings: int) -> Drafter:
+    return Drafter(FixedSources(indexes), "f", VOCAB_SIZE, **settings)
+
+
+def path_tokens(tree: DraftTree, node_idx: int) -> list[int]:
+    return [int(tree.token_ids[i]) for i in tree.path(node_idx)]
+
+
+@given(
+    st.lists(token_lists, max_size=4),
+    token_lists,
+    token_lists,
+    st.integers(1, 40),
+    st.sampled_from([(0, 1, 2, 3, 4), (3,), (49, 0, 7, 8, 9)]),
+)
+def test_every_tree_is_valid_and_every_path_occurred_before(
+    documents: list[list[int]], prompt: list[int], output: list[int], budget: int, names: tuple[int, ...]
+) -> None:
+    documents = [[names[token % len(names)] for token in document] for document in documents]
+    drafter = drafter_on(index_of(*documents))
+    drafter.open(1, "p", prompt + output, len(prompt))
+    tree = drafter.draft(1, budget)
+    tree.check(budget, VOCAB_SIZE)
+    assert tree.position == len(prompt) + len(output)
+    seen = [*documents, prompt + output]
+    for token, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
+        pair = [token] if parent < 0 else [int(tree.token_ids[parent]), token]
+        assert any(occurrences(text, pair) for text in seen)
+
+
+@given(st.lists(token_lists, max_size=4), st.lists(st.integers(0, 4), min_size=1, max_size=MAX_MATCH_LENGTH))
+def test_matches_are_all_earlier_occurrences_each_with_its_true_length(
+    documents: list[list[int]], query: list[int]
+) -> None:
+    index = index_of(*documents)
+    sources = FixedSources((index,)).sources("", "")[1]
+    n = len(index.tokens) + 1
+    lengths = np.zeros(n, np.int32)
+    continuations = np.zeros((n, 1), np.int32)
+    found = collect_segment_matches(
+        sources.table, np.ones(len(sources.table)), np.array(query, np.int32), np.array(SEARCH_LENGTHS), VOCAB_SIZE,
+        10_000, np.inf, 0, continuations, lengths, np.zeros(n), np.zeros(n, np.int32), 0,
+    )  # fmt: skip
+    expected = []
+    for document in documents:
+        for end in range(1, len(document)):
+            length = common_suffix_len(document[:end], query)
+            if length:
+                expected.append((length, document[end]))
+    matches = list(zip(lengths[:found].tolist(), continuations[:found, 0].tolist(), strict=True))
+    assert sorted(matches) == sorted(expected)
+    assert [length for length, _ in matches if length == len(query)] == [
+        length for length, _ in matches[: sum(length == len(query) for length, _ in matches)]
+    ], "longest first"
+
+
+def test_the_first_tokens_are_drafted_from_the_documents_begins() -> None:
+    drafter = drafter_on(index_of([1, 2, 3], [1, 2, 4], [9, 1, 5]))
+    drafter.open(0, "p", [30, 31], 2)
+    tree = drafter.draft(0, 4)
+    assert [1, 2] in [path_tokens(tree, i) for i in range(len(tree))]
+    assert tree.token_ids[0] == 1, "two of three documents begin so"
+    assert sorted(tree.token_ids[tree.parents == -1].tolist()) == [1, 9]
+
+
+def test_the_begin_counts_as_context_behind_a_few_output_tokens() -> None:
+    documents = [[1, 7, 7], *[[5, 1, 8]] * 3]
+    drafter = drafter_on(index_of(*documents))
+    drafter.open(0, "p", [30, 1], 1)
+    assert drafter.draft(0, 1).token_ids.tolist() == [7], "[begin, 1] has been followed by 7 only"
+    drafter.open(1, "p", [30, 5, 1], 1)
+    assert drafter.draft(1, 1).token_ids.tolist() == [8]
+
+
+def test_a_sequence_without_a_pool_is_drafted_from_its_own_prompt_and_output() -> None:
+    drafter = drafter_on()
+    drafter.open(0, "", [1, 2, 3, 4, 1, 2], 5)
+    assert path_tokens(drafter.draft(0, 2), 1) == [3, 4]
+
+
+def test_nothing_seen_before_gives_an_empty_tree() -> None:
+    drafter = drafter_on()
+    drafter.open(0, "", [1, 2, 3], 3)
+    assert len(drafter.draft(0, 32)) == 0
+
+
+def test_no_node_continues_beyond_the_end_of_a_document() -> None:
+    drafter = drafter_on(index_of([1, 2], [3, 4]))
+    drafter.open(0, "p", [30, 1], 1)
+    assert drafter.draft(0, 32).token_ids.tolist() == [2]
+
+
+def test_tokens_outside_the_vocabulary_are_never_drafted() -> None:
+    drafter = drafter_on(index_of([1, 2, VOCAB_SIZE, 3], [VOCAB_SIZE + 5, 1]))
+    drafter.open(0, "p", [30, 1], 1)
+    assert drafter.draft(0, 32).token_ids.tolist() == [2]
+
+
+def test_deleted_documents_are_never_drafted_from() -> None:
+    index = index_of([1, 2, 3], [1, 4, 5])
+    drafter = drafter_on(index.without([0]))
+    drafter.open(0, "p", [30, 1], 1)
+    assert 2 not in drafter.draft(0, 32).token_ids
+    assert 4 in drafter.draft(0, 32).token_ids
+
+
+def test_advancing_moves_the_position_and_takes_in_what_was_accepted() -> None:
+    drafter = drafter_on(index_of([1, 2, 3, 4, 5]))
+    drafter.open(0, "p", [30], 1)
+    tree = drafter.draft(0, 3)
+    assert path_tokens(tree, 2) == [1, 2, 3]
+    drafter.advance(0, 1, [1, 2, 9], 3, 1)
+    assert (drafter.feedback.num_verified, drafter.feedback.num_accepted) == (3, 2)
+    assert drafter.feedback.verified_per_decile[[0, 2]].sum(axis=1).tolist() == [3, 2]
+    assert drafter.draft(0, 3).position == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("position", (0, 3, [1], 0, -1)),
+        ("token_ids", (0, 1, [], 0, -1)),
+        ("token_ids", (0, 1, [VOCAB_SIZE], 0, -1)),
+        ("token_ids", (0, 1, [-2], 0, -1)),
+        ("num_verified_nodes", (0, 1, [1], 4, -1)),
+        ("num_verified_nodes", (0, 1, [1], -1, -1)),
+        ("accepted_node_idx", (0, 1, [1], 2, 2)),
+        ("accepted_node_idx", (0, 1, [1], 2, -2)),
+        ("accepted_node_idx", (0, 1, [7], 3, 0)),
+        ("sequence_id", (5, 1, [1], 0, -1)),
+    ],
+)
+def test_an_advance_that_makes_no_sense_names_the_field_and_closes_that_sequence_only(
+    field: str, arguments: tuple[int, int, list[int], int, int]
+) -> None:
+    drafter = drafter_on(index_of([1, 2, 3, 4, 5]))
+    drafter.open(0, "p", [30], 1)
+    drafter.open(1, "p", [30], 1)
+    drafter.draft(0, 3)
+    with pytest.raises(InvalidRequest) as caught:
+        drafter.advance(*arguments)
+    assert caught.value.field == field
+    assert len(drafter) == (2 if field == "sequence_id" else 1)
+    drafter.advance(1, 1, [1])
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("pool", (1, "..", [1], 1)),
+        ("token_ids", (1, "p", [], 1)),
+        ("token_ids", (1, "p", [1, -1], 1)),
+        ("num_prompt_tokens", (1, "p", [1], 0)),
+        ("num_prompt_tokens", (1, "p", [1], 2)),
+        ("sequence_id", (0, "p", [1], 1)),
+    ],
+)
+def test_an_open_that_makes_no_sense_names_the_field(field: str, arguments: tuple[int, str, list[int], int]) -> None:
+    drafter = drafter_on()
+    drafter.open(0, "p", [30], 1)
+    with pytest.raises(InvalidRequest) as caught:
+        drafter.open(*arguments)
+    assert caught.value.field == field
+    assert len(drafter) == 1
+
+
+def test_open_sequences_are_limited_and_closed_ones_forgotten() -> None:
+    drafter = drafter_on(max_sequences=2)
+    for sequence_id in (0, 1):
+        drafter.open(sequence_id, "", [1], 1)
+    with pytest.raises(InvalidRequest, match="at most 2"):
+        drafter.open(2, "", [1], 1)
+    drafter.close(0)
+    drafter.close(77)
+    drafter.open(2, "", [1], 1)
+    assert len(drafter) == 2
+
+
+def test_budgets_are_kept_up_to_the_largest_and_others_refused() -> None:
+    drafter = drafter_on(index_of(*([i, j, k] for i in range(7) for j in range(7) for k in range(7))))
+    drafter.open(0, "p", [30], 1)
+    for budget in (0, 1, 16, 64, 256):
+        tree = drafter.draft(0, budget)
+        tree.check(budget, VOCAB_SIZE)
+        assert (len(tree) == 0) == (budget == 0)
+    with pytest.raises(InvalidRequest) as caught:
+        drafter.draft(0, 257)
+    assert caught.value.field == "node_budget"
+
+
+def test_many_more_children_than_told_apart_still_give_a_valid_tree() -> None:
+    index = build_index([np.array([token], np.int32) for token in range(500)])
+    drafter = Drafter(FixedSources((index,)), "f", 1000)
+    drafter.open(0, "p", [999], 1)
+    tree = drafter.draft(0, 256)
+    tree.check(256, 1000)
+
+
+def test_a_sequence_longer_than_its_first_buffer_keeps_its_tokens() -> None:
+    drafter = drafter_on()
+    drafter.open(0, "", [*range(40)], 1)
+    for step in range(30):
+        drafter.advance(0, 40 * (step + 1), [*range(40)])
+    assert path_tokens(drafter.draft(0, 3), 2) == [0, 1, 2]
+
+
+def test_parameters_that_do_not_fit_together_are_named() -> None:
+    with pytest.raises(ValueError, match="kappas has 1 values, must have 2"):
+        DraftParams(kappas=(1.0,), level_lengths=(1, 2))
+    with pytest.raises(ValueError, match="level_lengths"):
+        DraftParams(kappas=(1.0, 1.0), level_lengths=(2, 1))

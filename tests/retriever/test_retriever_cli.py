@@ -1,0 +1,104 @@
+"""`laser-retriever serve` as a process."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
+from laser_retriever.cli import main, own_address
+
+COMMAND = [sys.executable, "-c", "import sys; from laser_retriever.cli import main; sys.exit(main())"]
+
+
+@contextmanager
+def serving(directory: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running command and its address."""
+    process = subprocess.Popen(
+        [*COMMAND, "serve", "--pools", str(directory), "--listen", "127.0.0.1:0", "--name", "shard"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert process.stderr is not None
+    with process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            port = next(
+                m[1] for m in (re.search(r"laser_retriever\.listening port=(\d+)", line) for line in lines) if m
+            )
+            yield process, f"127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def test_it_turns_healthy_keeps_what_it_acknowledged_through_a_kill_and_stops_on_sigterm(tmp_path: Path) -> None:
+    document = retriever_pb2.Document(id="a", token_ids=b"\1\0\0\0")
+    request = retriever_pb2.AddDocumentsRequest(pool="p", tokenizer_fingerprint="f", documents=[document])
+    with serving(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="laser.v1.Retriever"))
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        retriever_pb2_grpc.RetrieverStub(channel).AddDocuments(iter([request]))
+        process.kill()
+    with serving(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
+        listed = retriever_pb2_grpc.RetrieverStub(channel).ListPools(retriever_pb2.ListPoolsRequest()).pools
+        assert [(pool.pool, pool.num_documents) for pool in listed] == [("p", 1)]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_it_works_without_a_place_to_cache_compiled_kernels(tmp_path: Path) -> None:
+    program = "import laser_retriever.suffix_array as s, numpy as n; print(s.build_suffix_array(n.zeros(3, n.int32)))"
+    patched = (
+        "import numba.core.caching as c\n"
+        "for locator in c.CacheImpl._locator_classes: locator.from_function = classmethod(lambda *a: None)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", patched + program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[2 1 0]"
+
+
+def test_arguments_that_make_no_sense_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, part in (
+        (["--listen", "nowhere"], "listen is 'nowhere'"),
+        (["--threads", "0"], "num_threads is 0"),
+        (["--name", ""], "name is ''"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["serve", "--pools", str(tmp_path), *arguments])
+        assert caught.value.code == 2
+        assert part in capsys.readouterr().err
+
+
+def test_a_pool_directory_that_cannot_be_used_ends_the_command_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [*COMMAND, "serve", "--pools", str(tmp_path / "file"), "--listen", "127.0.0.1:0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "laser-retriever: pools is" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_retriever_needs_no_torch() -> None:
+    program = "import sys, laser_retriever.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_a_server_on_all_addresses_advertises_its_host_name() -> None:
+    assert own_address("0.0.0.0:0", 5) != "0.0.0.0:5"
+    assert own_address("127.0.0.1:0", 5) == "127.0.0.1:5"

@@ -1,0 +1,382 @@
+"""The retriever behind a real gRPC server on a free port, called through a real channel."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from laser_protocol.errors import (
+    InvalidRequest,
+    LaserError,
+    PoolMismatch,
+    StorageUnavailable,
+    UnknownPool,
+    WriterElsewhere,
+    from_rpc_error,
+)
+from laser_protocol.serving import LaserServer, ListenConfig
+from laser_protocol.tree import tree_from_message
+from laser_protocol.v1 import acceptance_pb2, retriever_pb2, retriever_pb2_grpc
+from laser_retriever.config import RetrieverConfig
+from laser_retriever.pools import Pools
+from laser_retriever.service import SERVICE_NAME, RetrieverService
+
+FINGERPRINT = "f" * 64
+VOCAB_SIZE = 100
+POOL = "shop/user/1"
+
+
+def pack(*token_ids: int) -> bytes:
+    return np.array(token_ids, "<i4").tobytes()
+
+
+class RunningServer:
+    """A retriever in this process, with its event loop in a thread."""
+
+    def __init__(self, directory: Path, name: str = "shard-a") -> None:
+        config = RetrieverConfig(pools=directory, name=name, rescan_s=0.05, sample_interval_s=0)
+        self.pools = Pools(config)
+        self.service = RetrieverService(self.pools, config)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        port = self._run(self._start())
+        self.address = f"127.0.0.1:{port}"
+        self.pools.advertise(self.address)
+        self.channel = grpc.insecure_channel(self.address)
+        self.stub = retriever_pb2_grpc.RetrieverStub(self.channel)
+
+    async def _start(self) -> int:
+        self._server = LaserServer(
+            ListenConfig("127.0.0.1:0", grace_s=0.1),
+            [SERVICE_NAME],
+            lambda server: retriever_pb2_grpc.add_RetrieverServicer_to_server(self.service, server),
+        )
+        return await self._server.start()
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
+
+    def stop(self) -> None:
+        self.channel.close()
+        self._run(self._server.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self.service.close()
+        self.pools.close()
+
+    def add(self, documents: dict[str, list[int]], pool: str = POOL, fingerprint: str = FINGERPRINT) -> Any:
+        messages = [retriever_pb2.Document(id=key, token_ids=pack(*tokens)) for key, tokens in documents.items()]
+        request = retriever_pb2.AddDocumentsRequest(pool=pool, tokenizer_fingerprint=fingerprint, documents=messages)
+        return self.stub.AddDocuments(iter([request]))
+
+    def described(self, pool: str = POOL) -> retriever_pb2.PoolDescription:
+        return self.stub.DescribePool(retriever_pb2.DescribePoolRequest(pool=pool)).description
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RunningServer]:
+    running = RunningServer(tmp_path)
+    yield running
+    running.stop()
+
+
+class Stream:
+    """A draft stream, driven one message at a time."""
+
+    def __init__(self, server: RunningServer, handshake: retriever_pb2.Handshake | None = None) -> None:
+        self._requests: queue.Queue[retriever_pb2.DraftRequest | None] = queue.Queue()
+        self._responses = server.stub.Draft(iter(self._requests.get, None))
+        shake = handshake or retriever_pb2.Handshake(
+            tokenizer_fingerprint=FINGERPRINT, vocab_size=VOCAB_SIZE, verifier_name="test"
+        )
+        self.reply = self.ask(retriever_pb2.DraftRequest(handshake=shake)).handshake
+
+    def ask(self, request: retriever_pb2.DraftRequest) -> retriever_pb2.DraftResponse:
+        self.send(request)
+        response: retriever_pb2.DraftResponse = next(self._responses)
+        return response
+
+    def send(self, request: retriever_pb2.DraftRequest) -> None:
+        self._requests.put(request)
+
+    def end(self) -> None:
+        self._requests.put(None)
+        assert list(self._responses) == []
+
+
+@pytest.fixture
+def stream(server: RunningServer) -> Iterator[Stream]:
+    opened = Stream(server)
+    yield opened
+    opened.end()
+
+
+def opening(sequence_id: int, tokens: list[int], *, pool: str = POOL, **fields: Any) -> retriever_pb2.OpenSequence:
+    fields = {"num_prompt_tokens": 1, "node_budget": 8, **fields}
+    strict = acceptance_pb2.Acceptance(strict=acceptance_pb2.Strict())
+    return retriever_pb2.OpenSequence(
+        sequence_id=sequence_id, pool=pool, token_ids=pack(*tokens), model="m", acceptance=strict, **fields
+    )
+
+
+def raised(call: Callable[[], object]) -> LaserError:
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    return from_rpc_error(caught.value)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about within 10 s"
+        time.sleep(0.02)
+
+
+def first_path(response: retriever_pb2.DraftResponse) -> list[int]:
+    """Tokens of the deepest node's path in the first tree."""
+    tree = tree_from_message(response.trees[0])
+    depths = tree.depths()
+    return [int(tree.token_ids[i]) for i in tree.path(int(depths.argmax()))] if len(tree) else []
+
+
+def test_the_handshake_names_the_shard(stream: Stream) -> None:
+    assert stream.reply.name == "shard-a"
+
+
+def test_added_documents_are_drafted_from_and_followed_as_the_sequence_advances(
+    server: RunningServer, stream: Stream
+) -> None:
+    response = server.add({"a": [1, 2, 3, 4, 5, 6], "b": [9]})
+    assert (response.num_documents, response.num_tokens) == (2, 7)
+    until(lambda: len(server.pools.sources(POOL, FINGERPRINT)[1].table) > 0)
+    answer = stream.ask(retriever_pb2.DraftRequest(opens=[opening(7, [50], node_budget=4)]))
+    assert [(o.sequence_id, o.pool_state) for o in answer.opened] == [(7, retriever_pb2.POOL_STATE_OK)]
+    assert first_path(answer)[:3] == [1, 2, 3]
+    tree = tree_from_message(answer.trees[0])
+    tree.check(4, VOCAB_SIZE)
+    assert (answer.trees[0].sequence_id, tree.position) == (7, 1)
+    advance = retriever_pb2.AdvanceSequence(
+        sequence_id=7, position=1, token_ids=pack(1, 2), num_verified_nodes=1, accepted_node_idx=0, node_budget=8
+    )
+    answer = stream.ask(retriever_pb2.DraftRequest(advances=[advance]))
+    assert not answer.faults
+    assert answer.trees[0].position == 3
+    assert first_path(answer) == [3, 4, 5, 6]
+
+
+def test_the_trees_of_one_message_come_together_and_budget_0_gives_none(stream: Stream) -> None:
+    opens = [opening(i, [1, 2, 1], node_budget=0 if i == 3 else 4) for i in range(5)]
+    answer = stream.ask(retriever_pb2.DraftRequest(opens=opens))
+    assert [tree.sequence_id for tree in answer.trees] == [0, 1, 2, 4]
+    assert [o.sequence_id for o in answer.opened] == [0, 1, 2, 3, 4]
+
+
+def test_an_open_says_what_became_of_the_pool(server: RunningServer, stream: Stream) -> None:
+    server.add({"a": [1]}, "mine")
+    server.add({"a": [1, 2]}, "other", "0" * 64)
+    server.described("mine"), server.described("other")
+    opens = [opening(i, [1, 2, 1], pool=pool) for i, pool in enumerate(["mine", "new", "", "other"])]
+    answer = stream.ask(retriever_pb2.DraftRequest(opens=opens))
+    assert [o.pool_state for o in answer.opened] == [
+        retriever_pb2.POOL_STATE_OK,
+        retriever_pb2.POOL_STATE_NO_POOL,
+        retriever_pb2.POOL_STATE_NO_POOL,
+        retriever_pb2.POOL_STATE_TOKENIZER_MISMATCH,
+    ]
+    assert [len(tree.token_ids) > 0 for tree in answer.trees] == [True] * 4, "the sequence itself is always there"
+
+
+def test_a_fault_closes_one_sequence_and_the_others_go_on(stream: Stream) -> None:
+    stream.ask(retriever_pb2.DraftRequest(opens=[opening(1, [1, 2, 1]), opening(2, [1, 2, 1])]))
+    wrong = retriever_pb2.AdvanceSequence(sequence_id=1, position=9, token_ids=pack(2), node_budget=4)
+    wrong.accepted_node_idx = -1
+    right = retriever_pb2.AdvanceSequence(
+        sequence_id=2, position=3, token_ids=pack(2), accepted_node_idx=-1, node_budget=4
+    )
+    answer = stream.ask(retriever_pb2.DraftRequest(advances=[wrong, right]))
+    assert [fault.sequence_id for fault in answer.faults] == [1]
+    assert answer.faults[0].message.startswith("position is 9, must be 3")
+    assert [tree.sequence_id for tree in answer.trees] == [2]
+    answer = stream.ask(retriever_pb2.DraftRequest(advances=[wrong]))
+    assert "sequence_id 1 is not open" in answer.faults[0].message
+    assert not stream.ask(retriever_pb2.DraftRequest(opens=[opening(1, [1, 2])])).faults
+
+
+@pytest.mark.parametrize(
+    ("message", "start"),
+    [
+        (opening(1, [1], pool="../etc"), "pool is '../etc'"),
+        (opening(1, []), "token_ids is empty"),
+        (opening(1, [1, VOCAB_SIZE]), f"token_ids[1] is {VOCAB_SIZE}"),
+        (opening(1, [1], num_prompt_tokens=2), "num_prompt_tokens is 2"),
+        (opening(1, [1], node_budget=257), "node_budget is 257"),
+        (retriever_pb2.OpenSequence(sequence_id=1, token_ids=b"abc", num_prompt_tokens=1), "token_ids has 3 bytes"),
+    ],
+)
+def test_an_open_that_makes_no_sense_is_a_fault_of_that_sequence(
+    stream: Stream, message: retriever_pb2.OpenSequence, start: str
+) -> None:
+    answer = stream.ask(retriever_pb2.DraftRequest(opens=[message, opening(2, [1, 2, 1])]))
+    assert [fault.sequence_id for fault in answer.faults] == [1]
+    assert answer.faults[0].message.startswith(start)
+    assert [tree.sequence_id for tree in answer.trees] == [2]
+
+
+def test_closed_sequences_are_forgotten_and_unknown_ones_ignored(stream: Stream) -> None:
+    stream.ask(retriever_pb2.DraftRequest(opens=[opening(1, [1, 2])]))
+    answer = stream.ask(retriever_pb2.DraftRequest(closes=[1, 99], opens=[opening(1, [3, 4])]))
+    assert not answer.faults
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (retriever_pb2.DraftRequest(closes=[1]), "handshake"),
+        (retriever_pb2.DraftRequest(handshake=retriever_pb2.Handshake(vocab_size=5)), "tokenizer_fingerprint"),
+        (retriever_pb2.DraftRequest(handshake=retriever_pb2.Handshake(tokenizer_fingerprint="f")), "vocab_size"),
+    ],
+)
+def test_a_stream_without_a_proper_handshake_is_refused(
+    server: RunningServer, request_: retriever_pb2.DraftRequest, field: str
+) -> None:
+    error = raised(lambda: list(server.stub.Draft(iter([request_]))))
+    assert isinstance(error, InvalidRequest)
+    assert error.field == field
+
+
+def test_a_second_handshake_ends_the_stream(server: RunningServer) -> None:
+    handshake = retriever_pb2.Handshake(tokenizer_fingerprint=FINGERPRINT, vocab_size=5)
+    request = retriever_pb2.DraftRequest(handshake=handshake)
+    error = raised(lambda: list(server.stub.Draft(iter([request, request]))))
+    assert (type(error), error.field) == (InvalidRequest, "handshake")
+
+
+def add_request(**fields: Any) -> retriever_pb2.AddDocumentsRequest:
+    document = retriever_pb2.Document(id="a", token_ids=pack(1))
+    fields = {"pool": POOL, "tokenizer_fingerprint": FINGERPRINT, "documents": [document], **fields}
+    return retriever_pb2.AddDocumentsRequest(**fields)
+
+
+def document(document_id: str, token_ids: bytes) -> list[retriever_pb2.Document]:
+    return [retriever_pb2.Document(id=document_id, token_ids=token_ids)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (add_request(pool=""), "pool"),
+        (add_request(pool="a/../b"), "pool"),
+        (add_request(tokenizer_fingerprint=""), "tokenizer_fingerprint"),
+        (add_request(documents=[]), "documents"),
+        (add_request(documents=document("", pack(1))), "id"),
+        (add_request(documents=document("é" * 129, pack(1))), "id"),
+        (add_request(documents=document("a", b"")), "token_ids"),
+        (add_request(documents=document("a", b"abc")), "token_ids"),
+        (add_request(documents=document("a", pack(1, -1))), "token_ids"),
+    ],
+)
+def test_documents_that_cannot_be_stored_are_refused_naming_the_field(
+    server: RunningServer, request_: retriever_pb2.AddDocumentsRequest, field: str
+) -> None:
+    error = raised(lambda: server.stub.AddDocuments(iter([request_])))
+    assert (type(error), error.field) == (InvalidRequest, field)
+    assert not server.stub.ListPools(retriever_pb2.ListPoolsRequest()).pools
+
+
+def test_a_call_must_not_change_its_pool(server: RunningServer) -> None:
+    error = raised(lambda: server.stub.AddDocuments(iter([add_request(), add_request(pool="elsewhere")])))
+    assert (type(error), error.field) == (InvalidRequest, "pool")
+
+
+def test_documents_of_another_tokenizer_are_a_mismatch_naming_both(server: RunningServer) -> None:
+    server.add({"a": [1]})
+    error = raised(lambda: server.add({"b": [2]}, fingerprint="other"))
+    assert isinstance(error, PoolMismatch)
+    assert "other" in str(error)
+    assert FINGERPRINT in str(error)
+
+
+def test_storage_that_fails_is_said_to_be_unavailable(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add({"a": [1]})
+
+    def fail(*arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", fail)
+        error = raised(lambda: server.add({"b": [2]}))
+    assert isinstance(error, StorageUnavailable)
+    assert "disk full" in str(error)
+    assert server.described().num_documents == 1
+
+
+@pytest.mark.parametrize("call", ["DescribePool", "DropPool", "CompactPool", "DeleteDocuments"])
+def test_unknown_pools_and_bad_pool_ids_are_told_apart(server: RunningServer, call: str) -> None:
+    make = getattr(retriever_pb2, f"{call}Request")
+    method = getattr(server.stub, call)
+    unknown = raised(lambda: method(make(pool="no/such")))
+    assert (type(unknown), unknown.field) == (UnknownPool, "pool")
+    assert "no/such" in str(unknown)
+    assert type(raised(lambda: method(make(pool="no/../such")))) is InvalidRequest
+
+
+def test_pools_are_listed_described_compacted_and_dropped(server: RunningServer) -> None:
+    server.add({"a": [1, 2], "b": [3]})
+    server.add({"a": [1]}, "shop")
+    described = server.described()
+    assert (described.pool, described.tokenizer_fingerprint) == (POOL, FINGERPRINT)
+    assert (described.num_documents, described.num_tokens, described.num_log_documents) == (2, 3, 2)
+    deleted = server.stub.DeleteDocuments(retriever_pb2.DeleteDocumentsRequest(pool=POOL, ids=["a", "x"]))
+    assert deleted.num_deleted == 1
+    compacted = server.stub.CompactPool(retriever_pb2.CompactPoolRequest(pool=POOL)).description
+    assert (compacted.num_documents, compacted.num_segments, compacted.num_log_documents) == (1, 1, 0)
+    listed = server.stub.ListPools(retriever_pb2.ListPoolsRequest()).pools
+    assert [pool.pool for pool in listed] == ["shop", POOL]
+    server.stub.DropPool(retriever_pb2.DropPoolRequest(pool=POOL))
+    listed = server.stub.ListPools(retriever_pb2.ListPoolsRequest(root="shop")).pools
+    assert [pool.pool for pool in listed] == ["shop"]
+
+
+def test_two_shards_on_one_directory_share_pools_and_send_writers_to_each_other(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    other = RunningServer(tmp_path, "shard-b")
+    try:
+        server.add({"a": [1, 2, 3]})
+        error = raised(lambda: other.add({"b": [4]}))
+        assert isinstance(error, WriterElsewhere)
+        assert error.holder == server.address
+        until(lambda: len(other.pools.sources(POOL, FINGERPRINT)[1].table) > 0)
+        stream = Stream(other)
+        assert first_path(stream.ask(retriever_pb2.DraftRequest(opens=[opening(1, [50])])))[:2] == [1, 2]
+        stream.end()
+    finally:
+        other.stop()
+
+
+def test_a_cancelled_stream_leaves_nothing_behind(server: RunningServer) -> None:
+    call = server.stub.Draft(
+        iter(
+            [
+                retriever_pb2.DraftRequest(
+                    handshake=retriever_pb2.Handshake(tokenizer_fingerprint=FINGERPRINT, vocab_size=9)
+                )
+            ]
+        )
+    )
+    assert next(call).handshake.name == "shard-a"
+    call.cancel()
+    again = Stream(server)
+    assert not again.ask(retriever_pb2.DraftRequest(opens=[opening(1, [1, 2])])).faults
+    again.end()
