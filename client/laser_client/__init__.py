@@ -9,6 +9,10 @@ Needs grpcio and protobuf only; importing it imports no numpy.
                                      acceptance=Relaxed(top_k=2, min_prob=0.1))
 """
 
+from laser_client.aio import AsyncLaserClient
+from laser_client.client import LaserClient, TextStream
+from laser_client.generation import Chunk, Generation, GenerationStats, Model
+from laser_client.stream import AsyncTextStream
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.errors import (
     DeadlineExceeded,
@@ -24,11 +28,6 @@ from laser_protocol.errors import (
     UnknownPool,
     WriterElsewhere,
 )
-
-from laser_client.aio import AsyncLaserClient
-from laser_client.client import LaserClient, TextStream
-from laser_client.generation import Chunk, Generation, GenerationStats, Model
-from laser_client.stream import AsyncTextStream
 
 __all__ = [
     "Acceptance",

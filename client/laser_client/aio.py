@@ -9,10 +9,7 @@ from typing import Any, Literal, Self, Unpack, overload
 
 import grpc
 import grpc.aio
-from laser_protocol.errors import InvalidRequest, LaserError, from_rpc_error
-from laser_protocol.v1 import verifier_pb2, verifier_pb2_grpc
 
-from laser_client.channel import Endpoint, Pem
 from laser_client.generation import Generation, Model
 from laser_client.request import (
     OnError,
@@ -26,6 +23,9 @@ from laser_client.request import (
 )
 from laser_client.stream import AsyncTextStream, Call, Patience
 from laser_client.wire import model_from_message, request_to_message
+from laser_protocol.channel import Endpoint, Pem
+from laser_protocol.errors import InvalidRequest, LaserError, from_rpc_error
+from laser_protocol.v1 import verifier_pb2, verifier_pb2_grpc
 
 Outcome = Generation | LaserError
 # Called with the index of a prompt that ended, and with what it ended in.

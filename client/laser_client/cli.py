@@ -11,9 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from laser_protocol.errors import InvalidRequest, LaserError
-
 from laser_client.commands import generate, pools, status
+from laser_protocol.errors import InvalidRequest, LaserError
 
 _HELP = {
     "generate": "generate text for one prompt or a file of prompts",

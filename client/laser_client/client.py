@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
 from laser_client.aio import AsyncLaserClient, OnProgress, Outcome
-from laser_client.channel import Pem
 from laser_client.generation import Chunk, Generation, Model
 from laser_client.loop_thread import LoopThread
 from laser_client.request import OnError, Options, Prompt
 from laser_client.stream import AsyncTextStream
+from laser_protocol.channel import Pem
 
 
 class LaserClient:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import grpc
-from laser_protocol.errors import from_rpc_error
 
-from laser_client.channel import Endpoint
+from laser_protocol.channel import Endpoint
+from laser_protocol.errors import from_rpc_error
 
 _METHOD = "/grpc.health.v1.Health/Check"
 _STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")

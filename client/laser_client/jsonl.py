@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from laser_protocol.errors import InvalidRequest
-
 from laser_client.pools import Document
 from laser_client.request import Prompt, Request, Settings
+from laser_protocol.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)

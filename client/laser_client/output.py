@@ -9,9 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from laser_protocol.errors import InvalidRequest, LaserError
-
 from laser_client.generation import Generation
+from laser_protocol.errors import InvalidRequest, LaserError
 
 _ROWS_PER_GROUP = 1024
 

@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+
+from laser_protocol.channel import Endpoint
 from laser_protocol.errors import InvalidRequest, WriterElsewhere, from_rpc_error
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.v1 import retriever_pb2 as pb
 from laser_protocol.v1 import retriever_pb2_grpc
-
-from laser_client.channel import Endpoint
 
 MAX_DOCUMENT_TOKENS = 1_048_576
 MAX_DOCUMENT_ID_BYTES = 256

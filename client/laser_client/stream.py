@@ -14,12 +14,12 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
-from laser_protocol.errors import DeadlineExceeded, Internal, LaserError, NotReady, Overloaded, from_rpc_error
-from laser_protocol.v1 import verifier_pb2
 
 from laser_client.generation import Chunk, Generation
 from laser_client.request import Limits
 from laser_client.wire import chunk_from_message, generation_from_message
+from laser_protocol.errors import DeadlineExceeded, Internal, LaserError, NotReady, Overloaded, from_rpc_error
+from laser_protocol.v1 import verifier_pb2
 
 Call = Any  # grpc.aio.UnaryStreamCall[GenerateRequest, GenerateResponse]
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from laser_client.generation import Chunk, DraftStatus, FinishReason, Generation, GenerationStats, Model
+from laser_client.request import Request
 from laser_protocol.acceptance import Strict, acceptance_from_message, acceptance_to_message
 from laser_protocol.errors import Internal, InvalidRequest
 from laser_protocol.packing import pack_token_ids, unpack_token_ids
 from laser_protocol.v1 import verifier_pb2 as pb
-
-from laser_client.generation import Chunk, DraftStatus, FinishReason, Generation, GenerationStats, Model
-from laser_client.request import Request
 
 _FINISH_REASONS: dict[int, FinishReason] = {pb.FINISH_REASON_STOP: "stop", pb.FINISH_REASON_LENGTH: "length"}
 _DRAFT_STATUSES: dict[int, DraftStatus] = {

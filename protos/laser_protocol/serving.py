@@ -39,15 +39,6 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
 )
 
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A silent partition is noticed within keepalive time + timeout.
-    ("grpc.keepalive_time_ms", 2000),
-    ("grpc.keepalive_timeout_ms", 1000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
-)
-
 
 @dataclass(frozen=True, slots=True)
 class ListenConfig:

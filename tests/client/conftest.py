@@ -3,8 +3,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from laser_client import LaserClient
 from scripted_servers import ScriptedRetriever, ScriptedVerifier, ServerThread
+
+from laser_client import LaserClient
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ import sys
 import time
 
 import pytest
+from scripted_servers import FINGERPRINT, ScriptedRetriever, ServerThread, delta, echo, finished, prompt_of
+
 from laser_client.cli import main
 from laser_protocol.errors import InvalidRequest, StorageUnavailable, WriterElsewhere
-from scripted_servers import FINGERPRINT, ScriptedRetriever, ServerThread, delta, echo, finished, prompt_of
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 
-import laser_client
 import pytest
+from scripted_servers import delta, echo, finished, prompt_of, queued
+
+import laser_client
 from laser_client import (
     AsyncLaserClient,
     DeadlineExceeded,
@@ -24,7 +26,6 @@ from laser_client import (
     Relaxed,
     Strict,
 )
-from scripted_servers import delta, echo, finished, prompt_of, queued
 
 
 def test_one_prompt_gives_one_generation_with_text_tokens_and_stats(client, verifier):

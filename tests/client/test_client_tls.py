@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_servers import ServerThread
+
 from laser_client import AsyncLaserClient, LaserClient, NotReady, Unauthenticated
 from laser_client.cli import main
-from scripted_servers import ServerThread
 
 x509 = pytest.importorskip("cryptography.x509", reason="cryptography is not installed: no certificates to test with")
 hashes: Any = pytest.importorskip("cryptography.hazmat.primitives.hashes")
@@ -126,6 +127,6 @@ def test_the_right_token_is_served_and_a_wrong_or_missing_one_is_unauthenticated
 
 
 def test_a_token_does_not_show_in_a_representation():
-    from laser_client.channel import Endpoint
+    from laser_protocol.channel import Endpoint
 
     assert "s3cret" not in repr(Endpoint.make("localhost:1", token="s3cret"))

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+
 from laser_protocol.errors import STATUS_CODES, Internal, LaserError, from_rpc_error, status_code, to_trailing_metadata
 from laser_protocol.serving import LaserServer, ListenConfig
 from laser_protocol.v1 import verifier_pb2, verifier_pb2_grpc

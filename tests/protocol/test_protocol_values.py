@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from laser_protocol.acceptance import Relaxed, Strict, acceptance_from_message, acceptance_to_message
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.packing import pack_token_ids, unpack_token_ids

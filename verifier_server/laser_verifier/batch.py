@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from laser_protocol.acceptance import Acceptance, Relaxed
-from laser_protocol.tree import DraftTree
 from numpy.typing import NDArray
 from torch import Tensor
 
+from laser_protocol.acceptance import Acceptance, Relaxed
+from laser_protocol.tree import DraftTree
 from laser_verifier.acceptance import PackedTrees, RelaxedRows, SampledRows
 from laser_verifier.sampling import uniform
 

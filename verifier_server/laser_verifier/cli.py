@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import socket
@@ -15,13 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.channel import Endpoint
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.serving import LaserServer, ListenConfig, read_token, until_signal
 from laser_protocol.tree import DraftTree
-from laser_protocol.v1 import verifier_pb2_grpc
-
 from laser_verifier.batch import StepInput
 from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
 from laser_verifier.draft_budget import StepCost, measure_step_cost
@@ -31,11 +31,10 @@ from laser_verifier.model import TargetModel, check_model_path, load_model, load
 from laser_verifier.remote_drafts import Handshake, RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
 from laser_verifier.runner import ModelRunner
-from laser_verifier.service import ModelDescription, VerifierService
+from laser_verifier.service import SERVICE_NAME, ModelDescription, VerifierService, register
 
 logger = logging.getLogger(__name__)
 
-_SERVICE = "laser.v1.Verifier"
 _EPILOG = """example:
   laser-retriever serve --pools ./pools --listen 127.0.0.1:50051
   laser-verifier serve --model ./smollm2 --retriever 127.0.0.1:50051 --listen 127.0.0.1:50052
@@ -202,9 +201,7 @@ async def _serve(
             default_acceptance=config.default_acceptance,
         )
         service = VerifierService(engine, tokenizer, description)
-        server = LaserServer(
-            listen, [_SERVICE], lambda server: verifier_pb2_grpc.add_VerifierServicer_to_server(service, server)
-        )
+        server = LaserServer(listen, [SERVICE_NAME], functools.partial(register, service))
         port = await server.start()
         loop, stopping = asyncio.get_running_loop(), threading.Event()
 

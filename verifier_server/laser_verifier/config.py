@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import grpc
+
 from laser_protocol.acceptance import Acceptance, Strict
 from laser_protocol.tree import MAX_NODES
 

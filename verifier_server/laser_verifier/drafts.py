@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from laser_protocol.acceptance import Acceptance
-from laser_protocol.tree import DraftTree
 from numpy.typing import NDArray
 
+from laser_protocol.acceptance import Acceptance
+from laser_protocol.tree import DraftTree
 from laser_verifier.sequence import DraftStatus
 
 

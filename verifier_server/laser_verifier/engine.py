@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 from laser_protocol.errors import EngineDead, LaserError, NotReady, Overloaded
 from laser_protocol.tree import DraftTree, MalformedTree
-
 from laser_verifier.batch import StepInput
 from laser_verifier.config import EngineConfig
 from laser_verifier.draft_budget import StepCost, choose_num_nodes
@@ -127,9 +127,14 @@ class Engine:
 
     # From the engine thread.
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request runs or waits."""
+        return bool(self._running or self._queue)
+
     def wait_for_work(self, timeout_s: float) -> None:
         """Returns at once if something runs or waits, else when something comes or the time is over."""
-        if not self._running and not self._queue:
+        if not self.is_busy:
             self._work.wait(timeout_s)
         self._work.clear()
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 import grpc
 import grpc.aio
 import numpy as np
+
 from laser_protocol.acceptance import Acceptance, acceptance_to_message
 from laser_protocol.channel import Endpoint
 from laser_protocol.tree import DraftTree, MalformedTree, tree_from_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
-
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
 from laser_verifier.sequence import DraftStatus

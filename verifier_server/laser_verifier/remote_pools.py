@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import grpc
 import grpc.aio
+
 from laser_protocol.channel import Endpoint
 from laser_protocol.errors import LaserError, NotReady, WriterElsewhere, from_rpc_error
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
-
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.shards import rendezvous_order
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+
 from laser_protocol.acceptance import Acceptance
 from laser_protocol.errors import LaserError
-
 from laser_verifier.text import TextStream
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
+
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict, acceptance_from_message, acceptance_to_message
 from laser_protocol.errors import InvalidRequest, LaserError
 from laser_protocol.packing import pack_token_ids, unpack_token_ids
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.v1 import verifier_pb2, verifier_pb2_grpc
-
 from laser_verifier.engine import Engine
 from laser_verifier.prompt import encode_text, has_chat_template
 from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Event, Finished, FinishReason, Request
@@ -39,6 +39,9 @@ _DRAFT_STATUSES = {
     DraftStatus.TOKENIZER_MISMATCH: verifier_pb2.DRAFT_STATUS_TOKENIZER_MISMATCH,
     DraftStatus.NO_RETRIEVER: verifier_pb2.DRAFT_STATUS_NO_RETRIEVER,
 }
+
+
+SERVICE_NAME = "laser.v1.Verifier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,3 +238,8 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         if len(request.stop) > _MAX_STOP or any(not s for s in request.stop):
             raise InvalidRequest(f"stop is {list(request.stop)!r}, must be at most {_MAX_STOP} strings, none empty",
                                  field="stop")  # fmt: skip
+
+
+def register(service: VerifierService, server: grpc.aio.Server) -> None:
+    """Adds the service to a server."""
+    verifier_pb2_grpc.add_VerifierServicer_to_server(service, server)

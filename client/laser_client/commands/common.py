@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from laser_protocol.channel import Endpoint
 from laser_protocol.errors import InvalidRequest
-
-from laser_client.channel import Endpoint
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
-from laser_protocol.acceptance import Acceptance, Relaxed, Strict
-from laser_protocol.errors import EngineDead, InvalidRequest, LaserError, NotReady, Unauthenticated
 from tqdm import tqdm
 
 from laser_client.client import LaserClient
@@ -20,6 +18,8 @@ from laser_client.generation import Generation
 from laser_client.jsonl import read_prompts
 from laser_client.output import RowWriter, make_row, open_writer
 from laser_client.request import Limits, Options, split_options
+from laser_protocol.acceptance import Acceptance, Relaxed, Strict
+from laser_protocol.errors import EngineDead, InvalidRequest, LaserError, NotReady, Unauthenticated
 
 EXAMPLE = """examples:
   laser generate --verifier localhost:50052 --prompt "Which films does a fan of Alien like?"

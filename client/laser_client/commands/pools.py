@@ -8,8 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-from laser_protocol.errors import InvalidRequest
-from laser_protocol.pool_id import check_pool_id
 from tqdm import tqdm
 
 from laser_client.client import LaserClient
@@ -22,6 +20,8 @@ from laser_client.commands.common import (
 )
 from laser_client.jsonl import read_documents
 from laser_client.pools import Pool, PoolClient
+from laser_protocol.errors import InvalidRequest
+from laser_protocol.pool_id import check_pool_id
 
 _EXAMPLES = {
     "list": "laser pools list --retriever localhost:50051 --root ml-100k",

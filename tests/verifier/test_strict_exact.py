@@ -1,0 +1,116 @@
+"""Promise 1: strict output equals plain decoding, token for token, whatever the trees and the batch are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from laser_protocol.tree import DraftTree
+from laser_verifier.drafts import NoDrafts
+from tests.oracles import plain_decoding
+from tests.verifier.tiny import ARCHITECTURES, VOCAB_SIZE, TinyServer, tiny_model, tiny_network
+from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts, ScriptedDrafts, trees
+
+EOS = (3, 17)
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def network(request: pytest.FixtureRequest) -> Any:
+    return tiny_network(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return tiny_network("llama", seed=1, eos_token_ids=EOS)
+
+
+def prompts_of(seed: int, count: int, longest: int = 20) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(seed)
+    return [tuple(rng.integers(0, VOCAB_SIZE, int(rng.integers(1, longest))).tolist()) for _ in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["none", "good", "random", "hostile"])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_output_is_plain_decoding_for_every_architecture_tree_and_batch(network: Any, kind: str, batch: int) -> None:
+    prompts = prompts_of(batch, 9)
+    expected = {prompt: plain_decoding(network, prompt, 24) for prompt in prompts}
+    drafts: Any = {
+        "none": NoDrafts(),
+        "good": GoodDrafts(VOCAB_SIZE, expected),
+        "random": RandomDrafts(VOCAB_SIZE),
+        "hostile": HostileDrafts(VOCAB_SIZE),
+    }[kind]
+    server = TinyServer(tiny_model(network), drafts, max_sequences=batch)
+    outcomes = [server.submit(prompt, 24) for prompt in prompts]
+    server.run()
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        assert outcome.token_ids == expected[prompt]
+    if kind == "good":
+        assert drafts.num_accepted > 9
+    if kind == "hostile":
+        assert server.engine.counters.num_malformed_trees > 0
+        assert server.engine.counters.num_stale_trees > 0
+        assert server.engine.counters.num_draft_tokens > 0
+
+
+class DrawnDrafts(ScriptedDrafts):
+    """Trees that Hypothesis draws."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        super().__init__(VOCAB_SIZE)
+        self.data = data
+
+    def _tree(self, sequence_id: int, token_ids: list[int]) -> DraftTree:
+        return self.data.draw(trees(VOCAB_SIZE, 10, len(token_ids)))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_output_is_plain_decoding_for_any_tree_and_any_coming_and_going(llama: Any, data: st.DataObject) -> None:
+    """Sequences join and leave between steps, some are cancelled, prompts are prefilled in chunks."""
+    server = TinyServer(
+        tiny_model(llama),
+        DrawnDrafts(data),
+        max_sequences=data.draw(st.integers(1, 4), label="slots"),
+        max_step_tokens=data.draw(st.sampled_from([4, 9, 64]), label="step tokens"),
+    )
+    waiting = prompts_of(data.draw(st.integers(0, 50)), 6)
+    expected, outcomes = {}, {}
+    while waiting or server.engine.is_busy:
+        if waiting and data.draw(st.booleans(), label="join"):
+            prompt = waiting.pop()
+            num_tokens = data.draw(st.integers(1, 16), label="max_new_tokens")
+            expected[prompt] = plain_decoding(llama, prompt, num_tokens, EOS)
+            outcomes[prompt] = server.submit(prompt, num_tokens, request_id=str(prompt))
+        if outcomes and data.draw(st.integers(0, 15), label="cancel") == 0:
+            cancelled = data.draw(st.sampled_from(sorted(outcomes)))
+            if outcomes[cancelled].num_terminal == 0:
+                server.engine.cancel(str(cancelled))
+                outcomes.pop(cancelled)
+        server.engine.step()
+    for prompt, outcome in outcomes.items():
+        assert outcome.token_ids == expected[prompt]
+        assert outcome.num_terminal == 1
+
+
+@pytest.mark.parametrize("kind", ["good", "random", "hostile"])
+def test_sampling_with_drafts_equals_plain_sampling_of_the_same_seed(llama: Any, kind: str) -> None:
+    prompts = prompts_of(5, 6)
+    sampling = {prompt: {"temperature": 0.8, "seed": 100 + i} for i, prompt in enumerate(prompts)}
+    expected = {prompt: plain_decoding(llama, prompt, 24, EOS, **sampling[prompt]) for prompt in prompts}
+    drafts: Any = {
+        "good": GoodDrafts(VOCAB_SIZE, expected),
+        "random": RandomDrafts(VOCAB_SIZE),
+        "hostile": HostileDrafts(VOCAB_SIZE),
+    }[kind]
+    server = TinyServer(tiny_model(llama), drafts, max_sequences=3)
+    outcomes = {prompt: server.submit(prompt, 24, **sampling[prompt]) for prompt in prompts}
+    server.run()
+    assert {prompt: outcome.token_ids for prompt, outcome in outcomes.items()} == expected
+    assert len({tuple(output) for output in expected.values()}) == len(prompts)
+    if kind == "good":
+        assert drafts.num_accepted > 6
