@@ -132,6 +132,11 @@ class Engine:
         """Whether a request runs or waits."""
         return bool(self._running or self._queue)
 
+    @property
+    def cache_size_bytes(self) -> int:
+        """Bytes of the KV cache."""
+        return self._runner.cache.size_bytes
+
     def wait_for_work(self, timeout_s: float) -> None:
         """Returns at once if something runs or waits, else when something comes or the time is over."""
         if not self.is_busy:

@@ -163,11 +163,13 @@ class RemoteDrafts:
         self._loop = asyncio.get_running_loop()
         self._shards: dict[str, _Shard] = {}
         self._sequences: dict[int, _Remote] = {}
-        # Guards the four below, which both threads touch.
+        # Guards the rest, which both threads touch.
         self._condition = threading.Condition()
         self._trees: dict[int, DraftTree] = {}
         self._statuses: dict[int, DraftStatus] = {}
         self._shard_of: dict[int, _Shard] = {}
+        # Opened, but the event loop did not come to choose a shard yet.
+        self._unassigned: set[int] = set()
         self.counters = DraftCounters()
 
     # DraftSource, from the engine thread.
@@ -182,6 +184,8 @@ class RemoteDrafts:
             opened.token_ids.tolist(),
             opened.node_budget,
         )
+        with self._condition:
+            self._unassigned.add(opened.sequence_id)
         self._loop.call_soon_threadsafe(self._on_open, remote)
 
     def advance(self, steps: list[Advanced]) -> None:
@@ -196,16 +200,12 @@ class RemoteDrafts:
         """See DraftSource. Waits only for shards that did not miss three times in a row."""
         deadline = time.monotonic() + timeout_s
         with self._condition:
-            awaited = {
-                i for i in positions if (shard := self._shard_of.get(i)) and shard.num_misses < _MISSES_TO_STOP_WAITING
-            }
-            while missing := {i for i in awaited if not self._has(i, positions[i])}:
+            while missing := [i for i in positions if self._is_worth_waiting_for(i, positions[i])]:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or not self._condition.wait(left_s):
                     for shard in {self._shard_of[i] for i in missing if i in self._shard_of}:
                         shard.num_misses += 1
                     break
-                awaited = {i for i in awaited if i in self._shard_of}
             found = {i: self._trees.pop(i) for i, position in positions.items() if self._has(i, position)}
             for shard in {self._shard_of[i] for i in found if i in self._shard_of}:
                 shard.num_misses = 0
@@ -215,6 +215,14 @@ class RemoteDrafts:
         """See DraftSource."""
         with self._condition:
             return self._statuses.get(sequence_id, DraftStatus.NO_RETRIEVER)
+
+    def _is_worth_waiting_for(self, sequence_id: int, position: int) -> bool:
+        if self._has(sequence_id, position):
+            return False
+        shard = self._shard_of.get(sequence_id)
+        if shard is None:
+            return sequence_id in self._unassigned
+        return shard.num_misses < _MISSES_TO_STOP_WAITING
 
     def _has(self, sequence_id: int, position: int) -> bool:
         tree = self._trees.get(sequence_id)
@@ -314,8 +322,10 @@ class RemoteDrafts:
         name = choose_shard(remote.pool, {name: shard.num_open for name, shard in by_name.items()})
         remote.shard = by_name[name] if name is not None else None
         with self._condition:
+            self._unassigned.discard(remote.sequence_id)
             if remote.shard is not None:
                 self._shard_of[remote.sequence_id] = remote.shard
+            self._condition.notify_all()
         if remote.shard is not None:
             remote.shard.num_open += 1
             remote.shard.outbox.opens[remote.sequence_id] = remote
@@ -345,6 +355,7 @@ class RemoteDrafts:
             self._trees.pop(sequence_id, None)
             self._statuses.pop(sequence_id, None)
             self._shard_of.pop(sequence_id, None)
+            self._unassigned.discard(sequence_id)
             self._condition.notify_all()
 
     def _on_connected(self, shard: _Shard, name: str) -> None:

@@ -1,0 +1,197 @@
+"""What becomes of a request: limits, ends, cancelling, queueing, learning, faults."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from laser_protocol.acceptance import Relaxed
+from laser_protocol.errors import EngineDead, NotReady, Overloaded
+from laser_verifier.drafts import NoDrafts
+from laser_verifier.engine import run_engine
+from laser_verifier.sequence import DraftStatus, FinishReason
+from tests.oracles import plain_decoding
+from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_model, tiny_network
+from tests.verifier.trees import GoodDrafts
+
+PROMPT = (5, 6, 7)
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return tiny_network("llama", seed=2)
+
+
+def good(network: Any, num_tokens: int = 40) -> GoodDrafts:
+    return GoodDrafts(VOCAB_SIZE, {PROMPT: plain_decoding(network, PROMPT, num_tokens)})
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7, 20])
+def test_exactly_max_new_tokens_are_emitted_however_deep_the_drafts_are(network: Any, max_new_tokens: int) -> None:
+    server = TinyServer(tiny_model(network), good(network))
+    outcome = server.submit(PROMPT, max_new_tokens)
+    server.run()
+    assert outcome.token_ids == plain_decoding(network, PROMPT, max_new_tokens)
+    assert outcome.finished.reason is FinishReason.LENGTH
+    assert outcome.finished.stats.num_output_tokens == max_new_tokens
+
+
+@pytest.mark.parametrize("cut", range(12))
+def test_output_ends_with_the_first_eos_wherever_in_a_step_it_falls(network: Any, cut: int) -> None:
+    plain = plain_decoding(network, PROMPT, 40)
+    eos = plain[cut]
+    expected = plain[: plain.index(eos) + 1]
+    model = tiny_model(network)
+    ending = type(model)(**{f: getattr(model, f) for f in model.__slots__} | {"eos_token_ids": (eos,)})
+    server = TinyServer(ending, good(network))
+    outcome = server.submit(PROMPT, 40)
+    server.run()
+    assert outcome.token_ids == expected
+    assert outcome.finished.reason is FinishReason.STOP
+    assert outcome.finished.stats.num_output_tokens == len(expected)
+
+
+def test_counts_add_up_over_a_drafted_request(network: Any) -> None:
+    drafts = good(network)
+    server = TinyServer(tiny_model(network), drafts)
+    outcome = server.submit(PROMPT, 30)
+    server.run()
+    stats = outcome.finished.stats
+    assert stats.num_prompt_tokens == len(PROMPT)
+    assert stats.num_output_tokens == 30
+    assert stats.num_accepted_tokens > 0
+    # Every step emits its accepted tokens and one bonus token, except that the last may end before the bonus.
+    assert stats.num_output_tokens - stats.num_accepted_tokens in (stats.num_steps, stats.num_steps - 1)
+    assert stats.num_draft_tokens >= stats.num_accepted_tokens
+    assert stats.num_relaxed_tokens == 0
+    assert stats.draft_status is DraftStatus.OK
+
+
+def test_relaxed_counts_the_tokens_that_are_not_the_argmax(network: Any) -> None:
+    plain = plain_decoding(network, PROMPT, 30)
+    other = plain_decoding(network, (5, 6, 8), 30)
+    drafts = GoodDrafts(VOCAB_SIZE, {PROMPT: other})
+    server = TinyServer(tiny_model(network), drafts)
+    outcome = server.submit(PROMPT, 30, Relaxed(top_k=16, min_prob=0.0))
+    server.run()
+    assert outcome.token_ids != plain
+    assert 0 < outcome.finished.stats.num_relaxed_tokens <= outcome.finished.stats.num_accepted_tokens
+
+
+def test_draft_off_asks_for_no_tree_and_says_so(network: Any) -> None:
+    drafts = good(network)
+    server = TinyServer(tiny_model(network), drafts)
+    outcome = server.submit(PROMPT, 10, draft=False)
+    server.run()
+    assert drafts.sequences == {}
+    assert outcome.finished.stats.num_draft_tokens == 0
+    assert outcome.finished.stats.draft_status is DraftStatus.OFF
+
+
+@pytest.mark.parametrize("draft", [True, False])
+def test_a_stop_string_ends_the_text_before_it_and_the_tokens_with_it(network: Any, draft: bool) -> None:
+    plain = plain_decoding(network, PROMPT, 40)
+    words = [f"w{token_id}" for token_id in plain]
+    # Spans two tokens, and its first half may occur before: it must not be cut there.
+    stop = f"{words[9]} {words[10]}"
+    at = next(i for i in range(40) if words[i : i + 2] == stop.split())
+    server = TinyServer(tiny_model(network), good(network))
+    outcome = server.submit(PROMPT, 40, stop=(stop, "never"), draft=draft)
+    server.run()
+    assert outcome.text == " ".join(words[:at]) + (" " if at else "")
+    assert outcome.token_ids == plain[: at + 2]
+    assert outcome.finished.reason is FinishReason.STOP
+
+
+def test_pieces_of_text_join_to_the_whole(network: Any) -> None:
+    server = TinyServer(tiny_model(network), good(network))
+    outcome = server.submit(PROMPT, 30)
+    server.run()
+    assert outcome.text == " ".join(f"w{token_id}" for token_id in outcome.token_ids)
+
+
+def test_a_cancelled_request_frees_its_slot_at_the_next_step_and_gets_no_further_event(network: Any) -> None:
+    drafts = good(network)
+    server = TinyServer(tiny_model(network), drafts, max_sequences=1)
+    first = server.submit(PROMPT, 200, request_id="first")
+    second = server.submit(PROMPT, 5)
+    server.engine.step()
+    num_events = len(first.events)
+    server.engine.cancel("first")
+    server.run()
+    assert len(first.events) == num_events
+    assert second.finished.stats.num_output_tokens == 5
+    assert drafts.sequences == {}
+
+
+def test_a_cancelled_waiting_request_never_runs(network: Any) -> None:
+    server = TinyServer(tiny_model(network), NoDrafts(), max_sequences=1)
+    server.submit(PROMPT, 5)
+    waiting = server.submit(PROMPT, 5, request_id="waiting")
+    assert server.engine.num_ahead("waiting") == 1
+    server.engine.cancel("waiting")
+    server.run()
+    assert waiting.events == []
+
+
+def test_a_full_queue_refuses_with_the_time_to_come_back(network: Any) -> None:
+    server = TinyServer(tiny_model(network), NoDrafts(), max_sequences=1, max_queue=2)
+    for _ in range(3):
+        server.submit(PROMPT, 5)
+    with pytest.raises(Overloaded) as caught:
+        server.submit(PROMPT, 5)
+    assert caught.value.retry_after_s is not None and caught.value.retry_after_s > 0
+
+
+def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode(network: Any) -> None:
+    server = TinyServer(tiny_model(network), NoDrafts(), max_sequences=4, max_step_tokens=10)
+    short = server.submit(PROMPT, 12)
+    long_prompt = tuple(i % VOCAB_SIZE for i in range(55))
+    long = server.submit(long_prompt, 4)
+    for _ in range(4):
+        server.engine.step()
+    assert len(short.token_ids) == 4 and long.token_ids == []
+    server.run()
+    assert long.token_ids == plain_decoding(network, long_prompt, 4)
+    assert long.finished.stats.num_steps == 4
+
+
+def test_learn_hands_over_pool_id_and_output_once_it_is_finished(network: Any) -> None:
+    server = TinyServer(tiny_model(network), NoDrafts())
+    outcome = server.submit(PROMPT, 6, pool="a/b", learn=True, document_id="user 7")
+    server.submit(PROMPT, 6, pool="a/b", learn=False)
+    server.run()
+    assert server.learned == [("a/b", "user 7", outcome.token_ids)]
+
+
+def test_stopping_ends_running_and_waiting_requests_and_takes_no_more(network: Any) -> None:
+    server = TinyServer(tiny_model(network), NoDrafts(), max_sequences=1)
+    outcomes = [server.submit(PROMPT, 50), server.submit(PROMPT, 50)]
+    server.engine.step()
+    server.engine.close()
+    assert all(isinstance(outcome.events[-1], NotReady) and outcome.num_terminal == 1 for outcome in outcomes)
+    with pytest.raises(NotReady):
+        server.submit(PROMPT, 5)
+
+
+def test_a_fault_in_a_step_ends_every_request_as_engine_dead_and_is_reported(network: Any) -> None:
+    class Broken(NoDrafts):
+        def collect(self, positions: Any, timeout_s: float) -> Any:
+            raise RuntimeError("boom")
+
+    server = TinyServer(tiny_model(network), Broken())
+    outcome = server.submit(PROMPT, 5)
+    died = threading.Event()
+    run_engine(server.engine, threading.Event(), died.set)
+    assert died.is_set()
+    assert isinstance(outcome.events[-1], EngineDead) and outcome.num_terminal == 1
+    with pytest.raises(EngineDead):
+        server.submit(PROMPT, 5)
+
+
+def test_the_cache_has_the_size_its_shape_gives(network: Any) -> None:
+    model = tiny_model(network)
+    server = TinyServer(model, NoDrafts(), max_sequences=3, max_model_len=50, max_draft_nodes=8)
+    assert server.engine.cache_size_bytes == 2 * 3 * (3 * 58) * 2 * 8 * 8

@@ -1,0 +1,148 @@
+"""The verifier's smaller parts: draft budget, shard order, text streams, configuration, fingerprints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
+
+from laser_verifier.config import EngineConfig, ModelConfig, RetrieverConfig
+from laser_verifier.draft_budget import StepCost, choose_num_nodes
+from laser_verifier.model import check_model_path, tokenizer_fingerprint
+from laser_verifier.shards import choose_shard, rendezvous_order
+from laser_verifier.text import TextStream
+
+FREE = StepCost(np.asarray([1, 512]), np.asarray([1.0, 1.0]))
+LINEAR = StepCost(np.asarray([1, 512]), np.asarray([1.0, 512.0]))
+
+
+def falling(*probs: float) -> np.ndarray:
+    return np.asarray(probs, np.float32)
+
+
+def test_where_tokens_cost_nothing_every_node_is_verified() -> None:
+    assert choose_num_nodes([falling(0.9, 0.1), falling(0.01)], 2, 2, FREE) == [2, 1]
+
+
+def test_where_a_token_costs_a_whole_step_none_is() -> None:
+    assert choose_num_nodes([falling(0.9, 0.5), falling(0.8)], 2, 2, LINEAR) == [0, 0]
+
+
+def test_the_most_probable_nodes_of_the_batch_are_taken_first() -> None:
+    cost = StepCost(np.asarray([1, 4, 5, 512]), np.asarray([1.0, 1.0, 100.0, 1e6]))
+    assert choose_num_nodes([falling(0.9, 0.8, 0.1), falling(0.5, 0.4)], 2, 2, cost) == [2, 0]
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 1, width=32), max_size=8).map(lambda p: sorted(p, reverse=True)), max_size=5),
+    st.integers(1, 40),
+)
+def test_the_choice_is_the_best_prefix_cut_by_expected_tokens_per_second(
+    probs: list[list[float]], verified: int
+) -> None:
+    cost = StepCost(np.asarray([1, 8, 64]), np.asarray([1.0, 1.2, 4.0]))
+    trees = [falling(*p) for p in probs]
+    chosen = choose_num_nodes(trees, verified, max(1, len(trees)), cost)
+
+    def rate(counts: list[int]) -> float:
+        expected = max(1, len(trees)) + sum(
+            float(t[:n].astype(np.float64).sum()) for t, n in zip(trees, counts, strict=True)
+        )
+        return expected / float(cost(np.asarray(verified + sum(counts))))
+
+    assert all(0 <= n <= len(t) for t, n in zip(trees, chosen, strict=True))
+    flat = sorted((float(p) for t in trees for p in t), reverse=True)
+    for k in range(len(flat) + 1):
+        best = max(1, len(trees)) + sum(flat[:k])
+        assert rate(chosen) >= best / float(cost(np.asarray(verified + k))) - 1e-6
+
+
+def test_a_new_shard_takes_only_its_own_share_of_the_pools() -> None:
+    pools = [f"p/{i}" for i in range(400)]
+    before = {pool: rendezvous_order(pool, ["a", "b", "c"])[0] for pool in pools}
+    after = {pool: rendezvous_order(pool, ["a", "b", "c", "d"])[0] for pool in pools}
+    moved = [pool for pool in pools if before[pool] != after[pool]]
+    assert all(after[pool] == "d" for pool in moved)
+    assert 60 < len(moved) < 140
+
+
+def test_a_hot_pool_spreads_once_its_shard_has_more_than_its_share() -> None:
+    loads = {"a": 0, "b": 0, "c": 0}
+    for _ in range(90):
+        name = choose_shard("hot", loads)
+        assert name is not None
+        loads[name] += 1
+    assert max(loads.values()) <= 1.25 * 30 + 2
+    assert choose_shard("hot", {}) is None
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte: multi-byte characters arrive in pieces."""
+    vocabulary = {token: i for i, token in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+BYTES = byte_tokenizer()
+
+
+@settings(deadline=None)
+@given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=4), max_size=3))
+def test_streamed_text_is_the_text_cut_before_the_first_stop_string(text: str, stop: list[str]) -> None:
+    stream = TextStream(BYTES, tuple(stop))
+    pieces: list[str] = []
+    stopped = False
+    for token_id in BYTES.encode(text):
+        stopped = stream.push(token_id)
+        pieces.append(stream.take())
+        if stopped:
+            break
+    pieces.append(stream.finish(stopped))
+    cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
+    # The stop string that is complete first ends the text, at its own beginning.
+    if stopped:
+        assert text.startswith("".join(pieces))
+        assert any(text.find(s) == len("".join(pieces)) for s in stop)
+    else:
+        assert not cuts
+        assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: EngineConfig(max_sequences=0), "max_sequences"),
+        (lambda: EngineConfig(max_draft_nodes=257), "max_draft_nodes"),
+        (lambda: EngineConfig(draft_policy="some"), "draft_policy"),
+        (lambda: EngineConfig(max_step_tokens=4, max_sequences=8), "max_step_tokens"),
+        (lambda: ModelConfig(""), "model"),
+        (lambda: ModelConfig("m", device="tpu"), "device"),
+        (lambda: ModelConfig("m", dtype="int8"), "dtype"),
+        (lambda: RetrieverConfig(("host",)), "retriever"),
+        (lambda: RetrieverConfig(("host:0",)), "retriever"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(make: Any, field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        make()
+
+
+def test_a_model_path_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"model '/no/such/model': no such directory"):
+        check_model_path("/no/such/model")
+
+
+def test_fingerprints_tell_vocabularies_apart_and_ignore_their_order() -> None:
+    assert tokenizer_fingerprint({"a": 0, "b": 1}) == tokenizer_fingerprint({"b": 1, "a": 0})
+    assert tokenizer_fingerprint({"a": 0, "b": 1}) != tokenizer_fingerprint({"a": 1, "b": 0})
+    assert tokenizer_fingerprint({"ab": 0}) != tokenizer_fingerprint({"a": 0})

@@ -1,0 +1,305 @@
+"""The draft streams against scripted retrievers on real sockets: trees, lateness, lies, death, failover, learning."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from laser_protocol.acceptance import Strict
+from laser_protocol.errors import WriterElsewhere
+from laser_protocol.packing import unpack_token_ids
+from laser_protocol.serving import LaserServer, ListenConfig
+from laser_protocol.tree import tree_to_message
+from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
+from laser_verifier.config import RetrieverConfig
+from laser_verifier.drafts import Advanced, Opened
+from laser_verifier.remote_drafts import Handshake, RemoteDrafts, resolve
+from laser_verifier.remote_pools import RemotePools
+from laser_verifier.sequence import DraftStatus
+from tests.verifier.trees import make_tree
+
+POOL = "a/b"
+WAIT_S = 5.0
+
+
+class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
+    """A retriever that answers every open and advance with a chain of `next token` guesses, after `delay_s`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.delay_s = 0.0
+        self.opened: list[retriever_pb2.OpenSequence] = []
+        self.advanced: list[retriever_pb2.AdvanceSequence] = []
+        self.closed: list[int] = []
+        self.documents: list[retriever_pb2.Document] = []
+        self.lengths: dict[int, int] = {}
+        self.fault_on: set[int] = set()
+        self.pool_state = retriever_pb2.POOL_STATE_OK
+        self.writer_elsewhere: str | None = None
+        self.malformed = False
+
+    async def Draft(self, requests: Any, context: Any) -> AsyncIterator[retriever_pb2.DraftResponse]:  # noqa: N802
+        async for request in requests:
+            if request.HasField("handshake"):
+                yield retriever_pb2.DraftResponse(handshake=retriever_pb2.HandshakeReply(name=self.name))
+                continue
+            response = retriever_pb2.DraftResponse()
+            for opened in request.opens:
+                self.opened.append(opened)
+                self.lengths[opened.sequence_id] = len(opened.token_ids) // 4
+                response.opened.add(sequence_id=opened.sequence_id, pool_state=self.pool_state)
+                self._tree(response, opened.sequence_id)
+            for step in request.advances:
+                self.advanced.append(step)
+                self.lengths[step.sequence_id] += len(step.token_ids) // 4
+                self._tree(response, step.sequence_id)
+            self.closed.extend(request.closes)
+            await asyncio.sleep(self.delay_s)
+            yield response
+
+    def _tree(self, response: retriever_pb2.DraftResponse, sequence_id: int) -> None:
+        if sequence_id in self.fault_on:
+            response.faults.add(sequence_id=sequence_id, message="position is 1, must be 2")
+            return
+        message = tree_to_message(sequence_id, make_tree(self.lengths[sequence_id], [1, 2], [-1, 0]))
+        if self.malformed:
+            message.parents = b"xyz"
+        response.trees.append(message)
+
+    async def AddDocuments(self, requests: Any, context: Any) -> retriever_pb2.AddDocumentsResponse:  # noqa: N802
+        if self.writer_elsewhere is not None:
+            raise WriterElsewhere("written elsewhere", holder=self.writer_elsewhere)
+        documents = [document async for request in requests for document in request.documents]
+        self.documents.extend(documents)
+        return retriever_pb2.AddDocumentsResponse(num_documents=len(documents))
+
+
+class Loop:
+    """An event loop in a thread, to run servers and the adapter on."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
+        self._thread.start()
+        self._stops: list[Callable[[], Any]] = []
+
+    def run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    def serve(self, shard: ScriptedShard, address: str = "127.0.0.1:0") -> LaserServer:
+        async def start() -> LaserServer:
+            server = LaserServer(
+                ListenConfig(address, grace_s=0.0),
+                ["laser.v1.Retriever"],
+                lambda server: retriever_pb2_grpc.add_RetrieverServicer_to_server(shard, server),
+            )
+            await server.start()
+            return server
+
+        server: LaserServer = self.run(start())
+        self._stops.append(server.stop)
+        return server
+
+    def drafts(self, *ports: int) -> RemoteDrafts:
+        async def start() -> tuple[RemoteDrafts, asyncio.Task[None]]:
+            config = RetrieverConfig(tuple(f"127.0.0.1:{port}" for port in ports))
+            drafts = RemoteDrafts(config, Handshake("f" * 64, 100, "test", "tiny"))
+            return drafts, asyncio.create_task(drafts.run())
+
+        drafts, task = self.run(start())
+        self._stops.append(lambda: self._cancel(task))
+        until(lambda: len(drafts.connected()) == len(ports))
+        return drafts
+
+    async def _cancel(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    def close(self) -> None:
+        for stop in reversed(self._stops):
+            self.run(stop())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+def opened(sequence_id: int, num_tokens: int = 3, pool: str = POOL) -> Opened:
+    return Opened(sequence_id, pool, np.arange(num_tokens, dtype=np.int32), Strict(), 32)
+
+
+def advanced(sequence_id: int, position: int, *token_ids: int) -> Advanced:
+    return Advanced(sequence_id, position, np.asarray(token_ids, np.int32), 2, 0, 32)
+
+
+def test_trees_come_for_the_position_asked_for_and_are_given_once(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    drafts = loop.drafts(loop.serve(shard).port)
+    drafts.open(opened(1))
+    until(lambda: drafts.status(1) is DraftStatus.OK)
+    trees = drafts.collect({1: 3}, WAIT_S)
+    assert trees[1].position == 3 and trees[1].token_ids.tolist() == [1, 2]
+    assert drafts.collect({1: 3}, 0.0) == {}
+    drafts.advance([advanced(1, 3, 1, 9)])
+    assert set(drafts.collect({1: 5}, WAIT_S)) == {1}
+    (step,) = shard.advanced
+    assert (step.position, step.num_verified_nodes, step.accepted_node_idx) == (3, 2, 0)
+    assert unpack_token_ids(step.token_ids) == [1, 9]
+    drafts.close(1)
+    until(lambda: shard.closed == [1])
+
+
+def test_a_tree_for_another_position_is_not_given(loop: Loop) -> None:
+    drafts = loop.drafts(loop.serve(ScriptedShard("s")).port)
+    drafts.open(opened(1))
+    until(lambda: drafts.status(1) is DraftStatus.OK)
+    assert drafts.collect({1: 4}, 0.05) == {}
+
+
+def test_a_slow_shard_is_waited_for_three_times_and_then_no_more(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    shard.delay_s = 0.5
+    drafts = loop.drafts(loop.serve(shard).port)
+    drafts.open(opened(1))
+    until(lambda: shard.opened)
+    for _ in range(3):
+        assert drafts.collect({1: 3}, 0.02) == {}
+    started = time.monotonic()
+    assert drafts.collect({1: 3}, 0.5) == {}
+    assert time.monotonic() - started < 0.1
+    # A tree that is there in time makes the shard worth waiting for again.
+    until(lambda: drafts.collect({1: 3}, 0.0))
+    shard.delay_s = 0.05
+    drafts.advance([advanced(1, 3, 7)])
+    assert set(drafts.collect({1: 4}, WAIT_S)) == {1}
+
+
+def test_a_dead_shard_costs_no_wait_and_its_sequences_move_with_all_their_tokens(loop: Loop) -> None:
+    shards = {name: ScriptedShard(name) for name in ("s1", "s2")}
+    servers = {name: loop.serve(shard) for name, shard in shards.items()}
+    drafts = loop.drafts(*(server.port for server in servers.values()))
+    drafts.open(opened(1))
+    until(lambda: drafts.status(1) is DraftStatus.OK)
+    first = next(name for name, shard in shards.items() if shard.opened)
+    other = next(name for name in shards if name != first)
+    drafts.advance([advanced(1, 3, 8, 9)])
+    until(lambda: shards[first].advanced)
+    loop.run(servers[first].stop())
+    until(lambda: shards[other].opened)
+    (moved,) = shards[other].opened
+    assert unpack_token_ids(moved.token_ids) == [0, 1, 2, 8, 9]
+    assert moved.num_prompt_tokens == 3
+    assert set(drafts.collect({1: 5}, WAIT_S)) == {1}
+    assert drafts.counters.num_failovers == 1
+
+
+def test_without_any_shard_nothing_waits_and_sequences_are_taken_up_when_one_comes_back(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    server = loop.serve(shard)
+    drafts = loop.drafts(server.port)
+    port = server.port
+    loop.run(server.stop())
+    until(lambda: not drafts.connected())
+    drafts.open(opened(1))
+    started = time.monotonic()
+    assert drafts.collect({1: 3}, 1.0) == {}
+    assert time.monotonic() - started < 0.2
+    assert drafts.status(1) is DraftStatus.NO_RETRIEVER
+    drafts.advance([advanced(1, 3, 4)])
+    loop.serve(shard, f"127.0.0.1:{port}")
+    until(lambda: drafts.status(1) is DraftStatus.OK)
+    assert set(drafts.collect({1: 4}, WAIT_S)) == {1}
+
+
+def test_a_fault_ends_drafting_of_that_sequence_alone(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    shard.fault_on = {1}
+    drafts = loop.drafts(loop.serve(shard).port)
+    drafts.open(opened(1))
+    drafts.open(opened(2))
+    assert set(drafts.collect({2: 3}, WAIT_S)) == {2}
+    until(lambda: drafts.counters.num_faults == 1)
+    started = time.monotonic()
+    assert drafts.collect({1: 3}, 1.0) == {}
+    assert time.monotonic() - started < 0.2
+
+
+def test_malformed_bytes_are_dropped_and_counted(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    shard.malformed = True
+    drafts = loop.drafts(loop.serve(shard).port)
+    drafts.open(opened(1))
+    until(lambda: drafts.counters.num_malformed == 1)
+    assert drafts.collect({1: 3}, 0.05) == {}
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        (retriever_pb2.POOL_STATE_OK, DraftStatus.OK),
+        (retriever_pb2.POOL_STATE_NO_POOL, DraftStatus.NO_POOL),
+        (retriever_pb2.POOL_STATE_TOKENIZER_MISMATCH, DraftStatus.TOKENIZER_MISMATCH),
+    ],
+)
+def test_the_pool_state_becomes_the_draft_status(loop: Loop, state: Any, status: DraftStatus) -> None:
+    shard = ScriptedShard("s")
+    shard.pool_state = state
+    drafts = loop.drafts(loop.serve(shard).port)
+    drafts.open(opened(1))
+    until(lambda: drafts.status(1) is status)
+
+
+def test_advances_that_could_not_be_sent_yet_join_so_that_a_stalled_shard_costs_no_memory(loop: Loop) -> None:
+    from laser_verifier.remote_drafts import _Outbox
+
+    outbox = _Outbox()
+    for position in range(3, 1003):
+        outbox.advance(advanced(1, position, position))
+    request = outbox.take("tiny")
+    (step,) = request.advances
+    assert step.position == 3
+    assert unpack_token_ids(step.token_ids) == list(range(3, 1003))
+    assert not outbox
+
+
+def test_learned_outputs_go_to_the_shard_that_writes_the_pool(loop: Loop) -> None:
+    holder, other = ScriptedShard("holder"), ScriptedShard("other")
+    holder_address = f"127.0.0.1:{loop.serve(holder).port}"
+    other_address = f"127.0.0.1:{loop.serve(other).port}"
+    other.writer_elsewhere = holder_address
+
+    async def start() -> tuple[RemotePools, asyncio.Task[None]]:
+        pools = RemotePools(RetrieverConfig(), "f" * 64, lambda: {"other": other_address})
+        return pools, asyncio.create_task(pools.run())
+
+    pools, task = loop.run(start())
+    pools.learn(POOL, "user 1", [4, 5, 6])
+    until(lambda: holder.documents)
+    assert holder.documents[0].id == "user 1"
+    assert unpack_token_ids(holder.documents[0].token_ids) == [4, 5, 6]
+    assert pools.counters.num_learned == 1
+    loop.loop.call_soon_threadsafe(task.cancel)
+
+
+def test_names_resolve_to_addresses_and_unknown_ones_to_none() -> None:
+    assert asyncio.run(resolve(("localhost:50051",))) == {"127.0.0.1:50051"}
+    assert asyncio.run(resolve(("no-such-host.invalid:50051",))) == set()

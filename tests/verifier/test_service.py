@@ -1,0 +1,199 @@
+"""The verifier over a real gRPC server with a tiny model: answers, bad input, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from laser_client import InvalidRequest, LaserClient, Relaxed, Strict
+from laser_protocol.acceptance import acceptance_to_message
+from laser_protocol.errors import EngineDead, from_rpc_error
+from laser_protocol.packing import pack_token_ids
+from laser_protocol.serving import LaserServer, ListenConfig
+from laser_protocol.v1 import acceptance_pb2, verifier_pb2, verifier_pb2_grpc
+from laser_verifier.config import EngineConfig
+from laser_verifier.drafts import DraftSource, NoDrafts
+from laser_verifier.engine import Engine, run_engine
+from laser_verifier.runner import ModelRunner
+from laser_verifier.service import SERVICE_NAME, ModelDescription, VerifierService, register
+from tests.oracles import plain_decoding
+from tests.verifier.tiny import VOCAB_SIZE, tiny_model, tiny_network, tiny_tokenizer
+from tests.verifier.trees import RandomDrafts
+
+MAX_MODEL_LEN = 64
+
+
+@contextmanager
+def serving(network: Any, drafts: DraftSource, **config: Any) -> Iterator[tuple[str, Engine]]:
+    """A verifier on a free port, its loop and engine in threads of their own."""
+    settings = EngineConfig(max_sequences=2, max_model_len=MAX_MODEL_LEN, draft_policy="all", **config)
+    model = tiny_model(network)
+    engine = Engine(ModelRunner(model, 2, MAX_MODEL_LEN, 32), tiny_tokenizer(), drafts, settings)
+    description = ModelDescription(
+        "tiny", model.model_type, "f" * 64, VOCAB_SIZE, MAX_MODEL_LEN, 2, (), "float64", "cpu", Strict()
+    )
+    started, stopping, stop_loop = threading.Event(), threading.Event(), asyncio.Event()
+    state: dict[str, Any] = {}
+
+    async def serve() -> None:
+        service = VerifierService(engine, tiny_tokenizer(), description)
+        server = LaserServer(ListenConfig("127.0.0.1:0", grace_s=0.2), [SERVICE_NAME], partial(register, service))
+        state["port"], state["loop"] = await server.start(), asyncio.get_running_loop()
+        started.set()
+        await stop_loop.wait()
+        await server.stop()
+
+    threads = [
+        threading.Thread(target=lambda: asyncio.run(serve())),
+        threading.Thread(target=run_engine, args=(engine, stopping)),
+    ]
+    for thread in threads:
+        thread.start()
+    started.wait()
+    try:
+        yield f"127.0.0.1:{state['port']}", engine
+    finally:
+        state["loop"].call_soon_threadsafe(stop_loop.set)
+        stopping.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return tiny_network("llama", seed=3)
+
+
+@pytest.fixture(scope="module")
+def target(network: Any) -> Iterator[str]:
+    with serving(network, RandomDrafts(VOCAB_SIZE)) as (target, _):
+        yield target
+
+
+@pytest.fixture(scope="module")
+def stub(target: str) -> Iterator[Any]:
+    with grpc.insecure_channel(target) as channel:
+        yield verifier_pb2_grpc.VerifierStub(channel)
+
+
+def request(**fields: Any) -> verifier_pb2.GenerateRequest:
+    tokens = verifier_pb2.TokenPrompt(token_ids=pack_token_ids([1, 2, 3]))
+    return verifier_pb2.GenerateRequest(**{"tokens": tokens, "max_new_tokens": 8, **fields})
+
+
+def test_many_clients_get_what_plain_decoding_gives(network: Any, target: str) -> None:
+    prompts = [[i, i + 1, i + 2] for i in range(12)]
+    with LaserClient(target) as client:
+        generations = client.generate(prompts, pool="a/b", max_new_tokens=16)
+    assert [g.token_ids for g in generations] == [plain_decoding(network, p, 16) for p in prompts]
+    assert [g.text for g in generations] == [" ".join(f"w{t}" for t in g.token_ids) for g in generations]
+    assert all(g.finish_reason == "length" and g.stats.draft_status == "ok" for g in generations)
+
+
+def test_text_prompts_are_tokenised_and_a_model_without_template_takes_them_raw(network: Any, target: str) -> None:
+    with LaserClient(target) as client:
+        assert not client.model().has_chat_template
+        assert client.generate("w4 w5", max_new_tokens=6).token_ids == plain_decoding(network, [4, 5], 6)
+
+
+def test_streamed_chunks_join_to_the_generation(target: str) -> None:
+    with LaserClient(target) as client:
+        whole = client.generate([7, 8], max_new_tokens=10)
+        chunks = list(client.stream([7, 8], max_new_tokens=10))
+    assert [t for chunk in chunks for t in chunk.token_ids] == whole.token_ids
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+
+
+def relaxed(top_k: int, min_prob: float) -> acceptance_pb2.Acceptance:
+    return acceptance_pb2.Acceptance(relaxed=acceptance_pb2.Relaxed(top_k=top_k, min_prob=min_prob))
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "says"),
+    [
+        ({"tokens": verifier_pb2.TokenPrompt()}, "prompt", "empty"),
+        ({"tokens": None}, "prompt", "empty"),
+        ({"tokens": None, "text": verifier_pb2.TextPrompt(text="  ")}, "prompt", "empty"),
+        ({"tokens": verifier_pb2.TokenPrompt(token_ids=b"abc")}, "token_ids", "multiple of 4"),
+        ({"tokens": verifier_pb2.TokenPrompt(token_ids=pack_token_ids([VOCAB_SIZE]))}, "prompt", f"{VOCAB_SIZE}"),
+        ({"tokens": verifier_pb2.TokenPrompt(token_ids=pack_token_ids([-1]))}, "prompt", "-1"),
+        ({"tokens": verifier_pb2.TokenPrompt(token_ids=pack_token_ids([1] * 64))}, "prompt", "64 tokens"),
+        ({"max_new_tokens": 62}, "max_new_tokens", "at most 61"),
+        ({"max_new_tokens": 0}, "max_new_tokens", "at least 1"),
+        ({"pool": "a/../b"}, "pool", "a/../b"),
+        ({"pool": "log/b"}, "pool", "components"),
+        ({"pool": "A"}, "pool", "components"),
+        ({"acceptance": relaxed(0, 0.1)}, "top_k", "0"),
+        ({"acceptance": relaxed(17, 0.1)}, "top_k", "17"),
+        ({"acceptance": relaxed(2, 1.5)}, "min_prob", "1.5"),
+        ({"acceptance": relaxed(2, float("nan"))}, "min_prob", "nan"),
+        ({"acceptance": acceptance_pb2.Acceptance()}, "acceptance", "strict or relaxed"),
+        ({"acceptance": relaxed(2, 0.1), "temperature": 0.7}, "temperature", "relaxed"),
+        ({"temperature": -1.0}, "temperature", "-1"),
+        ({"temperature": float("inf")}, "temperature", "inf"),
+        ({"stop": [""]}, "stop", "none empty"),
+        ({"stop": ["x"] * 17}, "stop", "at most 16"),
+        ({"learn": True}, "pool", "learn"),
+        ({"learn": True, "pool": "a", "document_id": "x" * 257}, "document_id", "256"),
+    ],
+)
+def test_bad_input_is_refused_with_its_field_and_what_would_be_right(
+    stub: Any, fields: dict[str, Any], field: str, says: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.Generate(request(**fields), timeout=10))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    error = from_rpc_error(caught.value)
+    assert isinstance(error, InvalidRequest)
+    assert error.field == field
+    assert says in str(error)
+
+
+def test_relaxed_by_default_gives_way_to_sampling_but_not_when_asked_for(target: str) -> None:
+    with LaserClient(target) as client, pytest.raises(InvalidRequest):
+        client.generate([1], temperature=0.5, acceptance=Relaxed())
+
+
+def test_cancelling_frees_the_slots_for_others(network: Any) -> None:
+    with serving(network, NoDrafts()) as (target, engine), grpc.insecure_channel(target) as channel:
+        stub = verifier_pb2_grpc.VerifierStub(channel)
+        calls = [stub.Generate(request(max_new_tokens=60)) for _ in range(2)]
+        for call in calls:
+            next(call)
+            call.cancel()
+        assert len(list(stub.Generate(request(), timeout=10))) >= 1
+        deadline = time.monotonic() + 5
+        while engine.is_busy and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not engine.is_busy
+
+
+def test_an_engine_fault_reaches_every_caller_as_engine_dead(network: Any) -> None:
+    class Broken(NoDrafts):
+        def collect(self, positions: Any, timeout_s: float) -> Any:
+            raise RuntimeError("secret detail")
+
+    with serving(network, Broken()) as (target, _), LaserClient(target) as client:
+        for _ in range(2):
+            with pytest.raises(EngineDead) as caught:
+                client.generate([1, 2], max_new_tokens=4)
+            assert "secret" not in str(caught.value)
+
+
+def test_get_model_describes_what_is_served(stub: Any) -> None:
+    model = stub.GetModel(verifier_pb2.GetModelRequest())
+    assert (model.vocab_size, model.max_model_len, model.max_sequences) == (VOCAB_SIZE, MAX_MODEL_LEN, 2)
+    assert model.default_acceptance == acceptance_to_message(Strict())
+
+
+def test_packed_prompt_ids_arrive_as_they_were_sent() -> None:
+    assert np.frombuffer(pack_token_ids([1, 2, 2**31 - 1]), "<i4").tolist() == [1, 2, 2**31 - 1]
