@@ -5,13 +5,17 @@
 A line of the corpus holds id, prompt_token_ids and output_token_ids. The pool's outputs are indexed; every test output
 is then generated again: a tree is drafted, the path equal to the real output is accepted, one bonus token follows.
 Steps count as the engine counts them: every forward that emits tokens, the one that ends the prefill first, whose tree
-is drafted at the prompt's end. Prints one JSON line per budget and a table. Parameters were chosen on users 1-680 only.
+is drafted at the prompt's end. Prints one JSON line per budget and a table.
+The coefficients were fitted on users 1-680 only:
+
+    python benchmarks/replay.py --corpus corpus_user.jsonl --pool-ids 1-680 --fit coefficients.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from laser_protocol.tree import DraftTree
+from laser_retriever.drafter import DraftParams
+from laser_retriever.fitting import Examples, fit
 from laser_retriever.index import Sources, build_index
 from laser_retriever.pools import PoolStatus
 from laser_retriever.sequence import Drafter
@@ -125,6 +132,20 @@ def parse_ids(text: str) -> set[int]:
     return ids
 
 
+def fit_coefficients(documents: Sequence[dict[str, Any]], output: Path) -> None:
+    """Fits the drafter's coefficients on the first and the last quarter, each with all other documents as its pool."""
+    examples = Examples(DraftParams())
+    quarter = max(len(documents) // 4, 1)
+    for held_out in (slice(0, quarter), slice(len(documents) - quarter, None)):
+        test = documents[held_out]
+        ids = {document["id"] for document in test}
+        pool = [np.array(d["output_token_ids"], np.int32) for d in documents if d["id"] not in ids]
+        sources = Sources.of([(build_index(pool), 0)])
+        for document in test:
+            examples.walk(sources, document["prompt_token_ids"], document["output_token_ids"], max_depth=24)
+    output.write_text(json.dumps([round(float(value), 4) for value in fit(examples)]) + "\n", encoding="utf8")
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -132,8 +153,15 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[16, 32, 64], help="node budgets")
     parser.add_argument("--pool-ids", type=parse_ids, default="1-736", help="ids whose outputs fill the pool")
     parser.add_argument("--test-ids", type=parse_ids, default="741-800", help="ids whose outputs are replayed")
+    parser.add_argument(
+        "--fit", type=Path, metavar="FILE", help="fit the coefficients on --pool-ids (use 1-680), write them and end"
+    )
     arguments = parser.parse_args()
     corpus = read_corpus(arguments.corpus)
+    if arguments.fit:
+        logging.basicConfig(level=logging.INFO)
+        fit_coefficients([d for d in corpus if d["id"] in arguments.pool_ids], arguments.fit)
+        return
     pool = [np.array(d["output_token_ids"], np.int32) for d in corpus if d["id"] in arguments.pool_ids]
     test = [document for document in corpus if document["id"] in arguments.test_ids]
     if not pool or not test:

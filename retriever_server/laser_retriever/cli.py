@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import uvloop
+
 from laser_protocol.errors import LaserError
 from laser_protocol.serving import LaserServer, ListenConfig, until_signal
 from laser_protocol.v1 import retriever_pb2_grpc
-
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.drafter import DraftParams
 from laser_retriever.pools import Pools

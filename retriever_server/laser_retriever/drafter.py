@@ -5,12 +5,14 @@ Knows sequences, sources and kernels; not pools' files, not messages.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-from laser_protocol.tree import DraftTree
 from numpy.typing import NDArray
 
+from laser_protocol.tree import DraftTree
 from laser_retriever.growth import (
     BEGIN_BONUS,
     ENOUGH,
@@ -21,10 +23,16 @@ from laser_retriever.growth import (
     NUM_SETTINGS,
     OWN_WEIGHT,
     grow_tree,
+    num_features,
 )
 from laser_retriever.index import Sources
 from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS
 from laser_retriever.suffix_array import BEGIN_MARK
+
+
+def fitted_coefficients() -> tuple[float, ...]:
+    """The coefficients shipped with this package."""
+    return tuple(json.loads((Path(__file__).parent / "coefficients.json").read_bytes()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class DraftParams:
     """How matches become probabilities. Chosen by `benchmarks/replay.py` on users 1-680 of the user corpus.
 
     Attributes:
-        kappas: back-off weight of each level, shortest matches first.
+        coefficients: of the features of `growth.describe_children`; empty: those of `coefficients.json`.
         level_lengths: the shortest match length of each level.
         own_weight: what an occurrence in the sequence itself counts against one in its pool.
         ancestor_weight: the same for an occurrence in an ancestor, per generation.
@@ -46,22 +54,25 @@ class DraftParams:
         max_depth: longest path.
     """
 
-    kappas: tuple[float, ...] = (16.0, 32.0, 64.0, 64.0, 64.0, 16.0, 16.0, 16.0, 1.0, 8.0)
+    coefficients: tuple[float, ...] = ()
     level_lengths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 11, 16, 24, 32)
-    own_weight: float = 8.0
+    own_weight: float = 1.0
     ancestor_weight: float = 0.5
     begin_bonus: int = 16
-    min_prob: float = 0.002
+    min_prob: float = 0.001
     max_matches: int = 2048
     max_per_search: int = 512
     max_own_matches: int = 128
-    enough: float = 4.0
+    enough: float = 16.0
     max_lookups: int = 4
     max_depth: int = 48
 
     def __post_init__(self) -> None:
-        if len(self.kappas) != len(self.level_lengths):
-            raise ValueError(f"kappas has {len(self.kappas)} values, must have {len(self.level_lengths)}, one a level")
+        if not self.coefficients:
+            object.__setattr__(self, "coefficients", fitted_coefficients())
+        needed = num_features(len(self.level_lengths))
+        if len(self.coefficients) != needed:
+            raise ValueError(f"coefficients has {len(self.coefficients)} values, must have {needed}")
         if self.level_lengths[0] != 1 or list(self.level_lengths) != sorted(set(self.level_lengths)):
             raise ValueError(f"level_lengths is {self.level_lengths}, must rise strictly from 1")
 
@@ -134,7 +145,7 @@ class TreeDrafter:
         self._params = params
         self._scratch = Scratch.of(params)
         self._search_lengths = np.array(SEARCH_LENGTHS, np.int64)
-        self._kappas = np.array(params.kappas, np.float64)
+        self._coefficients = np.array(params.coefficients, np.float64)
         settings = np.empty(NUM_SETTINGS)
         settings[MIN_PROB] = params.min_prob
         settings[ENOUGH] = params.enough
@@ -165,7 +176,7 @@ class TreeDrafter:
         probs = np.empty(node_budget, np.float32)
         n = grow_tree(
             buffer.tokens, buffer.tail(), sources.table, self._source_weights(sources), self._search_lengths,
-            self._levels, self._kappas, self._settings, vocab_size,
+            self._levels, self._coefficients, self._settings, vocab_size,
             s.continuations, s.lengths, s.weights, s.origins, s.bases, token_ids, parents, probs,
         )  # fmt: skip
         return DraftTree(position, token_ids[:n], parents[:n], probs[:n])

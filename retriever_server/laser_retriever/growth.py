@@ -1,12 +1,11 @@
-"""The growth of a draft tree from matches: probabilities by back-off over match lengths, best node first. Pure kernels.
+"""The growth of a draft tree from matches: probabilities from match lengths and counts, best node first. Pure kernels.
 
-At a node the matches that agree with its path vote on the next token. With c_l(t) the weight of the matches of length
-at least l that continue with t, and n_l their sum,
-
-    p_l(t) = (c_l(t) + kappa_l * p_(l-1)(t)) / (n_l + kappa_l),    p_0(t) = 0,
-
-the hierarchical Dirichlet language model of MacKay and Peto ("A hierarchical Dirichlet language model", 1995), with one
-kappa per length. What is left of 1 is the probability of a token never seen here.
+At a node the matches that agree with its path vote on the next token. A conditional logit (McFadden, "Conditional logit
+analysis of qualitative choice behavior", 1974; as a language model: Rosenfeld, "A maximum entropy approach to adaptive
+statistical language modelling", 1996) turns the votes into probabilities, exclusive among siblings and with one outcome
+for a token never seen here. Its features say, for the sequence's own matches and for the pools' apart: how long the
+longest match is that continues with the token, what share of the longest matches and of all matches does, and how many.
+So it backs off from long matches to short ones as far as recorded outputs have shown to be right (`fitting.py`).
 """
 
 from __future__ import annotations
@@ -28,6 +27,11 @@ NUM_SETTINGS = 7
 MAX_CHILDREN = 48
 
 
+def num_features(num_levels: int) -> int:
+    """How many features a child has with that many levels."""
+    return 6 * (num_levels + 1) + 8
+
+
 @kernel
 def grow_tree(
     tokens: NDArray[np.int32],
@@ -36,7 +40,7 @@ def grow_tree(
     source_weights: NDArray[np.float64],
     search_lengths: NDArray[np.int64],
     levels: NDArray[np.int64],
-    kappas: NDArray[np.float64],
+    coefficients: NDArray[np.float64],
     settings: NDArray[np.float64],
     vocab_size: int,
     continuations: NDArray[np.int32],
@@ -58,7 +62,7 @@ def grow_tree(
         context: int32[Q], Q <= MAX_MATCH_LENGTH, what the sources are searched for: the output behind its begin mark.
         sources, source_weights, search_lengths, vocab_size: see `matching.collect_segment_matches`.
         levels: int64[], back-off level of each match length; longer ones have the last.
-        kappas: float64[L], weight of the shorter lengths against the counts of each level.
+        coefficients: float64[], of the features, see `describe_children`.
         settings: float64[NUM_SETTINGS], see the constants.
         continuations, lengths, weights, origins: scratch for M matches, see `matching`.
         bases: int32[M], scratch.
@@ -87,7 +91,9 @@ def grow_tree(
     child_tokens = np.empty(MAX_CHILDREN, np.int64)
     child_probs = np.empty(MAX_CHILDREN, np.float64)
     child_starts = np.empty(MAX_CHILDREN + 2, np.int64)
-    counts = np.empty((MAX_CHILDREN + 1, len(kappas)), np.float64)
+    num_levels = levels[len(levels) - 1] + 1
+    counts = np.empty((2, MAX_CHILDREN + 1, num_levels), np.float64)
+    features = np.empty((MAX_CHILDREN + 1, len(coefficients)), np.float64)
 
     num_matches = 0
     num_lookups = 0
@@ -130,11 +136,11 @@ def grow_tree(
                 bases[i] = depth
                 order[i] = i
         if begin < end:
-            num_children = _split(
-                continuations, lengths, weights, bases, levels, order, scratch, child_of, begin, end, depth,
+            num_children = split_matches(
+                continuations, lengths, weights, origins, bases, levels, order, scratch, child_of, begin, end, depth,
                 child_tokens, child_starts, counts,
             )  # fmt: skip
-            _estimate(counts, num_children, kappas, child_probs)
+            _estimate(counts, num_children, coefficients, features, child_probs)
             for child in range(num_children):
                 prob = node_prob * child_probs[child]
                 if prob < settings[MIN_PROB]:
@@ -169,10 +175,11 @@ def _tail(query: NDArray[np.int32], size: int) -> NDArray[np.int32]:
 
 
 @kernel
-def _split(
+def split_matches(
     continuations: NDArray[np.int32],
     lengths: NDArray[np.int32],
     weights: NDArray[np.float64],
+    origins: NDArray[np.int32],
     bases: NDArray[np.int32],
     levels: NDArray[np.int64],
     order: NDArray[np.int64],
@@ -190,7 +197,7 @@ def _split(
     The row of `counts` after the last child's holds the tokens beyond MAX_CHILDREN. Returns the number of children.
     """
     num_children = 0
-    counts[:, :] = 0.0
+    counts[:, :, :] = 0.0
     sizes = np.zeros(MAX_CHILDREN + 2, np.int64)
     for i in range(begin, end):
         match = order[i]
@@ -209,7 +216,7 @@ def _split(
         child_of[i] = child
         sizes[child] += 1
         level = levels[min(lengths[match] + past, len(levels) - 1)]
-        counts[child, level] += weights[match]
+        counts[0 if origins[match] < 0 else 1, child, level] += weights[match]
     place = begin
     for child in range(MAX_CHILDREN + 2):
         size = sizes[child]
@@ -226,24 +233,79 @@ def _split(
 
 
 @kernel
+def describe_children(counts: NDArray[np.float64], num_children: int, features: NDArray[np.float64]) -> None:
+    """Fills the features of a node's children and, in the row after them, of a token not seen here.
+
+    Args:
+        counts: float64[2, MAX_CHILDREN + 1, L], weights per (own or pool, child, level); becomes cumulative: each level
+            counts all matches at least as long.
+        features: float64[>= num_children + 1, num_features(L)], filled.
+    """
+    num_levels = counts.shape[2]
+    features[: num_children + 1, :] = 0.0
+    tables = 3 * (num_levels + 1)
+    for side in range(2):
+        for level in range(num_levels - 2, -1, -1):
+            for child in range(num_children):
+                counts[side, child, level] += counts[side, child, level + 1]
+            counts[side, MAX_CHILDREN, level] += counts[side, MAX_CHILDREN, level + 1]
+        longest = -1
+        for level in range(num_levels):
+            present = counts[side, MAX_CHILDREN, level] > 0.0
+            for child in range(num_children):
+                present = present or counts[side, child, level] > 0.0
+            if present:
+                longest = level
+        total = 0.0
+        total_all = 0.0
+        if longest >= 0:
+            total = counts[side, MAX_CHILDREN, longest]
+            total_all = counts[side, MAX_CHILDREN, 0]
+            for child in range(num_children):
+                total += counts[side, child, longest]
+                total_all += counts[side, child, 0]
+        base = side * tables
+        scalars = 2 * tables + 4 * side
+        for child in range(num_children):
+            own_longest = -1
+            for level in range(num_levels):
+                if counts[side, child, level] > 0.0:
+                    own_longest = level
+            share = counts[side, child, longest] / total if total > 0.0 else 0.0
+            share_all = counts[side, child, 0] / total_all if total_all > 0.0 else 0.0
+            features[child, base + own_longest + 1] = 1.0
+            features[child, base + num_levels + 1 + longest + 1] = share
+            features[child, scalars] = np.log(share + 0.01)
+            features[child, scalars + 1] = np.log(share_all + 0.001)
+            features[child, scalars + 2] = np.log1p(counts[side, child, max(own_longest, 0)])
+        features[num_children, base + 2 * (num_levels + 1) + longest + 1] = 1.0
+        features[num_children, scalars + 3] = np.log1p(total)
+
+
+@kernel
 def _estimate(
-    counts: NDArray[np.float64], num_children: int, kappas: NDArray[np.float64], child_probs: NDArray[np.float64]
+    counts: NDArray[np.float64],
+    num_children: int,
+    coefficients: NDArray[np.float64],
+    features: NDArray[np.float64],
+    child_probs: NDArray[np.float64],
 ) -> None:
-    """Fills `child_probs` by back-off from the weights per (child, level). `counts` becomes cumulative."""
-    num_levels = len(kappas)
-    for level in range(num_levels - 2, -1, -1):
-        for child in range(num_children):
-            counts[child, level] += counts[child, level + 1]
-        counts[MAX_CHILDREN, level] += counts[MAX_CHILDREN, level + 1]
-    child_probs[:num_children] = 0.0
-    for level in range(num_levels):
-        total = counts[MAX_CHILDREN, level]
-        for child in range(num_children):
-            total += counts[child, level]
-        if total == 0.0:
-            break
-        for child in range(num_children):
-            child_probs[child] = (counts[child, level] + kappas[level] * child_probs[child]) / (total + kappas[level])
+    """Fills `child_probs`: conditional logit over the children and a token not seen here."""
+    describe_children(counts, num_children, features)
+    highest = -np.inf
+    scores = np.zeros(num_children + 1)
+    for child in range(num_children + 1):
+        score = 0.0
+        for i in range(len(coefficients)):
+            score += features[child, i] * coefficients[i]
+        scores[child] = score
+        highest = max(highest, score)
+    total = 0.0
+    for child in range(num_children + 1):
+        scores[child] = np.exp(scores[child] - highest)
+        total += scores[child]
+    for child in range(num_children):
+        child_probs[child] = scores[child] / total
 
 
 @kernel

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from laser_protocol.errors import StorageUnavailable
 from numpy.typing import NDArray
 
+from laser_protocol.errors import StorageUnavailable
 from laser_retriever.durable import replace_file
 
 logger = logging.getLogger(__name__)

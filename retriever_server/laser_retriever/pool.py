@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from laser_protocol.errors import InvalidRequest, PoolMismatch, UnknownPool
 from numpy.typing import NDArray
 
+from laser_protocol.errors import InvalidRequest, PoolMismatch, UnknownPool
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.durable import json_bytes, make_directories, replace_file, sync_directory
 from laser_retriever.index import MARKS_PER_DOCUMENT, TokenIndex, build_index

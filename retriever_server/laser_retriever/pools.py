@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+
 from laser_protocol.errors import InvalidRequest, LaserError, StorageUnavailable, UnknownPool
 from laser_protocol.pool_id import ancestors, check_pool_id
-
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.index import Sources, TokenIndex, build_index
 from laser_retriever.pool import IDENTITY_NAME, Documents, Pool, PoolSnapshot

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from laser_protocol.acceptance import Acceptance, Strict
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.tree import MAX_NODES, MAX_VOCAB_SIZE, DraftTree
-from numpy.typing import ArrayLike, NDArray
-
 from laser_retriever.drafter import DraftParams, TokenBuffer, TreeDrafter
 from laser_retriever.index import Sources
 from laser_retriever.pools import PoolStatus

@@ -10,13 +10,13 @@ from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 import grpc.aio
 import numpy as np
+from numpy.typing import NDArray
+
 from laser_protocol.acceptance import Strict, acceptance_from_message
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.tree import tree_to_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
-from numpy.typing import NDArray
-
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.drafter import DraftParams
 from laser_retriever.pool import PoolSnapshot

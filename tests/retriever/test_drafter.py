@@ -11,6 +11,7 @@ from retriever_oracles import FixedSources, common_suffix_len, occurrences
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.tree import DraftTree
 from laser_retriever.drafter import DraftParams
+from laser_retriever.fitting import Examples, fit
 from laser_retriever.index import TokenIndex, build_index
 from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS, collect_segment_matches
 from laser_retriever.sequence import Drafter
@@ -82,7 +83,7 @@ def test_matches_are_all_earlier_occurrences_each_with_its_true_length(
 def test_the_first_tokens_are_drafted_from_the_documents_begins() -> None:
     drafter = drafter_on(index_of([1, 2, 3], [1, 2, 4], [9, 1, 5]))
     drafter.open(0, "p", [30, 31], 2)
-    tree = drafter.draft(0, 4)
+    tree = drafter.draft(0, 12)
     assert [1, 2] in [path_tokens(tree, i) for i in range(len(tree))]
     assert tree.token_ids[0] == 1, "two of three documents begin so"
     assert sorted(tree.token_ids[tree.parents == -1].tolist()) == [1, 9]
@@ -230,7 +231,24 @@ def test_a_sequence_longer_than_its_first_buffer_keeps_its_tokens() -> None:
 
 
 def test_parameters_that_do_not_fit_together_are_named() -> None:
-    with pytest.raises(ValueError, match="kappas has 1 values, must have 2"):
-        DraftParams(kappas=(1.0,), level_lengths=(1, 2))
+    with pytest.raises(ValueError, match="coefficients has 1 values, must have 74"):
+        DraftParams(coefficients=(1.0,))
     with pytest.raises(ValueError, match="level_lengths"):
-        DraftParams(kappas=(1.0, 1.0), level_lengths=(2, 1))
+        DraftParams(level_lengths=(2, 1, 3, 4, 5, 6, 7, 8, 9, 10))
+
+
+def test_fitting_learns_that_long_matches_are_right_where_they_are() -> None:
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    others = [[20 + i, 5, 30 + i, 31] for i in range(9)]
+    sources = FixedSources((index_of(text, *others),)).sources("", "")[1]
+    examples = Examples(DraftParams())
+    for _ in range(3):
+        examples.walk(sources, [40], text, 8)
+    fitted = fit(examples, num_steps=60)
+    drafter = Drafter(
+        FixedSources((index_of(text, *others),)), "f", VOCAB_SIZE, DraftParams(coefficients=tuple(fitted.tolist()))
+    )
+    drafter.open(0, "p", [40, 1, 2, 3, 4, 5], 1)
+    tree = drafter.draft(0, 2)
+    assert path_tokens(tree, 1) == [6, 7]
+    assert tree.probs[1] > 0.5
