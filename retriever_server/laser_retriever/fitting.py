@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_retriever.drafter import DraftParams, Scratch, TokenBuffer
-from laser_retriever.growth import MAX_CHILDREN, describe_children, num_features, split_matches
+from laser_retriever.growth import MAX_CHILDREN, NUM_ENTRIES, describe_children, num_features, split_matches
 from laser_retriever.index import Sources
 from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS, collect_own_matches, collect_segment_matches
 
@@ -27,7 +27,9 @@ class Examples:
         self._search_lengths = np.array(SEARCH_LENGTHS, np.int64)
         lengths = np.arange(params.level_lengths[-1] + 1)
         self._levels = np.maximum(np.searchsorted(params.level_lengths, lengths, side="right") - 1, 0).astype(np.int64)
-        self._features = np.empty((MAX_CHILDREN + 1, num_features(len(params.level_lengths))))
+        self._num_features = num_features(len(params.level_lengths))
+        self._feature_ids = np.empty((MAX_CHILDREN + 1, NUM_ENTRIES), np.int64)
+        self._values = np.empty((MAX_CHILDREN + 1, NUM_ENTRIES))
         self.rows: list[NDArray[np.float32]] = []
         self.sizes: list[int] = []
         self.targets: list[int] = []
@@ -42,6 +44,11 @@ class Examples:
             step = max(depth, 1)
             buffer.extend(np.array(output[at : at + step], np.int32))
             at += step
+
+    def _dense(self, num_rows: int) -> NDArray[np.float32]:
+        rows = np.zeros((num_rows, self._num_features), np.float32)
+        np.add.at(rows, (np.arange(num_rows)[:, None], self._feature_ids[:num_rows]), self._values[:num_rows])
+        return rows
 
     def _collect(self, sources: Sources, buffer: TokenBuffer) -> int:
         s, params = self._scratch, self._params
@@ -74,9 +81,9 @@ class Examples:
                 s.continuations, s.lengths, s.weights, s.origins, s.bases, self._levels, order,
                 np.empty(n, np.int64), np.empty(n, np.int64), begin, end, depth, tokens, starts, counts,
             )  # fmt: skip
-            describe_children(counts, num_children, self._features)
+            describe_children(counts, num_children, self._feature_ids, self._values)
             found = np.flatnonzero(tokens[:num_children] == token)
-            self.rows.append(self._features[: num_children + 1].astype(np.float32))
+            self.rows.append(self._dense(num_children + 1))
             self.sizes.append(num_children + 1)
             self.targets.append(int(found[0]) if len(found) else num_children)
             if not len(found):

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from laser_retriever.kernel import kernel
 from laser_retriever.matching import MAX_MATCH_LENGTH, collect_own_matches, collect_segment_matches
 
+# Features of one child that are not 0: per side a match length, a share by match length, and three scalars.
+NUM_ENTRIES = 10
+
 # Settings of `grow_tree`: least probability of a node; weight of matches at which shorter ones are left out; most
 # lookups for one tree; weight of a match in the sequence itself and most of them; most matches of one source at one
 # length; tokens by which a match that reaches a document's begin counts as longer.
@@ -93,7 +96,8 @@ def grow_tree(
     child_starts = np.empty(MAX_CHILDREN + 2, np.int64)
     num_levels = levels[len(levels) - 1] + 1
     counts = np.empty((2, MAX_CHILDREN + 1, num_levels), np.float64)
-    features = np.empty((MAX_CHILDREN + 1, len(coefficients)), np.float64)
+    feature_ids = np.empty((MAX_CHILDREN + 1, NUM_ENTRIES), np.int64)
+    values = np.empty((MAX_CHILDREN + 1, NUM_ENTRIES), np.float64)
 
     num_matches = 0
     num_lookups = 0
@@ -140,7 +144,7 @@ def grow_tree(
                 continuations, lengths, weights, origins, bases, levels, order, scratch, child_of, begin, end, depth,
                 child_tokens, child_starts, counts,
             )  # fmt: skip
-            _estimate(counts, num_children, coefficients, features, child_probs)
+            _estimate(counts, num_children, coefficients, feature_ids, values, child_probs)
             for child in range(num_children):
                 prob = node_prob * child_probs[child]
                 if prob < settings[MIN_PROB]:
@@ -233,16 +237,19 @@ def split_matches(
 
 
 @kernel
-def describe_children(counts: NDArray[np.float64], num_children: int, features: NDArray[np.float64]) -> None:
+def describe_children(
+    counts: NDArray[np.float64], num_children: int, feature_ids: NDArray[np.int64], values: NDArray[np.float64]
+) -> None:
     """Fills the features of a node's children and, in the row after them, of a token not seen here.
 
     Args:
         counts: float64[2, MAX_CHILDREN + 1, L], weights per (own or pool, child, level); becomes cumulative: each level
             counts all matches at least as long.
-        features: float64[>= num_children + 1, num_features(L)], filled.
+        feature_ids, values: [>= num_children + 1, NUM_ENTRIES], filled: which features are not 0, and what they are.
     """
     num_levels = counts.shape[2]
-    features[: num_children + 1, :] = 0.0
+    feature_ids[num_children, :] = 0
+    values[num_children, :] = 0.0
     tables = 3 * (num_levels + 1)
     for side in range(2):
         for level in range(num_levels - 2, -1, -1):
@@ -273,13 +280,20 @@ def describe_children(counts: NDArray[np.float64], num_children: int, features: 
                     own_longest = level
             share = counts[side, child, longest] / total if total > 0.0 else 0.0
             share_all = counts[side, child, 0] / total_all if total_all > 0.0 else 0.0
-            features[child, base + own_longest + 1] = 1.0
-            features[child, base + num_levels + 1 + longest + 1] = share
-            features[child, scalars] = np.log(share + 0.01)
-            features[child, scalars + 1] = np.log(share_all + 0.001)
-            features[child, scalars + 2] = np.log1p(counts[side, child, max(own_longest, 0)])
-        features[num_children, base + 2 * (num_levels + 1) + longest + 1] = 1.0
-        features[num_children, scalars + 3] = np.log1p(total)
+            entry = 5 * side
+            feature_ids[child, entry] = base + own_longest + 1
+            values[child, entry] = 1.0
+            feature_ids[child, entry + 1] = base + num_levels + 1 + longest + 1
+            values[child, entry + 1] = share
+            for i in range(3):
+                feature_ids[child, entry + 2 + i] = scalars + i
+            values[child, entry + 2] = np.log(share + 0.01)
+            values[child, entry + 3] = np.log(share_all + 0.001)
+            values[child, entry + 4] = np.log1p(counts[side, child, max(own_longest, 0)])
+        feature_ids[num_children, 2 * side] = base + 2 * (num_levels + 1) + longest + 1
+        values[num_children, 2 * side] = 1.0
+        feature_ids[num_children, 2 * side + 1] = scalars + 3
+        values[num_children, 2 * side + 1] = np.log1p(total)
 
 
 @kernel
@@ -287,17 +301,18 @@ def _estimate(
     counts: NDArray[np.float64],
     num_children: int,
     coefficients: NDArray[np.float64],
-    features: NDArray[np.float64],
+    feature_ids: NDArray[np.int64],
+    values: NDArray[np.float64],
     child_probs: NDArray[np.float64],
 ) -> None:
     """Fills `child_probs`: conditional logit over the children and a token not seen here."""
-    describe_children(counts, num_children, features)
+    describe_children(counts, num_children, feature_ids, values)
     highest = -np.inf
     scores = np.zeros(num_children + 1)
     for child in range(num_children + 1):
         score = 0.0
-        for i in range(len(coefficients)):
-            score += features[child, i] * coefficients[i]
+        for i in range(NUM_ENTRIES):
+            score += values[child, i] * coefficients[feature_ids[child, i]]
         scores[child] = score
         highest = max(highest, score)
     total = 0.0

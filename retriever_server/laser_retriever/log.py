@@ -173,7 +173,7 @@ class LogReader:
 class LogWriter:
     """Appends to a pool's log. Only whoever holds the pool's writer lock may have one.
 
-    Opening recovers: a torn end is cut off, with a message.
+    Opening recovers: a torn end is cut off, with a message. After a failed sync `failed` is set for good.
 
     Raises:
         OSError: the storage failed.
@@ -182,7 +182,7 @@ class LogWriter:
 
     def __init__(self, path: Path, first_sequence: int) -> None:
         self._path = path
-        self._failed = False
+        self.failed = False
         if not path.exists():
             replace_file(path, new_log_bytes(first_sequence))
         self._descriptor = os.open(path, os.O_RDWR)
@@ -213,7 +213,7 @@ class LogWriter:
         Raises:
             StorageUnavailable: the storage failed now or before; none may be assumed stored.
         """
-        if self._failed:
+        if self.failed:
             raise StorageUnavailable("an earlier write to this pool's log failed; nothing more is stored in it")
         data = b"".join(encode_frame(self.next_sequence + i, record) for i, record in enumerate(records))
         try:
@@ -225,7 +225,7 @@ class LogWriter:
             os.fdatasync(self._descriptor)
         except OSError as error:
             # What the page cache holds after a failed sync is unknown: never trust this file again.
-            self._failed = True
+            self.failed = True
             raise storage_error(error) from error
         self._end += len(data)
         self.next_sequence += len(records)
@@ -237,7 +237,7 @@ class LogWriter:
             os.ftruncate(self._descriptor, self._end)
             os.fdatasync(self._descriptor)
         except OSError:
-            self._failed = True
+            self.failed = True
 
     def close(self) -> None:
         """Releases the file."""

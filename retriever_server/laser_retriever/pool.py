@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_protocol.errors import InvalidRequest, PoolMismatch, UnknownPool
+from laser_protocol.errors import InvalidRequest, PoolMismatch, StorageUnavailable, UnknownPool
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.durable import json_bytes, make_directories, replace_file, sync_directory
 from laser_retriever.index import MARKS_PER_DOCUMENT, TokenIndex, build_index
@@ -89,6 +89,7 @@ class Pool:
         self._lock: WriterLock | None = None
         self._log_writer: LogWriter | None = None
         self._last_write = 0.0
+        self._broken = False
         self._fingerprint = ""
         self._segments: dict[str, Segment] = {}
         self._corrupt: set[str] = set()
@@ -353,6 +354,8 @@ class Pool:
         """The log's writer, after taking the lock and recovering the log. `create`: fingerprint of a pool to found."""
         if self._lock is not None and self._log_writer is not None:
             return self._log_writer
+        if self._broken:
+            raise StorageUnavailable(f"an earlier write to pool {self.pool!r} failed; this process writes it no more")
         try:
             make_directories(self.directory)
         except (NotADirectoryError, FileExistsError) as error:
@@ -377,6 +380,7 @@ class Pool:
 
     def _release(self) -> None:
         if self._log_writer is not None:
+            self._broken |= self._log_writer.failed
             self._log_writer.close()
             self._log_writer = None
         if self._lock is not None:
