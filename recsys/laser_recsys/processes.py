@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from laser_client.channel import Endpoint
 from laser_client.health import check_health
+from laser_protocol.channel import Endpoint
 from laser_protocol.errors import LaserError
 
-_POLL_S = 0.2
+_POLL_S = 0.25
 _TAIL_LINES = 15
 
 
@@ -60,6 +60,11 @@ class ServerProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
 
     def check_alive(self) -> None:
         """Returns if the process runs.
@@ -105,7 +110,9 @@ class ServerProcess:
 
     def _message(self, what: str) -> str:
         text = self.log_path.read_text(encoding="utf8", errors="replace").strip()
-        tail = "\n".join(text.splitlines()[-_TAIL_LINES:]) or "(it logged nothing)"
+        # A progress bar writes many states into one line: the last one counts.
+        lines = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
+        tail = "\n".join(lines[-_TAIL_LINES:]).strip() or "(it logged nothing)"
         return f"the {self.name} {what}; its log {self.log_path} ends:\n{tail}"
 
 

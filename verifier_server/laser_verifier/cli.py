@@ -126,8 +126,9 @@ def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
 
 def _retriever_config(arguments: argparse.Namespace) -> RetrieverConfig:
     targets = tuple(target.strip() for target in arguments.retriever.split(",") if target.strip())
+    config = RetrieverConfig(targets)
     if not targets:
-        return RetrieverConfig()
+        return config
     token_file = arguments.retriever_token_file
     try:
         endpoint = Endpoint.make(
@@ -139,7 +140,7 @@ def _retriever_config(arguments: argparse.Namespace) -> RetrieverConfig:
         )
     except InvalidRequest as error:
         raise ValueError(f"retriever: {error}") from error
-    return RetrieverConfig(targets, endpoint.credentials, endpoint.metadata)
+    return dataclasses.replace(config, credentials=endpoint.credentials, metadata=endpoint.metadata)
 
 
 def _fit_to_model(config: EngineConfig, model: TargetModel) -> EngineConfig:
