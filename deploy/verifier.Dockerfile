@@ -1,0 +1,55 @@
+# The verifier with SmolLM2-135M-Instruct in /model, on CPU, or on a GPU with a CUDA build of torch. Build from the
+# repository's root:
+#
+#   docker build -f deploy/verifier.Dockerfile -t laser-verifier .
+#
+# Packages come from deploy/wheelhouse once `make wheelhouse` has filled it (its pip.conf then tells pip to use nothing
+# else), otherwise from the package index. Which build of torch that is, is up to the wheelhouse or the index.
+
+FROM python:3.11-slim-bookworm AS dependencies
+ENV PIP_CONFIG_FILE=/wheelhouse/pip.conf PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+# Passed on to pip, for those who have an index of their own.
+ARG PIP_INDEX_URL=
+ARG PIP_EXTRA_INDEX_URL=
+RUN python -m venv /opt/laser
+WORKDIR /src
+COPY pyproject.toml constraints.txt ./
+COPY deploy/requirements.py deploy/
+# In a layer of its own: a change of source does not install these again.
+RUN --mount=type=bind,source=deploy/wheelhouse,target=/wheelhouse \
+    python deploy/requirements.py verifier >/tmp/requirements.txt \
+    && /opt/laser/bin/pip install -c constraints.txt -r /tmp/requirements.txt
+
+# The example model, out of its wheel. What the conversion alone needs stays in this stage.
+FROM dependencies AS model
+RUN --mount=type=bind,source=deploy/wheelhouse,target=/wheelhouse \
+    /opt/laser/bin/pip install -c constraints.txt gguf accelerate
+# No more than the command needs: other changes of recsys do not convert again.
+COPY recsys/laser_recsys/__init__.py recsys/laser_recsys/cli.py recsys/laser_recsys/cache.py \
+    recsys/laser_recsys/example_model.py recsys/laser_recsys/
+RUN --mount=type=bind,source=deploy/wheelhouse,target=/wheelhouse \
+    PYTHONPATH=recsys /opt/laser/bin/python -m laser_recsys.cli model --output /model --cache /tmp/cache
+
+FROM dependencies AS build
+COPY README.md LICENSE ./
+COPY protos protos
+COPY client client
+COPY retriever_server retriever_server
+COPY verifier_server verifier_server
+COPY recsys recsys
+RUN --mount=type=bind,source=deploy/wheelhouse,target=/wheelhouse \
+    PIP_CONSTRAINT=/src/constraints.txt /opt/laser/bin/pip install --no-deps .
+
+FROM python:3.11-slim-bookworm
+RUN groupadd --gid 10001 laser \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin laser
+COPY --from=model /model /model
+COPY --from=build /opt/laser /opt/laser
+# HOME and the caches of what the model's code may want to keep: the file system may be read-only.
+ENV PATH=/opt/laser/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp HF_HOME=/tmp/huggingface
+USER 10001:10001
+EXPOSE 50052
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 CMD ["laser", "health", "127.0.0.1:50052"]
+ENTRYPOINT ["laser-verifier"]
+CMD ["serve", "--model", "/model", "--listen", "0.0.0.0:50052"]
