@@ -14,7 +14,6 @@ import uvloop
 
 from laser_protocol.errors import LaserError
 from laser_protocol.serving import LaserServer, ListenConfig, until_signal
-from laser_protocol.v1 import retriever_pb2_grpc
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.drafter import DraftParams
 from laser_retriever.pools import Pools
@@ -89,9 +88,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig) -> None:
     pools = await loop.run_in_executor(None, Pools, config)
     service = RetrieverService(pools, config, params)
     try:
-        server = LaserServer(
-            listen, [SERVICE_NAME], lambda target: retriever_pb2_grpc.add_RetrieverServicer_to_server(service, target)
-        )
+        server = LaserServer(listen, [SERVICE_NAME], service.register)
         port = await server.start()
         pools.advertise(config.advertise or own_address(listen.listen, port))
         await server.set_serving(True)

@@ -61,10 +61,10 @@ class DraftParams:
     begin_bonus: int = 16
     min_prob: float = 0.001
     max_matches: int = 2048
-    max_per_search: int = 512
+    max_per_search: int = 128
     max_own_matches: int = 128
     enough: float = 16.0
-    max_lookups: int = 4
+    max_lookups: int = 8
     max_depth: int = 48
 
     def __post_init__(self) -> None:

@@ -60,6 +60,10 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         # Writers wait for disks; drafting must never wait behind them.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
 
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the service to a server."""
+        retriever_pb2_grpc.add_RetrieverServicer_to_server(self, server)
+
     def close(self) -> None:
         """Ends the threads. Called once no call is running."""
         self._draft_threads.shutdown()

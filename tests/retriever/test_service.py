@@ -56,11 +56,7 @@ class RunningServer:
         self.stub = retriever_pb2_grpc.RetrieverStub(self.channel)
 
     async def _start(self) -> int:
-        self._server = LaserServer(
-            ListenConfig("127.0.0.1:0", grace_s=0.1),
-            [SERVICE_NAME],
-            lambda server: retriever_pb2_grpc.add_RetrieverServicer_to_server(self.service, server),
-        )
+        self._server = LaserServer(ListenConfig("127.0.0.1:0", grace_s=0.1), [SERVICE_NAME], self.service.register)
         return await self._server.start()
 
     def _run(self, coroutine: Any) -> Any:
