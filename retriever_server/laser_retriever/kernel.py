@@ -21,8 +21,8 @@ def kernel(function: F) -> F:
     """Compiles a pure function over arrays, at its first call, to machine code that runs without the GIL.
 
     The machine code is cached beside the module, or in NUMBA_CACHE_DIR, or in the user's cache directory. Where none of
-    them can be written (a container without a home) it is compiled anew by every process. A cached kernel is not renewed
-    when only a kernel of another module that it calls has changed: after such a change remove `__pycache__`.
+    them can be written (a container without a home) it is compiled anew by every process. A cached kernel is not
+    renewed when only a kernel of another module that it calls has changed: after such a change remove `__pycache__`.
     """
     try:
         return cast(F, numba.njit(nogil=True, cache=True)(function))

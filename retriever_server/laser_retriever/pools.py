@@ -262,6 +262,7 @@ class Pools:
             self._wake.clear()
             if self._closed:
                 return
+            started = time.monotonic()
             try:
                 self.refresh()
                 for pool in self._known():
@@ -272,8 +273,9 @@ class Pools:
                 logger.warning("pools.maintenance_failed reason=%s", error)
             except Exception:  # one bad pool must not end the upkeep of all others
                 logger.exception("pools.maintenance_failed")
-            # Several writes in a row are taken in together.
-            time.sleep(min(0.05, self._config.rescan_s))
+            # Writes in quick succession are taken in together, and upkeep takes a quarter of a core at most.
+            took_s = time.monotonic() - started
+            time.sleep(min(max(0.05, 3 * took_s), 1.0, self._config.rescan_s))
 
 
 def _unknown(pool: str) -> UnknownPool:
