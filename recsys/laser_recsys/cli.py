@@ -113,7 +113,6 @@ def _model(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     # Here, because 'model' must work without the demo's packages.
     from laser_protocol.errors import LaserError
-
     from laser_recsys.demo import DemoConfig, run_demo
     from laser_recsys.movielens import DatasetError
     from laser_recsys.processes import ServerFailed
@@ -121,6 +120,9 @@ def _demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     from laser_recsys.study import split_users
 
     num_users = arguments.users if arguments.users is not None else (32 if arguments.quick else 120)
+    max_new_tokens = arguments.max_new_tokens
+    if max_new_tokens is None:
+        max_new_tokens = 96 if arguments.quick else 192
     try:
         num_warm_up, num_held_out = split_users(num_users)
         config = DemoConfig(
@@ -130,7 +132,7 @@ def _demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             num_warm_up=num_warm_up,
             num_held_out=num_held_out,
             num_alone=min(2 if arguments.quick else 4, num_held_out),
-            max_new_tokens=arguments.max_new_tokens or (96 if arguments.quick else 192),
+            max_new_tokens=max_new_tokens,
             concurrency=arguments.concurrency,
         )
     except ValueError as error:

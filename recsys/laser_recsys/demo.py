@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import grpc
-from laser_client import Generation, LaserClient, Model
-from laser_protocol.errors import LaserError
 from tqdm import tqdm
 
+from laser_client import Generation, LaserClient, Model
+from laser_protocol.errors import LaserError
 from laser_recsys import knowledge, table
 from laser_recsys.cache import fetch_wheel
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
@@ -277,7 +277,7 @@ def replay_sizes(num_documents: int) -> list[int]:
     """Numbers of documents to measure at: 0, 10, 40, 160, ... and all."""
     sizes = [0]
     size = 10
-    while size < num_documents:
+    while size < 0.7 * num_documents:
         sizes.append(size)
         size *= 4
     return [*sizes, num_documents]

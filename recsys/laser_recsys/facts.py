@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from laser_client import Model
-
 from laser_recsys.measurement import Run
 from laser_recsys.study import Study
 

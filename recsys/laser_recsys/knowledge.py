@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
-from laser_client import Generation, LaserClient, Relaxed, Strict
 
+from laser_client import Generation, LaserClient, Relaxed, Strict
 from laser_recsys.cache import building
 from laser_recsys.measurement import Run
 from laser_recsys.prompts import Prompt

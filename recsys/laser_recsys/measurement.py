@@ -42,9 +42,19 @@ class Run:
         return _ratio(self.num_tokens, self.seconds)
 
     @property
+    def num_steps(self) -> int:
+        """Forwards that gave a sequence tokens, over all sequences."""
+        return sum(generation.stats.num_steps for generation in self.generations)
+
+    @property
     def tokens_per_step(self) -> float:
         """Output tokens / steps, sum / sum."""
-        return _ratio(self.num_tokens, sum(generation.stats.num_steps for generation in self.generations))
+        return _ratio(self.num_tokens, self.num_steps)
+
+    @property
+    def draft_tokens_per_step(self) -> float:
+        """Draft nodes verified / steps, sum / sum."""
+        return _ratio(sum(generation.stats.num_draft_tokens for generation in self.generations), self.num_steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,7 @@ class Summary:
     Attributes:
         name: of the setting.
         num_outputs, num_tokens, seconds: what was run.
-        tokens_per_second, tokens_per_step: see `Run`.
+        tokens_per_second, tokens_per_step, draft_tokens_per_step: see `Run`.
         speedup: tokens_per_second over that of plain decoding.
         agreement: with plain decoding.
         relaxed_share: of the tokens, those that were not the argmax at their place.
@@ -85,6 +95,7 @@ class Summary:
     seconds: float
     tokens_per_second: float
     tokens_per_step: float
+    draft_tokens_per_step: float
     speedup: float
     agreement: Agreement
     relaxed_share: float
@@ -104,6 +115,7 @@ def summarise(run: Run, plain: Run) -> Summary:
         seconds=run.seconds,
         tokens_per_second=run.tokens_per_second,
         tokens_per_step=run.tokens_per_step,
+        draft_tokens_per_step=run.draft_tokens_per_step,
         speedup=_ratio(run.tokens_per_second, plain.tokens_per_second),
         agreement=agreement(run.generations, plain.generations),
         relaxed_share=_ratio(sum(made.stats.num_relaxed_tokens for made in run.generations), run.num_tokens),

@@ -15,8 +15,9 @@ MAX_HISTORY = 15
 
 _KAR_USER = (
     "Given the user's movie rating history: {history}; Analyze the user's preferences on movies (consider factors like "
-    "genre, director and actors, time period and country, characters, plot and theme, mood and tone, critical acclaim, "
-    "production quality, and soundtrack). Please give clear and brief explanations that rest on the rated movies."
+    "genre, director/actors, time period/country, character, plot/theme, mood/tone, critical acclaim/award, production "
+    "quality, and soundtrack). Please give clear and brief explanations, built on relevant details of the user's movie "
+    "viewing history and other pertinent factors."
 )
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
+
 from laser_protocol.acceptance import Strict, acceptance_to_message
 from laser_protocol.errors import from_rpc_error
 from laser_protocol.packing import pack_token_ids

@@ -1,4 +1,4 @@
-"""Who is asked what in a measured run: warm-up users, whose texts fill the pools, and held-out users, who are measured."""
+"""Who is asked what: warm-up users, whose texts fill the pools, and held-out users, who are measured."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Study:
 
 
 def split_users(num_users: int) -> tuple[int, int]:
-    """How many of so many users are warm-up and held out: every eighth is held out, 4 at least and 24 at most.
+    """How many of so many users are warm-up and held out: every sixth is held out, 24 at most.
 
     Raises:
-        ValueError: fewer than 5, so no warm-up user would be left.
+        ValueError: fewer than 6.
     """
-    if num_users < 5:
-        raise ValueError(f"--users is {num_users}, must be at least 5")
-    num_held_out = max(4, min(24, num_users // 8))
+    if num_users < 6:
+        raise ValueError(f"--users is {num_users}, must be at least 6")
+    num_held_out = min(24, num_users // 6)
     return num_users - num_held_out, num_held_out
 
 

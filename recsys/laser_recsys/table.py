@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 from laser_recsys.measurement import Agreement, Summary
 
+# Two lines each.
 HEADINGS = (
-    "mode",
-    "tokens/s",
-    "tokens_per_step",
-    "speed-up",
-    "identical to plain",
-    "same until 1st difference",
-    "relaxed tokens",
-    "ends by EOS (early, missing)",
-    "8-grams repeated",
+    ("", "mode"),
+    ("", "tokens/s"),
+    ("", "tokens_per_step"),
+    ("drafted", "per step"),
+    ("", "speed-up"),
+    ("identical", "to plain"),
+    ("same until", "1st difference"),
+    ("relaxed", "tokens"),
+    ("ends by EOS", "(early, missing)"),
+    ("8-grams", "repeated"),
 )
 
 
@@ -36,6 +38,7 @@ def cells(summaries: Sequence[Summary], noise: BatchNoise | None) -> list[tuple[
             summary.name,
             f"{summary.tokens_per_second:.1f}",
             f"{summary.tokens_per_step:.2f}",
+            f"{summary.draft_tokens_per_step:.1f}",
             f"{summary.speedup:.2f}x",
             *(("-", "-") if number == 0 else _agreement(summary.agreement)),
             f"{summary.relaxed_share:.1%}",
@@ -46,14 +49,13 @@ def cells(summaries: Sequence[Summary], noise: BatchNoise | None) -> list[tuple[
     ]
     if noise is not None:
         rate = f"{noise.tokens_per_second:.1f}"
-        rows.append(("plain, one at a time", rate, "1.00", "", *_agreement(noise.agreement), "", "", ""))
+        rows.append(("plain, one at a time", rate, "1.00", "0.0", "", *_agreement(noise.agreement), "", "", ""))
     return rows
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """The table for a terminal: headings of two lines at most, first column left, the others right."""
-    headings = [_two_lines(heading) for heading in HEADINGS]
-    lines = [[first for first, _ in headings], [second for _, second in headings], *map(list, rows)]
+    """The table for a terminal: headings of two lines, first column left, the others right."""
+    lines = [[first for first, _ in HEADINGS], [second for _, second in HEADINGS], *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     rendered = [
         "  ".join(
@@ -68,12 +70,3 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 def _agreement(agreement: Agreement) -> tuple[str, str]:
     return f"{agreement.num_identical} of {agreement.num_outputs}", f"{agreement.prefix_share:.0%}"
-
-
-def _two_lines(heading: str) -> tuple[str, str]:
-    """The heading broken at the space nearest to its middle; one without a space stands in the second line."""
-    spaces = [place for place, letter in enumerate(heading) if letter == " "]
-    if not spaces:
-        return "", heading
-    place = min(spaces, key=lambda place: abs(place - len(heading) / 2))
-    return heading[:place], heading[place + 1 :]
