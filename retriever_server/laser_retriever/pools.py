@@ -212,7 +212,10 @@ class Pools:
         self._discover()
         changed = False
         for pool in self._known():
-            changed |= pool.refresh()
+            try:
+                changed |= pool.refresh()
+            except OSError as error:  # what one pool cannot read must not keep the others from being served
+                logger.error("pool.unreadable pool=%s reason=%s", pool.pool, error.strerror)
         if changed:
             self._sources = {}
         if self._derive_samples():
@@ -266,16 +269,21 @@ class Pools:
             try:
                 self.refresh()
                 for pool in self._known():
-                    if pool.needs_sealing():
-                        pool.seal()
-                    pool.maintain()
-            except LaserError as error:
-                logger.warning("pools.maintenance_failed reason=%s", error)
-            except Exception:  # one bad pool must not end the upkeep of all others
+                    _keep_up(pool)
+            except Exception:  # upkeep must outlive any single fault
                 logger.exception("pools.maintenance_failed")
             # Writes in quick succession are taken in together, and upkeep takes a quarter of a core at most.
             took_s = time.monotonic() - started
             time.sleep(min(max(0.05, 3 * took_s), 1.0, self._config.rescan_s))
+
+
+def _keep_up(pool: Pool) -> None:
+    try:
+        if pool.needs_sealing():
+            pool.seal()
+        pool.maintain()
+    except LaserError as error:
+        logger.warning("pool.maintenance_failed pool=%s reason=%s", pool.pool, error)
 
 
 def _unknown(pool: str) -> UnknownPool:

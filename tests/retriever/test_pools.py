@@ -13,6 +13,7 @@ import pytest
 from laser_protocol.errors import InvalidRequest, StorageUnavailable, UnknownPool
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.index import Sources
+from laser_retriever.pool import Pool
 from laser_retriever.pools import Pools, PoolStatus
 
 
@@ -149,3 +150,22 @@ def test_a_wrong_setting_is_named_with_its_value(tmp_path: Path) -> None:
         RetrieverConfig(pools=tmp_path, rescan_s=0)
     with pytest.raises(ValueError, match="name is ''"):
         RetrieverConfig(pools=tmp_path, name="")
+
+
+def test_a_pool_that_cannot_be_read_does_not_keep_others_from_being_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "bad", {"1": [1]})
+        add(pools, "good", {"1": [2]})
+    refresh = Pool.refresh
+
+    def fail_for_one(pool: Pool) -> bool:
+        if pool.pool == "bad":
+            raise PermissionError(13, "Permission denied")
+        return refresh(pool)
+
+    monkeypatch.setattr(Pool, "refresh", fail_for_one)
+    with pools_at(tmp_path) as pools:
+        assert texts(pools.sources("good", "f")[1]) == [(0, [[2]])]
+    assert "pool=bad reason=Permission denied" in caplog.text
