@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--quick", action="store_true", help="fewer users and shorter texts")
     demo.add_argument(
-        "--users", type=int, metavar="N", help="users in all, warm-up and held-out (default: 120; quick: 32)"
+        "--users", type=int, metavar="N", help="users in all, warm-up and held-out (default: 96; quick: 36)"
     )
     demo.add_argument(
         "--output", type=Path, default=Path("laser-demo"), metavar="DIR", help="results (default: ./%(default)s)"
@@ -119,7 +119,7 @@ def _demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     from laser_recsys.replay import ReplayFailed
     from laser_recsys.study import split_users
 
-    num_users = arguments.users if arguments.users is not None else (32 if arguments.quick else 120)
+    num_users = arguments.users if arguments.users is not None else (36 if arguments.quick else 96)
     max_new_tokens = arguments.max_new_tokens
     if max_new_tokens is None:
         max_new_tokens = 96 if arguments.quick else 192
@@ -131,9 +131,12 @@ def _demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             model=arguments.model,
             num_warm_up=num_warm_up,
             num_held_out=num_held_out,
-            num_alone=min(2 if arguments.quick else 4, num_held_out),
+            num_alone=min(2 if arguments.quick else 3, num_held_out),
             max_new_tokens=max_new_tokens,
             concurrency=arguments.concurrency,
+            # A number of users that was asked for is kept, however long it takes.
+            warm_up_limit_s=None if arguments.users else (30.0 if arguments.quick else 130.0),
+            held_out_limit_s=None if arguments.users else (20.0 if arguments.quick else 80.0),
         )
     except ValueError as error:
         parser.error(str(error))

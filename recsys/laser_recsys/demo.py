@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +23,7 @@ from laser_recsys import knowledge, table
 from laser_recsys.cache import fetch_wheel
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
 from laser_recsys.facts import run_facts
-from laser_recsys.knowledge import PLAIN, RELAXED, STRICT
+from laser_recsys.knowledge import PLAIN, RELAXED, STRICT, Task
 from laser_recsys.measurement import Run, agreement, summarise
 from laser_recsys.movielens import ML_100K_WHEEL, read_ml_100k, split_by_time
 from laser_recsys.processes import ServerProcess, command_path, free_address
@@ -53,6 +53,8 @@ class DemoConfig:
         num_alone: of these, how many also run plain one at a time; 0: none.
         max_new_tokens: output limit in tokens, at least 1.
         concurrency: prompts open at a time, at least 1.
+        warm_up_limit_s, held_out_limit_s: no further batch is started after so many seconds, so that a slow machine
+            measures fewer users instead of taking longer; None: no limit.
         num_groups: k of the grouping.
         seed: of the grouping and the choice of users.
 
@@ -63,11 +65,13 @@ class DemoConfig:
     output: Path
     cache_dir: Path
     model: str | None = None
-    num_warm_up: int = 120
+    num_warm_up: int = 80
     num_held_out: int = 16
-    num_alone: int = 4
+    num_alone: int = 3
     max_new_tokens: int = 192
     concurrency: int = 4
+    warm_up_limit_s: float | None = None
+    held_out_limit_s: float | None = None
     num_groups: int = 3
     seed: int = 0
 
@@ -186,8 +190,15 @@ def _measure(
     model = client.model()
     with phases.phase("warm-up users"):
         warm_up = _warm_up(config, study, client)
+    study = replace(study, warm_up=study.warm_up[: len(warm_up.generations)])
     with phases.phase("held-out users, three modes"):
         runs = _held_out(config, study, client)
+    study = replace(study, held_out=study.held_out[: len(runs[0].generations)])
+    if len(study.warm_up) < config.num_warm_up or len(study.held_out) < config.num_held_out:
+        say(
+            f"this machine is slow just now: stopped after {len(study.warm_up)} of {config.num_warm_up} warm-up and "
+            f"{len(study.held_out)} of {config.num_held_out} held-out users (--users N sets no limit)"
+        )
     with phases.phase("plain, one at a time"):
         noise = _batch_noise(config, study, servers, runs[0])
     with phases.phase("replay"):
@@ -206,25 +217,36 @@ def _measure(
 
 
 def _warm_up(config: DemoConfig, study: Study, client: LaserClient) -> Run:
+    run = Run(STRICT.name, (), 0.0)
     with tqdm(total=len(study.warm_up), desc="warm-up users", unit="user") as bar:
-        return knowledge.generate(
-            client, study.warm_up, STRICT, max_new_tokens=config.max_new_tokens, learn=True, on_done=_progress(bar)
-        )
+        on_done = _progress(bar)
+        for batch in _batches(study.warm_up, 4 * config.concurrency):
+            if config.warm_up_limit_s is not None and run.seconds > config.warm_up_limit_s:
+                break
+            run += knowledge.generate(
+                client, batch, STRICT, max_new_tokens=config.max_new_tokens, learn=True, on_done=on_done
+            )
+    return run
 
 
 def _held_out(config: DemoConfig, study: Study, client: LaserClient) -> list[Run]:
     """One run per mode. The modes take turns over small batches, so that noise of the machine hits all alike."""
     runs = [Run(mode.name, (), 0.0) for mode in MODES]
-    batch_size = 2 * config.concurrency
     with tqdm(total=len(MODES) * len(study.held_out), desc="held-out users", unit="text") as bar:
-        for number, start in enumerate(range(0, len(study.held_out), batch_size)):
-            batch = study.held_out[start : start + batch_size]
+        on_done = _progress(bar)
+        for number, batch in enumerate(_batches(study.held_out, 2 * config.concurrency)):
+            if config.held_out_limit_s is not None and sum(run.seconds for run in runs) > config.held_out_limit_s:
+                break
             for turn in range(len(MODES)):
                 which = (turn + number) % len(MODES)
                 runs[which] += knowledge.generate(
-                    client, batch, MODES[which], max_new_tokens=config.max_new_tokens, on_done=_progress(bar)
+                    client, batch, MODES[which], max_new_tokens=config.max_new_tokens, on_done=on_done
                 )
     return runs
+
+
+def _batches(tasks: Sequence[Task], size: int) -> Iterator[Sequence[Task]]:
+    return (tasks[start : start + size] for start in range(0, len(tasks), size))
 
 
 def _batch_noise(config: DemoConfig, study: Study, servers: Servers, plain: Run) -> BatchNoise | None:
