@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from laser_recsys.cache import default_cache_dir, fetch_wheel
 from laser_recsys.example_model import prepare_example_model
 from laser_recsys.movielens import ML_100K_WHEEL, read_ml_100k, split_by_time

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from laser_client import LaserClient
 from laser_client.pools import Document, PoolClient
 from laser_protocol.channel import Endpoint
-
 from tests.end_to_end.servers import kill, retriever, verifier
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
+from laser_protocol.acceptance import Strict
 from laser_verifier.config import EngineConfig
 from laser_verifier.drafts import DraftSource, NoDrafts
 from laser_verifier.engine import Engine
 from laser_verifier.model import TargetModel
 from laser_verifier.runner import ModelRunner
 from laser_verifier.sequence import Request
-from laser_protocol.acceptance import Strict
-from transformers import AutoModelForCausalLM
-
 from tests.verifier.tiny import Outcome
 from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts
 

@@ -210,6 +210,11 @@ def test_a_dead_shard_costs_no_wait_and_its_sequences_move_with_all_their_tokens
     assert moved.num_prompt_tokens == 3
     assert set(drafts.collect({1: 5}, WAIT_S)) == {1}
     assert drafts.counters.num_failovers == 1
+    # What became of the dead shard's tree is no business of the other's.
+    drafts.advance([advanced(1, 5, 1, 2)])
+    until(lambda: shards[other].advanced)
+    (step,) = shards[other].advanced
+    assert (step.num_verified_nodes, step.accepted_node_idx) == (0, -1)
 
 
 def test_without_any_shard_nothing_waits_and_sequences_are_taken_up_when_one_comes_back(loop: Loop) -> None:

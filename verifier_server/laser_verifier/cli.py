@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 # By default OpenMP's threads spin at every barrier for milliseconds. With anything else running on the machine (the
-# retriever, a client) they spin for a thread that is not scheduled: a forward then took 20 times as long. Measured on two
-# cores, bfloat16, one token beside another busy process: 1040 ms by default, 40 ms with 20,000 spins.
+# retriever, a client) they spin for a thread that is not scheduled. Measured on two cores, bfloat16, one token, beside
+# another busy process: 1040 ms a forward by default, 40 ms with 20,000 spins. Read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import argparse

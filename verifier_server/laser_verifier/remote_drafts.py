@@ -8,6 +8,7 @@ any shard sequences are decoded plainly until one comes.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import socket
 import threading
@@ -62,6 +63,8 @@ class _Remote:
     token_ids: list[int]
     node_budget: int
     shard: _Shard | None = None
+    # Position at which another shard took over, or -1. A tree of this position may still be the one before's.
+    moved_at: int = -1
 
 
 @dataclass(slots=True)
@@ -317,6 +320,10 @@ class RemoteDrafts:
         self._sequences[remote.sequence_id] = remote
         self._assign(remote)
 
+    def _reassign(self, remote: _Remote) -> None:
+        remote.moved_at = len(remote.token_ids)
+        self._assign(remote)
+
     def _assign(self, remote: _Remote) -> None:
         by_name = {shard.name: shard for shard in self._shards.values() if shard.connected}
         name = choose_shard(remote.pool, {name: shard.num_open for name, shard in by_name.items()})
@@ -338,6 +345,8 @@ class RemoteDrafts:
                 continue
             remote.token_ids.extend(step.token_ids.tolist())
             remote.node_budget = step.node_budget
+            if step.position == remote.moved_at:
+                step = dataclasses.replace(step, num_verified_nodes=0, accepted_node_idx=-1)
             if remote.shard is not None:
                 remote.shard.outbox.advance(step)
                 remote.shard.wake.set()
@@ -364,7 +373,7 @@ class RemoteDrafts:
         logger.info("shard.connected address=%s name=%s", shard.address, name)
         for remote in self._sequences.values():
             if remote.shard is None:
-                self._assign(remote)
+                self._reassign(remote)
 
     def _on_lost(self, shard: _Shard) -> None:
         if not shard.connected:
@@ -378,7 +387,7 @@ class RemoteDrafts:
             self._condition.notify_all()
         for remote in moved:
             self.counters.num_failovers += 1
-            self._assign(remote)
+            self._reassign(remote)
 
     def _on_response(self, shard: _Shard, response: retriever_pb2.DraftResponse) -> None:
         trees: dict[int, DraftTree] = {}
