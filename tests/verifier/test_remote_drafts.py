@@ -113,11 +113,11 @@ class Loop:
             return drafts, asyncio.create_task(drafts.run())
 
         drafts, task = self.run(start())
-        self._stops.append(lambda: self._cancel(task))
+        self._stops.append(lambda: self.cancel(task))
         until(lambda: len(drafts.connected()) == len(ports))
         return drafts
 
-    async def _cancel(self, task: asyncio.Task[None]) -> None:
+    async def cancel(self, task: asyncio.Task[None]) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
@@ -302,7 +302,7 @@ def test_learned_outputs_go_to_the_shard_that_writes_the_pool(loop: Loop) -> Non
     assert holder.documents[0].id == "user 1"
     assert unpack_token_ids(holder.documents[0].token_ids) == [4, 5, 6]
     assert pools.counters.num_learned == 1
-    loop.loop.call_soon_threadsafe(task.cancel)
+    loop.run(loop.cancel(task))
 
 
 def test_names_resolve_to_addresses_and_unknown_ones_to_none() -> None:
