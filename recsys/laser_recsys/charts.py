@@ -78,7 +78,7 @@ def line_chart(title: str, points: Sequence[tuple[float, float]], x_title: str) 
             Markup(
                 '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="4.5"/>'
                 '<text class="value" x="{:.1f}" y="{:.1f}" text-anchor="{}">{:.2f}</text>'
-            ).format(px, py, px if x else px + 9, py - 12, "middle" if x else "start", y)
+            ).format(px, py, px if x else px + 8, py - 12 if x else py + 20, "middle" if x else "start", y)
         )
         label = f"{x:g}"
         half_width = len(label) * _CHARACTER_PX / 2 + 3

@@ -53,8 +53,8 @@ class DemoConfig:
         num_alone: of these, how many also run plain one at a time; 0: none.
         max_new_tokens: output limit in tokens, at least 1.
         concurrency: prompts open at a time, at least 1.
-        warm_up_limit_s, held_out_limit_s: no further batch is started after so many seconds, so that a slow machine
-            measures fewer users instead of taking longer; None: no limit.
+        warm_up_limit_s, held_out_limit_s, alone_limit_s: no further batch is started after so many
+            seconds, so that a slow machine measures fewer users instead of taking longer; None: no limit.
         num_groups: k of the grouping.
         seed: of the grouping and the choice of users.
 
@@ -72,6 +72,7 @@ class DemoConfig:
     concurrency: int = 4
     warm_up_limit_s: float | None = None
     held_out_limit_s: float | None = None
+    alone_limit_s: float | None = None
     num_groups: int = 3
     seed: int = 0
 
@@ -254,12 +255,17 @@ def _batch_noise(config: DemoConfig, study: Study, servers: Servers, plain: Run)
     if config.num_alone == 0 or config.concurrency == 1:
         return None
     tasks = study.held_out[: config.num_alone]
+    alone = Run(PLAIN.name, (), 0.0)
     with (
         LaserClient(servers.verifier.address, max_in_flight=1) as client,
         tqdm(total=len(tasks), desc="plain, one at a time", unit="user") as bar,
     ):
-        alone = knowledge.generate(client, tasks, PLAIN, max_new_tokens=config.max_new_tokens, on_done=_progress(bar))
-    compared = agreement(alone.generations, plain.generations[: len(tasks)])
+        on_done = _progress(bar)
+        for batch in _batches(tasks, 1):
+            if config.alone_limit_s is not None and alone.seconds > config.alone_limit_s:
+                break
+            alone += knowledge.generate(client, batch, PLAIN, max_new_tokens=config.max_new_tokens, on_done=on_done)
+    compared = agreement(alone.generations, plain.generations[: len(alone.generations)])
     return BatchNoise(config.concurrency, compared, alone.tokens_per_second)
 
 

@@ -5,7 +5,6 @@ Knows the servers by their commands and their health service only.
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -50,7 +49,6 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
 
     def __enter__(self) -> Self:

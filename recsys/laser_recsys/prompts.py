@@ -17,8 +17,8 @@ MAX_HISTORY = 15
 _KAR_USER = (
     "Given user's movie rating history: {history}; Analyze user's preferences on movies (consider factors like genre, "
     "director/actors, time period/country, character, plot/theme, mood/tone, critical acclaim/award, production "
-    "quality, and soundtrack). Please give a clear and brief explanation based on what user's movie viewing history shows and "
-    "other pertinent factors."
+    "quality, and soundtrack). Please give a clear and brief explanation based on what user's movie viewing history "
+    "shows and other pertinent factors."
 )
 
 
