@@ -1,4 +1,4 @@
-# The verifier with SmolLM2-135M-Instruct in /model, on CPU, or on a GPU with a CUDA build of torch. Build from the
+# The verifier with SmolLM2-135M-Instruct in /models, on CPU, or on a GPU with a CUDA build of torch. Build from the
 # repository's root:
 #
 #   docker build -f deploy/verifier.Dockerfile -t laser-verifier .
@@ -28,9 +28,9 @@ RUN --mount=type=bind,source=deploy/wheelhouse,target=/wheelhouse \
 COPY recsys/laser_recsys/__init__.py recsys/laser_recsys/cli.py recsys/laser_recsys/cache.py \
     recsys/laser_recsys/example_model.py recsys/laser_recsys/
 RUN --mount=type=bind,source=deploy/wheelhouse,target=/wheelhouse \
-    PYTHONPATH=recsys /opt/laser/bin/python -m laser_recsys.cli model --output /model --cache /tmp/cache
+    PYTHONPATH=recsys /opt/laser/bin/python -m laser_recsys.cli model --output /models/SmolLM2-135M-Instruct --cache /tmp/cache
 
-FROM dependencies AS build
+FROM dependencies AS wheel
 COPY README.md LICENSE ./
 COPY protos protos
 COPY client client
@@ -38,18 +38,21 @@ COPY retriever_server retriever_server
 COPY verifier_server verifier_server
 COPY recsys recsys
 RUN --mount=type=bind,source=deploy/wheelhouse,target=/wheelhouse \
-    PIP_CONSTRAINT=/src/constraints.txt /opt/laser/bin/pip install --no-deps .
+    PIP_CONSTRAINT=/src/constraints.txt /opt/laser/bin/pip wheel --no-deps --wheel-dir /dist .
 
 FROM python:3.11-slim-bookworm
 RUN groupadd --gid 10001 laser \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin laser
-COPY --from=model /model /model
-COPY --from=build /opt/laser /opt/laser
-# HOME and the caches of what the model's code may want to keep: the file system may be read-only.
+# Largest and rarest to change first.
+COPY --from=dependencies /opt/laser /opt/laser
+COPY --from=model /models /models
+RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
+    /opt/laser/bin/pip install --no-index --no-deps --no-cache-dir --root-user-action=ignore /dist/*.whl
+# HOME and the cache of what a model's code may want to keep: the file system may be read-only.
 ENV PATH=/opt/laser/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp HF_HOME=/tmp/huggingface
 USER 10001:10001
 EXPOSE 50052
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=10s --start-period=300s --retries=3 CMD ["laser", "health", "127.0.0.1:50052"]
+HEALTHCHECK --interval=5s --timeout=10s --start-period=300s --retries=3 CMD ["laser", "health", "127.0.0.1:50052"]
 ENTRYPOINT ["laser-verifier"]
-CMD ["serve", "--model", "/model", "--listen", "0.0.0.0:50052"]
+CMD ["serve", "--model", "/models/SmolLM2-135M-Instruct", "--listen", "0.0.0.0:50052"]
