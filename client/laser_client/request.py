@@ -20,6 +20,7 @@ Prompt = str | list[int] | tuple[int, ...]
 OnError = Literal["raise", "return"]
 
 MAX_STOPS = 16
+MAX_STOP_CHARS = 256
 MAX_TEMPERATURE = 100.0
 MAX_DOCUMENT_ID_BYTES = 256
 
@@ -229,6 +230,10 @@ def _check_stop(stop: Any) -> tuple[str, ...]:
     for text in stop:
         if not isinstance(text, str) or not text:
             raise _invalid("stop", stop, "strings, none empty")
+        if len(text) > MAX_STOP_CHARS:
+            raise _invalid(
+                "stop", f"{text[:20]}... ({len(text)} characters)", f"at most {MAX_STOP_CHARS} characters each"
+            )
         _check_text("stop", text)
     return tuple(stop)
 

@@ -417,8 +417,13 @@ class Pool:
         )
         self._log_writer.close()
         self._log_writer = None
-        replace_file(self.directory / LOG_NAME, new_log_bytes(end_sequence))
-        self._log_writer = LogWriter(self.directory / LOG_NAME, end_sequence)
+        try:
+            replace_file(self.directory / LOG_NAME, new_log_bytes(end_sequence))
+            self._log_writer = LogWriter(self.directory / LOG_NAME, end_sequence)
+        except BaseException:
+            # Without a log there is nothing to write to: the next write takes the lock and recovers anew.
+            self._release()
+            raise
         logger.info("pool.sealed pool=%s segment=%s documents=%d", self.pool, segment.name, len(segment.meta.ids))
         self._seen = ()
         self._read()

@@ -244,7 +244,8 @@ class Pools:
                     below.setdefault(ancestor, []).append(pool.snapshot)
         changed = False
         for name in [name for name in self._samples if name not in below]:
-            del self._samples[name]
+            # Two threads may be here: a dropped pool refreshes at once, the maintainer every two seconds.
+            self._samples.pop(name, None)
             changed = True
         for name, snapshots in below.items():
             old = self._samples.get(name)

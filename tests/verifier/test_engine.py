@@ -5,16 +5,19 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
 from laser_protocol.acceptance import Relaxed
 from laser_protocol.errors import EngineDead, NotReady, Overloaded
+from laser_protocol.tree import DraftTree
+from laser_verifier.draft_budget import StepCost
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.engine import run_engine
 from laser_verifier.sequence import DraftStatus, FinishReason
 from tests.oracles import plain_decoding
 from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_model, tiny_network
-from tests.verifier.trees import GoodDrafts
+from tests.verifier.trees import GoodDrafts, RandomDrafts, make_tree
 
 PROMPT = (5, 6, 7)
 
@@ -189,6 +192,51 @@ def test_a_fault_in_a_step_ends_every_request_as_engine_dead_and_is_reported(net
     assert isinstance(outcome.events[-1], EngineDead) and outcome.num_terminal == 1
     with pytest.raises(EngineDead):
         server.submit(PROMPT, 5)
+
+
+def test_drafts_never_reach_beyond_the_positions_the_model_has() -> None:
+    """Learned positions (GPT-2) have no row for a token beyond the context, not even for a draft nobody will accept."""
+    network = tiny_network("gpt2", seed=1, context_len=16)
+    prompt = tuple(range(14))
+    plain = plain_decoding(network, prompt, 2)
+
+    class Deep(RandomDrafts):
+        def _tree(self, sequence_id: int, token_ids: list[int]) -> DraftTree:
+            return make_tree(len(token_ids), [plain[0], 1, 2, 3, 4, 5], list(range(-1, 5)))
+
+    server = TinyServer(tiny_model(network), Deep(VOCAB_SIZE), max_model_len=16)
+    outcome = server.submit(prompt, 2)
+    server.run()
+    assert outcome.token_ids == plain
+
+
+def test_a_model_that_ignores_our_attention_is_refused() -> None:
+    network = tiny_network("bloom")
+    with pytest.raises(ValueError, match="bloom"):
+        TinyServer(tiny_model(network), NoDrafts())
+
+
+def test_the_value_policy_drafts_where_it_pays_and_changes_no_output(network: Any) -> None:
+    plain = plain_decoding(network, PROMPT, 40)
+    sizes = np.arange(1, 65)
+    for seconds, drafted in ((1.0 + sizes / 300, True), (sizes**4.0, False)):
+        cost = StepCost(sizes, seconds)
+        server = TinyServer(tiny_model(network), good(network), draft_policy="value", cost=cost)
+        outcomes = [server.submit(PROMPT, 40) for _ in range(6)]
+        server.run()
+        assert all(outcome.token_ids == plain for outcome in outcomes)
+        assert (server.engine.counters.num_accepted_tokens > 0) is drafted
+
+
+def test_every_waiting_request_gets_its_end_when_one_cannot_start(network: Any) -> None:
+    class Broken(NoDrafts):
+        def open(self, opened: Any) -> None:
+            raise RuntimeError("boom")
+
+    server = TinyServer(tiny_model(network), Broken())
+    outcomes = [server.submit(PROMPT, 5) for _ in range(4)]
+    run_engine(server.engine, threading.Event())
+    assert [outcome.num_terminal for outcome in outcomes] == [1, 1, 1, 1]
 
 
 def test_the_cache_has_the_size_its_shape_gives(network: Any) -> None:

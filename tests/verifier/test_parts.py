@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteFallback, Fuse, Replace, Sequence, Strip
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -94,6 +95,32 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 BYTES = byte_tokenizer()
+
+
+def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama 2's kind: bytes as tokens <0x00> ... <0xFF>, which in a random order form no valid UTF-8."""
+    vocabulary = {"<unk>": 0, "\u2581": 1, **{f"<0x{i:02X}>": i + 2 for i in range(256)}}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = Sequence([Replace("\u2581", " "), ByteFallback(), Fuse(), Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_bytes_that_form_no_character_never_stop_the_stream() -> None:
+    tokenizer, rng = byte_fallback_tokenizer(), np.random.default_rng(0)
+    for _ in range(200):
+        stream = TextStream(tokenizer, ())
+        for token_id in rng.integers(0, 258, 40).tolist():
+            stream.push(token_id)
+            stream.take()
+        stream.finish(stopped=False)
+
+
+def test_a_long_stop_string_costs_no_more_than_the_text_is_long() -> None:
+    stream = TextStream(BYTES, ("a" * 250 + "b",))
+    for token_id in BYTES.encode("a" * 40):
+        assert not stream.push(token_id)
+        assert stream.take() == ""
+    assert stream.finish(stopped=False) == "a" * 40
 
 
 @settings(deadline=None)

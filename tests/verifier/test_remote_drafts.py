@@ -43,6 +43,7 @@ class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
         self.pool_state = retriever_pb2.POOL_STATE_OK
         self.writer_elsewhere: str | None = None
         self.malformed = False
+        self.silent_on: set[int] = set()
 
     async def Draft(self, requests: Any, context: Any) -> AsyncIterator[retriever_pb2.DraftResponse]:  # noqa: N802
         async for request in requests:
@@ -66,6 +67,8 @@ class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
     def _tree(self, response: retriever_pb2.DraftResponse, sequence_id: int) -> None:
         if sequence_id in self.fault_on:
             response.faults.add(sequence_id=sequence_id, message="position is 1, must be 2")
+            return
+        if sequence_id in self.silent_on:
             return
         message = tree_to_message(sequence_id, make_tree(self.lengths[sequence_id], [1, 2], [-1, 0]))
         if self.malformed:
@@ -191,6 +194,30 @@ def test_a_slow_shard_is_waited_for_three_times_and_then_no_more(loop: Loop) -> 
     shard.delay_s = 0.05
     drafts.advance([advanced(1, 3, 7)])
     assert set(drafts.collect({1: 4}, WAIT_S)) == {1}
+
+
+def test_a_shard_that_answers_one_sequence_and_never_another_is_not_waited_for_forever(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    shard.silent_on = {2}
+    drafts = loop.drafts(loop.serve(shard).port)
+    drafts.open(opened(1))
+    drafts.open(opened(2))
+    until(lambda: drafts.status(2) is DraftStatus.OK)
+    for position in range(3, 6):
+        assert set(drafts.collect({1: position, 2: 3}, 0.1)) == {1}
+        drafts.advance([advanced(1, position, 7)])
+    started = time.monotonic()
+    drafts.collect({1: 6, 2: 3}, 0.5)
+    assert time.monotonic() - started < 0.1
+
+
+def test_two_shards_of_one_name_both_get_sequences(loop: Loop) -> None:
+    shards = [ScriptedShard("same"), ScriptedShard("same")]
+    drafts = loop.drafts(*(loop.serve(shard).port for shard in shards))
+    for i in range(1, 41):
+        drafts.open(opened(i, pool=f"p/{i}"))
+    until(lambda: sum(len(shard.opened) for shard in shards) == 40)
+    assert min(len(shard.opened) for shard in shards) > 8
 
 
 def test_a_dead_shard_costs_no_wait_and_its_sequences_move_with_all_their_tokens(loop: Loop) -> None:

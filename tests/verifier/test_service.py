@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from laser_client import InvalidRequest, LaserClient, Relaxed, Strict
-from laser_protocol.acceptance import acceptance_to_message
+from laser_protocol.acceptance import Acceptance, acceptance_to_message
 from laser_protocol.errors import EngineDead, from_rpc_error
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.serving import LaserServer, ListenConfig
@@ -30,16 +30,22 @@ from tests.verifier.tiny import VOCAB_SIZE, tiny_model, tiny_network, tiny_token
 from tests.verifier.trees import RandomDrafts
 
 MAX_MODEL_LEN = 64
+STRICT = Strict()
 
 
 @contextmanager
-def serving(network: Any, drafts: DraftSource, **config: Any) -> Iterator[tuple[str, Engine]]:
+def serving(
+    network: Any,
+    drafts: DraftSource,
+    default_acceptance: Acceptance = STRICT,
+    **config: Any,
+) -> Iterator[tuple[str, Engine]]:
     """A verifier on a free port, its loop and engine in threads of their own."""
     settings = EngineConfig(max_sequences=2, max_model_len=MAX_MODEL_LEN, draft_policy="all", **config)
     model = tiny_model(network)
     engine = Engine(ModelRunner(model, 2, MAX_MODEL_LEN, 32), tiny_tokenizer(), drafts, settings)
     description = ModelDescription(
-        "tiny", model.model_type, "f" * 64, VOCAB_SIZE, MAX_MODEL_LEN, 2, (), "float64", "cpu", Strict()
+        "tiny", model.model_type, "f" * 64, VOCAB_SIZE, MAX_MODEL_LEN, 2, (), "float64", "cpu", default_acceptance
     )
     started, stopping, stop_loop = threading.Event(), threading.Event(), asyncio.Event()
     state: dict[str, Any] = {}
@@ -142,6 +148,10 @@ def relaxed(top_k: int, min_prob: float) -> acceptance_pb2.Acceptance:
         ({"temperature": float("inf")}, "temperature", "inf"),
         ({"stop": [""]}, "stop", "none empty"),
         ({"stop": ["x"] * 17}, "stop", "at most 16"),
+        ({"stop": ["x" * 257]}, "stop", "256"),
+        ({"request_id": "x" * 257}, "request_id", "256"),
+        ({"tokens": None, "text": verifier_pb2.TextPrompt(text="w1 " * 9000)}, "prompt", "characters"),
+        ({"tokens": None, "text": verifier_pb2.TextPrompt(text="w1", system="be brief")}, "system", "template"),
         ({"learn": True}, "pool", "learn"),
         ({"learn": True, "pool": "a", "document_id": "x" * 257}, "document_id", "256"),
     ],
@@ -158,9 +168,11 @@ def test_bad_input_is_refused_with_its_field_and_what_would_be_right(
     assert says in str(error)
 
 
-def test_relaxed_by_default_gives_way_to_sampling_but_not_when_asked_for(target: str) -> None:
-    with LaserClient(target) as client, pytest.raises(InvalidRequest):
-        client.generate([1], temperature=0.5, acceptance=Relaxed())
+def test_a_relaxed_default_gives_way_to_sampling(network: Any) -> None:
+    drafts = RandomDrafts(VOCAB_SIZE)
+    with serving(network, drafts, default_acceptance=Relaxed()) as (target, _), LaserClient(target) as client:
+        sampled = client.generate([1, 2], temperature=0.9, seed=7, max_new_tokens=12)
+    assert sampled.token_ids == plain_decoding(network, [1, 2], 12, temperature=0.9, seed=7)
 
 
 def test_cancelling_frees_the_slots_for_others(network: Any) -> None:

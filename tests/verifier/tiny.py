@@ -46,12 +46,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512,
              "bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
 }  # fmt: skip
+# Its attention (ALiBi) takes no function from outside.
+UNSUPPORTED: dict[str, dict[str, Any]] = {
+    "bloom": {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+}
 
 
-def tiny_network(architecture: str = "llama", seed: int = 0, eos_token_ids: Sequence[int] = ()) -> Any:
+def tiny_network(
+    architecture: str = "llama", seed: int = 0, eos_token_ids: Sequence[int] = (), context_len: int = 512
+) -> Any:
     """A random causal LM in float64, eval mode, transformers' eager attention."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[architecture](**ARCHITECTURES[architecture])
+    settings = {**ARCHITECTURES, **UNSUPPORTED}[architecture]
+    settings = {k: context_len if k in ("n_positions", "max_position_embeddings") else v for k, v in settings.items()}
+    config = CONFIG_MAPPING[architecture](**settings)
     config._attn_implementation = "eager"
     network = AutoModelForCausalLM.from_config(config).to(torch.float64)
     # Random weights of transformers' small scale give almost the same logits everywhere; larger ones make texts differ.
@@ -103,6 +111,7 @@ class TinyServer:
     """An engine stepped by hand."""
 
     def __init__(self, model: TargetModel, drafts: DraftSource, max_sequences: int = 4, **config: Any) -> None:
+        cost = config.pop("cost", None)
         settings = {"max_model_len": 256, "draft_policy": "all", "max_draft_nodes": 32, **config}
         self.config = EngineConfig(max_sequences=max_sequences, **settings)
         self.learned: list[tuple[str, str, list[int]]] = []
@@ -112,6 +121,7 @@ class TinyServer:
             tiny_tokenizer(),
             drafts,
             self.config,
+            cost,
             learn=lambda pool, document_id, token_ids: self.learned.append((pool, document_id, list(token_ids))),
         )
         self._next_id = 0

@@ -169,7 +169,9 @@ def deepest_accepted(accepted: Tensor, log_probs: Tensor, trees: PackedTrees) ->
     best = _reduce(scores, trees.sequence_rows, num_sequences, -torch.inf, "amax")
     rows = torch.arange(num_rows, device=accepted.device)
     rows = torch.where(among & (scores == best[trees.sequence_rows]), rows, num_rows)
-    return _reduce(rows, trees.sequence_rows, num_sequences, num_rows, "amin")
+    best_rows = _reduce(rows, trees.sequence_rows, num_sequences, num_rows, "amin")
+    # No row is best where logits are NaN (float16 overflows): then nothing is accepted.
+    return torch.where(best_rows < num_rows, best_rows, trees.root_rows)
 
 
 def _reduce(values: Tensor, index: Tensor, size: int, initial: float, how: str) -> Tensor:

@@ -29,6 +29,7 @@ class TreeAttention:
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
         self.batch: StepBatch | None = None
+        self.num_calls = 0
 
     def __call__(
         self,
@@ -54,6 +55,7 @@ class TreeAttention:
             [1, M, Hq, D] and no weights.
         """
         assert self.batch is not None
+        self.num_calls += 1
         batch, cache, layer_idx = self.batch, self._cache, int(module.layer_idx)  # type: ignore[arg-type]
         cache.write(layer_idx, batch.places, key[0].transpose(0, 1), value[0].transpose(0, 1))
         query = query[0].transpose(0, 1)

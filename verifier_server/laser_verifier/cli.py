@@ -18,8 +18,9 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,8 @@ from laser_verifier.service import SERVICE_NAME, ModelDescription, VerifierServi
 
 logger = logging.getLogger(__name__)
 
+# Seconds that finished outputs get to reach their pools after the last request.
+_DRAIN_S = 5.0
 _EPILOG = """example:
   laser-retriever serve --pools ./pools --listen 127.0.0.1:50051
   laser-verifier serve --model ./smollm2 --retriever 127.0.0.1:50051 --listen 127.0.0.1:50052
@@ -179,7 +182,7 @@ def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
 async def _serve(
     listen: ListenConfig, model_config: ModelConfig, engine_config: EngineConfig, retriever_config: RetrieverConfig
 ) -> None:
-    """Listens first, NOT_SERVING; loads and measures; serves; stops in the reverse order."""
+    """Loads and measures, listens, serves until a signal or the engine's death, stops in the reverse order."""
     logger.info("model.loading model=%s", model_config.model)
     tokenizer, model = await asyncio.to_thread(lambda: (load_tokenizer(model_config.model), load_model(model_config)))
     config = _fit_to_model(engine_config, model)
@@ -193,7 +196,7 @@ async def _serve(
     fingerprint = tokenizer_fingerprint(tokenizer.get_vocab())
     async with contextlib.AsyncExitStack() as stack:
         drafts, pools = await _connect(stack, retriever_config, fingerprint, model)
-        learn = pools.learn if pools is not None else (lambda pool, document_id, token_ids: None)
+        learn = pools.learn if pools is not None else _learn_nothing
         engine = Engine(runner, tokenizer, drafts, config, cost, learn)
         description = ModelDescription(
             name=model.name,
@@ -210,22 +213,38 @@ async def _serve(
         service = VerifierService(engine, tokenizer, description)
         server = LaserServer(listen, [SERVICE_NAME], functools.partial(register, service))
         port = await server.start()
-        loop, stopping = asyncio.get_running_loop(), threading.Event()
-
-        def on_death() -> None:
-            asyncio.run_coroutine_threadsafe(server.set_serving(False), loop)
-
-        thread = threading.Thread(target=run_engine, args=(engine, stopping, on_death), name="engine")
+        loop, stopping, died = asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+        # A dead engine ends the process: whoever runs it starts it again.
+        thread = threading.Thread(
+            target=run_engine, args=(engine, stopping, lambda: loop.call_soon_threadsafe(died.set)), name="engine"
+        )
         thread.start()
         await server.set_serving(True)
         logger.info("laser_verifier.listening address=%s port=%d", listen.listen, port)
         try:
-            await until_signal()
+            await _first_of(until_signal(), died.wait())
             logger.info("laser_verifier.stopping")
             await server.stop()
         finally:
             stopping.set()
             await asyncio.to_thread(thread.join)
+        if pools is not None:
+            await pools.drain(_DRAIN_S)
+        if died.is_set():
+            raise OSError("the engine ended after a fault, see the log")
+
+
+async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
+    """Returns when the first of them does; the others are cancelled."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _learn_nothing(pool: str, document_id: str, token_ids: Sequence[int]) -> None:
+    logger.warning("learn.dropped pool=%s num_documents=1 reason=no --retriever", pool)
 
 
 async def _connect(
@@ -239,8 +258,14 @@ async def _connect(
     pools = RemotePools(config, fingerprint, drafts.connected)
     for coroutine in (drafts.run(), pools.run()):
         task = asyncio.create_task(coroutine)
+        task.add_done_callback(_log_end)
         stack.push_async_callback(_cancel, task)
     return drafts, pools
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("background.ended task=%s", task.get_coro(), exc_info=task.exception())
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

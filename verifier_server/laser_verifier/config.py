@@ -22,8 +22,8 @@ class EngineConfig:
         max_sequences: slots of the KV cache, sequences served at once.
         max_model_len: tokens of prompt and output together that a slot holds.
         max_queue: requests that may wait for a slot; one more is Overloaded.
-        max_step_tokens: tokens one forward takes at most; longer prompts are prefilled in chunks, so they do not
-            hold up the sequences that decode.
+        max_step_tokens: verified tokens one forward takes at most, draft nodes not counted; longer prompts are
+            prefilled in chunks, so they do not hold up the sequences that decode.
         max_draft_nodes: draft nodes per sequence and step.
         draft_policy: "value" verifies the nodes that are worth their cost over the whole batch, "all" all of them.
         draft_wait_ms: longest wait for missing trees; never more than a quarter of a plain step.

@@ -101,7 +101,7 @@ class Engine:
         """
         with self._lock:
             if self._closed is not None:
-                raise self._closed
+                raise type(self._closed)(str(self._closed))
             if len(self._queue) >= self._config.max_queue + len(self._free_slots):
                 raise Overloaded(
                     f"{len(self._queue)} requests wait already, at most {self._config.max_queue} may", retry_after_s=1.0
@@ -149,7 +149,8 @@ class Engine:
         scheduled = self._schedule()
         if not scheduled:
             return
-        trees = self._draft([sequence for sequence, num_tokens in scheduled if num_tokens == sequence.num_pending])
+        at_end = [sequence for sequence, num_tokens in scheduled if num_tokens == sequence.num_pending]
+        trees = self._draft(at_end, sum(num_tokens for _, num_tokens in scheduled))
         inputs = [self._step_input(sequence, num_tokens, trees) for sequence, num_tokens in scheduled]
         verdicts = self._runner.run(inputs)
         self._emit([sequence for sequence, _ in scheduled], inputs, verdicts)
@@ -170,13 +171,14 @@ class Engine:
         """Gives free slots to waiting requests, first come first served; frees the slots of cancelled ones."""
         with self._lock:
             cancelled, self._cancelled = self._cancelled, set()
-            admitted: list[_Queued] = []
-            while self._queue and len(admitted) < len(self._free_slots):
-                admitted.append(self._queue.popleft())
         for sequence in [s for s in self._running if s.request.request_id in cancelled]:
             self._release(sequence)
-        for entry in admitted:
+        while self._free_slots and (entry := self._next_waiting()) is not None:
             self._start(entry)
+
+    def _next_waiting(self) -> _Queued | None:
+        with self._lock:
+            return self._queue.popleft() if self._queue else None
 
     def _start(self, entry: _Queued) -> None:
         # The lowest slot: attention reads the range of slots in use, so it should stay short.
@@ -210,8 +212,13 @@ class Engine:
                 room -= num_tokens
         return scheduled
 
-    def _draft(self, sequences: list[Sequence]) -> dict[int, DraftTree]:
-        """The checked trees worth verifying, by sequence_id."""
+    def _draft(self, sequences: list[Sequence], num_verified_tokens: int) -> dict[int, DraftTree]:
+        """The checked trees worth verifying, by sequence_id.
+
+        Args:
+            sequences: those that get tokens from this step.
+            num_verified_tokens: tokens the step runs anyway, prefill included.
+        """
         drafting = [s for s in sequences if s.request.draft and self._node_budget(s)]
         if not drafting:
             return {}
@@ -222,10 +229,9 @@ class Engine:
         for sequence in drafting:
             tree = collected.get(sequence.sequence_id)
             if tree is not None and self._is_valid(sequence, tree):
-                trees[sequence.sequence_id] = tree
+                trees[sequence.sequence_id] = _up_to_depth(tree, sequence.num_remaining - 1)
         if self._config.draft_policy == "all" or self._cost is None:
             return trees
-        num_verified_tokens = sum(s.num_pending for s in sequences)
         probs = [tree.probs for tree in trees.values()]
         chosen = choose_num_nodes(probs, num_verified_tokens, len(sequences), self._cost)
         return {i: tree.prefix(n) for (i, tree), n in zip(trees.items(), chosen, strict=True)}
@@ -314,16 +320,22 @@ class Engine:
         stats = sequence.stats(time.monotonic(), status)
         text = sequence.text.finish(sequence.stopped_by_text)
         self._release(sequence)
+        sequence.sink(Finished(sequence.finish_reason, text, stats))
         if request.learn:
             output = sequence.token_ids[sequence.num_prompt_tokens : sequence.num_tokens].tolist()
             self._learn(request.pool, request.document_id or request.request_id, output)
-        sequence.sink(Finished(sequence.finish_reason, text, stats))
 
     def _release(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
         self._free_slots.append(sequence.slot_idx)
         if sequence.request.draft:
             self._drafts.close(sequence.sequence_id)
+
+
+def _up_to_depth(tree: DraftTree, max_depth: int) -> DraftTree:
+    """The longest prefix without a deeper node: deeper ones cannot be emitted, and would stand beyond the context."""
+    too_deep = np.flatnonzero(tree.depths() > max_depth)
+    return tree.prefix(int(too_deep[0])) if len(too_deep) else tree
 
 
 def run_engine(engine: Engine, stopping: threading.Event, on_death: Callable[[], None] = lambda: None) -> None:

@@ -206,12 +206,15 @@ class RemoteDrafts:
             while missing := [i for i in positions if self._is_worth_waiting_for(i, positions[i])]:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or not self._condition.wait(left_s):
-                    for shard in {self._shard_of[i] for i in missing if i in self._shard_of}:
-                        shard.num_misses += 1
                     break
+            late = {self._shard_of[i] for i in missing if i in self._shard_of}
+            for shard in late:
+                shard.num_misses += 1
             found = {i: self._trees.pop(i) for i, position in positions.items() if self._has(i, position)}
-            for shard in {self._shard_of[i] for i in found if i in self._shard_of}:
-                shard.num_misses = 0
+            # A shard that answers some sequences and never others is late all the same.
+            for shard in {self._shard_of[i] for i in found if i in self._shard_of} - late:
+                if all(i in found for i in positions if self._shard_of.get(i) is shard):
+                    shard.num_misses = 0
             return found
 
     def status(self, sequence_id: int) -> DraftStatus:
@@ -368,6 +371,10 @@ class RemoteDrafts:
             self._condition.notify_all()
 
     def _on_connected(self, shard: _Shard, name: str) -> None:
+        if any(other.name == name for other in self._shards.values() if other.connected):
+            # Two retrievers of one host with the default name: each must get its share all the same.
+            logger.warning("shard.name_taken address=%s name=%s; give each retriever a --name", shard.address, name)
+            name = f"{name}@{shard.address}"
         shard.name, shard.connected, shard.num_misses = name, True, 0
         shard.outbox = _Outbox()
         logger.info("shard.connected address=%s name=%s", shard.address, name)
@@ -433,7 +440,7 @@ async def resolve(targets: tuple[str, ...]) -> set[str]:
         host, _, port = target.rpartition(":")
         try:
             found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             logger.debug("shard.unresolved target=%s error=%s", target, error)
             continue
         # A name with both families is one shard, not two.

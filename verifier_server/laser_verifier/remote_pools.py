@@ -74,6 +74,16 @@ class RemotePools:
                 batch.append(self._waiting.get_nowait())
             for pool in dict.fromkeys(entry.pool for entry in batch):
                 await self._send(pool, [entry for entry in batch if entry.pool == pool])
+            for _ in batch:
+                self._waiting.task_done()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Waits until all that was queued is sent or dropped; after `timeout_s` the rest is counted as dropped."""
+        try:
+            await asyncio.wait_for(self._waiting.join(), timeout_s)
+        except TimeoutError:
+            self.counters.num_dropped += self._waiting.qsize()
+            logger.warning("learn.dropped num_documents=%d reason=stopping", self._waiting.qsize())
 
     async def _send(self, pool: str, documents: list[_Finished]) -> None:
         holder: str | None = None

@@ -9,10 +9,13 @@ import logging
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from laser_protocol.acceptance import Strict
+from laser_protocol.tree import DraftTree
 from laser_verifier.acceptance import verify
 from laser_verifier.attention import TreeAttention, needs_distances
 from laser_verifier.batch import StepBatch, StepInput, pack
@@ -66,6 +69,18 @@ class ModelRunner:
             model.network.set_attn_implementation(name)
         except (ValueError, ImportError) as error:
             raise ValueError(f"model type {model.model_type!r} takes no attention function: {error}") from error
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        """transformers only warns where a model ignores the function: one token shows whether it was asked."""
+        probe = StepInput(0, 0, np.zeros(1, np.int32), DraftTree.empty(1), Strict(), 0.0, 0, 0, 1)
+        self.run([probe])
+        calls, layers = self._attention.num_calls, self.model.kv_shape.num_layers
+        if calls != layers:
+            raise ValueError(
+                f"model type {self.model.model_type!r} is not supported: {calls} of its {layers} layers took our "
+                "attention; must be a causal LM with attention in every layer, through transformers' AttentionInterface"
+            )
 
     @torch.inference_mode()
     def run(self, inputs: Seq[StepInput]) -> list[Verdict | None]:

@@ -129,7 +129,6 @@ class Sequence:
     first_token_s: float = 0.0
     finish_reason: FinishReason | None = None
     stopped_by_text: bool = False
-    cancelled: bool = False
 
     def __post_init__(self) -> None:
         prompt = self.request.prompt_token_ids

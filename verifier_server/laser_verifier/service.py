@@ -8,6 +8,7 @@ import math
 import secrets
 import uuid
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,12 @@ from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Event, Finis
 
 logger = logging.getLogger(__name__)
 
-_QUEUED_INTERVAL_S = 5.0
+_QUEUED_INTERVAL_S = 1.0
 _MAX_STOP = 16
+_MAX_STOP_CHARS = 256
+_MAX_ID_BYTES = 256
+# More characters per token than any text has; what is longer is refused before it is tokenised.
+_MAX_CHARS_PER_TOKEN = 128
 _MAX_TEMPERATURE = 100.0
 
 _FINISH_REASONS = {
@@ -71,6 +76,8 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         self._engine = engine
         self._tokenizer = tokenizer
         self._model = description
+        # One thread: a fast tokenizer is not to be used by two at once.
+        self._tokenising = ThreadPoolExecutor(1, "tokenise")
 
     async def GetModel(  # noqa: N802
         self, request: verifier_pb2.GetModelRequest, context: Any
@@ -95,7 +102,8 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
         """See verifier.proto."""
-        checked = self._check(request)
+        # In a thread: tokenising a long prompt must not hold up the draft streams that share the loop.
+        checked = await asyncio.get_running_loop().run_in_executor(self._tokenising, self._check, request)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         # The engine's name for it is ours: two callers may choose the same request_id.
@@ -106,8 +114,7 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 ended = isinstance(event, Finished | LaserError)
                 if isinstance(event, LaserError):
                     raise event
-                if not isinstance(event, Admitted):
-                    yield self._response(event, request.request_id or checked.request_id)
+                yield self._response(event, request.request_id or checked.request_id)
         finally:
             # Cancelled, deadline passed, or the caller is gone.
             if not ended:
@@ -128,8 +135,9 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 return
 
     def _response(self, event: Event | int, request_id: str) -> verifier_pb2.GenerateResponse:
-        if isinstance(event, int):
-            return verifier_pb2.GenerateResponse(queued=verifier_pb2.Queued(num_ahead=event))
+        if isinstance(event, int | Admitted):
+            num_ahead = event if isinstance(event, int) else 0
+            return verifier_pb2.GenerateResponse(queued=verifier_pb2.Queued(num_ahead=num_ahead))
         if isinstance(event, Emitted):
             token_ids = pack_token_ids(event.token_ids)
             delta = verifier_pb2.Delta(text=event.text, token_ids=token_ids, accepted_length=event.accepted_length)
@@ -137,7 +145,7 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         assert isinstance(event, Finished)
         stats = event.stats
         logger.info(
-            "request.finished request_id=%s reason=%s num_output_tokens=%d num_steps=%d draft_status=%s",
+            "request.finished request_id=%r reason=%s num_output_tokens=%d num_steps=%d draft_status=%s",
             request_id, event.reason.value, stats.num_output_tokens, stats.num_steps, stats.draft_status.value,
         )  # fmt: skip
         return verifier_pb2.GenerateResponse(
@@ -169,9 +177,10 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         self._check_limits(request, len(prompt_token_ids))
         if request.learn and not request.pool:
             raise InvalidRequest("learn needs a pool to join: pool is empty", field="pool")
-        document_id = request.document_id or request.request_id
-        if len(document_id.encode()) > 256:
-            raise InvalidRequest(f"document_id has {len(document_id.encode())} bytes, at most 256", field="document_id")
+        for field in ("request_id", "document_id"):
+            num_bytes = len(getattr(request, field).encode())
+            if num_bytes > _MAX_ID_BYTES:
+                raise InvalidRequest(f"{field} has {num_bytes} bytes, must be at most {_MAX_ID_BYTES}", field=field)
         request_id = uuid.uuid4().hex
         return Request(
             request_id=request_id,
@@ -184,7 +193,7 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
             stop=tuple(request.stop),
             draft=request.drafting != verifier_pb2.DRAFTING_OFF,
             learn=request.learn,
-            document_id=document_id or request_id,
+            document_id=request.document_id or request.request_id or request_id,
         )
 
     def _acceptance(self, request: verifier_pb2.GenerateRequest) -> Acceptance:
@@ -206,9 +215,9 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
     def _prompt(self, request: verifier_pb2.GenerateRequest) -> list[int]:
         kind = request.WhichOneof("prompt")
         if kind == "text":
-            text = request.text
-            return encode_text(self._tokenizer, text.text, text.raw, text.system if text.HasField("system") else None)
-        token_ids = unpack_token_ids(request.tokens.token_ids) if kind == "tokens" else []
+            token_ids = self._encode(request.text)
+        else:
+            token_ids = unpack_token_ids(request.tokens.token_ids) if kind == "tokens" else []
         if not token_ids:
             raise InvalidRequest("prompt is empty, must be text or token ids", field="prompt")
         wrong = next((token_id for token_id in token_ids if not 0 <= token_id < self._model.vocab_size), None)
@@ -217,6 +226,17 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 f"prompt has token id {wrong}, must be from 0 to {self._model.vocab_size - 1}", field="prompt"
             )
         return token_ids
+
+    def _encode(self, prompt: verifier_pb2.TextPrompt) -> list[int]:
+        num_chars, most = len(prompt.text) + len(prompt.system), _MAX_CHARS_PER_TOKEN * self._model.max_model_len
+        if num_chars > most:
+            raise InvalidRequest(
+                f"prompt has {num_chars} characters, too many for the model's {self._model.max_model_len} tokens",
+                field="prompt",
+            )
+        return encode_text(
+            self._tokenizer, prompt.text, prompt.raw, prompt.system if prompt.HasField("system") else None
+        )
 
     def _check_limits(self, request: verifier_pb2.GenerateRequest, num_prompt_tokens: int) -> None:
         if request.max_new_tokens < 1:
@@ -235,9 +255,14 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 f"model takes {self._model.max_model_len}",
                 field="max_new_tokens",
             )
-        if len(request.stop) > _MAX_STOP or any(not s for s in request.stop):
-            raise InvalidRequest(f"stop is {list(request.stop)!r}, must be at most {_MAX_STOP} strings, none empty",
-                                 field="stop")  # fmt: skip
+        if len(request.stop) > _MAX_STOP or not all(1 <= len(s) <= _MAX_STOP_CHARS for s in request.stop):
+            given = (
+                f"{len(request.stop)} strings of {', '.join(str(len(s)) for s in request.stop[:_MAX_STOP])} characters"
+            )
+            raise InvalidRequest(
+                f"stop has {given}, must be at most {_MAX_STOP} strings of 1 to {_MAX_STOP_CHARS} characters, none empty",
+                field="stop",
+            )
 
 
 def register(service: VerifierService, server: grpc.aio.Server) -> None:

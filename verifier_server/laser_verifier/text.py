@@ -26,7 +26,7 @@ class TextStream:
     def push(self, token_id: int) -> bool:
         """Takes one token. Returns True if a stop string is now complete; the text then ends before it."""
         self._token_ids.append(token_id)
-        piece = self._decoder.step(self._tokenizer.backend_tokenizer, token_id)
+        piece = self._decode(token_id)
         if not piece:
             return False
         # A stop string may span pieces, so the search starts far enough back to see one that ends in this piece.
@@ -59,9 +59,23 @@ class TextStream:
         self._num_sent = len(self._decoded)
         return piece
 
+    def _decode(self, token_id: int) -> str | None:
+        try:
+            return self._decoder.step(self._tokenizer.backend_tokenizer, token_id)
+        except Exception:
+            # The library's stream gives up ("Invalid prefix encountered") where byte tokens form no valid UTF-8, as
+            # vocabularies with byte fallback allow. A new one goes on from here.
+            self._decoder = DecodeStream(skip_special_tokens=True)
+            return self._decoder.step(self._tokenizer.backend_tokenizer, token_id)
+
     def _held_back(self) -> int:
         """Length of the longest end of the text that begins a stop string."""
         return max(
-            (n for s in self._stop for n in range(1, len(s)) if self._decoded.endswith(s[:n])),
+            (
+                n
+                for s in self._stop
+                for n in range(1, min(len(s), len(self._decoded) + 1))
+                if self._decoded.endswith(s[:n])
+            ),
             default=0,
         )
