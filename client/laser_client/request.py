@@ -231,9 +231,7 @@ def _check_stop(stop: Any) -> tuple[str, ...]:
         if not isinstance(text, str) or not text:
             raise _invalid("stop", stop, "strings, none empty")
         if len(text) > MAX_STOP_CHARS:
-            raise _invalid(
-                "stop", f"{text[:20]}... ({len(text)} characters)", f"at most {MAX_STOP_CHARS} characters each"
-            )
+            raise _invalid("stop", f"{text[:20]}...", f"at most {MAX_STOP_CHARS} characters each, not {len(text)}")
         _check_text("stop", text)
     return tuple(stop)
 

@@ -255,12 +255,11 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 f"model takes {self._model.max_model_len}",
                 field="max_new_tokens",
             )
-        if len(request.stop) > _MAX_STOP or not all(1 <= len(s) <= _MAX_STOP_CHARS for s in request.stop):
-            given = (
-                f"{len(request.stop)} strings of {', '.join(str(len(s)) for s in request.stop[:_MAX_STOP])} characters"
-            )
+        lengths = [len(stop) for stop in request.stop]
+        if len(lengths) > _MAX_STOP or not all(1 <= length <= _MAX_STOP_CHARS for length in lengths):
             raise InvalidRequest(
-                f"stop has {given}, must be at most {_MAX_STOP} strings of 1 to {_MAX_STOP_CHARS} characters, none empty",
+                f"stop has {len(lengths)} strings of {min(lengths)} to {max(lengths)} characters, "
+                f"must be at most {_MAX_STOP}, none empty or longer than {_MAX_STOP_CHARS}",
                 field="stop",
             )
 
