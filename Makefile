@@ -76,7 +76,8 @@ proto: $(VENV)/.dev ## Regenerate the stubs from protos/.
 		--grpc_python_out=. --mypy_grpc_out=. laser_protocol/v1/retriever.proto laser_protocol/v1/verifier.proto
 
 .PHONY: bench
-bench: $(VENV)/.dev ## Run benchmarks/$(BENCH).py (BENCH=name BENCH_ARGS="..."; without arguments, its help).
+bench: $(VENV)/.dev ## Run a script of benchmarks/ (BENCH=replay BENCH_ARGS="..."; without arguments, its help).
+	@echo "benchmarks: $(basename $(notdir $(wildcard benchmarks/*.py)))"
 	$(BIN)/python benchmarks/$(BENCH).py $(or $(BENCH_ARGS),--help)
 
 .PHONY: wheelhouse
