@@ -196,7 +196,7 @@ def test_a_fault_in_a_step_ends_every_request_as_engine_dead_and_is_reported(net
 
 def test_drafts_never_reach_beyond_the_positions_the_model_has() -> None:
     """Learned positions (GPT-2) have no row for a token beyond the context, not even for a draft nobody will accept."""
-    network = tiny_network("gpt2", seed=1, context_len=16)
+    network = tiny_network("gpt2", seed=1, n_positions=16)
     prompt = tuple(range(14))
     plain = plain_decoding(network, prompt, 2)
 

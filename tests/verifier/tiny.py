@@ -52,14 +52,11 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_network(
-    architecture: str = "llama", seed: int = 0, eos_token_ids: Sequence[int] = (), context_len: int = 512
-) -> Any:
-    """A random causal LM in float64, eval mode, transformers' eager attention."""
+def tiny_network(architecture: str = "llama", seed: int = 0, eos_token_ids: Sequence[int] = (), **changed: int) -> Any:
+    """A random causal LM in float64, eval mode, transformers' eager attention; `changed` settings of its config."""
     torch.manual_seed(seed)
     settings = {**ARCHITECTURES, **UNSUPPORTED}[architecture]
-    settings = {k: context_len if k in ("n_positions", "max_position_embeddings") else v for k, v in settings.items()}
-    config = CONFIG_MAPPING[architecture](**settings)
+    config = CONFIG_MAPPING[architecture](**{**settings, **changed})
     config._attn_implementation = "eager"
     network = AutoModelForCausalLM.from_config(config).to(torch.float64)
     # Random weights of transformers' small scale give almost the same logits everywhere; larger ones make texts differ.
