@@ -111,7 +111,13 @@ async def refuse_b(request):
 
 
 def test_the_first_error_is_raised_with_its_index_and_cancels_the_rest(client, verifier):
-    verifier.script = refuse_b
+    async def refuse_b_when_all_run(request):
+        while prompt_of(request) == "b" and verifier.num_open < 3:
+            await asyncio.sleep(0.01)
+        async for response in refuse_b(request):
+            yield response
+
+    verifier.script = refuse_b_when_all_run
     with pytest.raises(InvalidRequest, match="600 tokens") as caught:
         client.generate(["slow", "slow", "b"])
     assert (caught.value.index, caught.value.field) == (2, "prompt")
