@@ -135,8 +135,8 @@ def _demo(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             max_new_tokens=max_new_tokens,
             concurrency=arguments.concurrency,
             # A number of users that was asked for is kept, however long it takes.
-            warm_up_limit_s=None if arguments.users else (30.0 if arguments.quick else 130.0),
-            held_out_limit_s=None if arguments.users else (20.0 if arguments.quick else 80.0),
+            warm_up_limit_s=None if arguments.users else (30.0 if arguments.quick else 105.0),
+            held_out_limit_s=None if arguments.users else (20.0 if arguments.quick else 75.0),
             alone_limit_s=None if arguments.users else (5.0 if arguments.quick else 15.0),
         )
     except ValueError as error:
