@@ -121,7 +121,7 @@ def _guard_unary(behaviour: Callable[..., Awaitable[Any]], method: str) -> Calla
     async def guarded(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             return await behaviour(request, context)
-        except (LaserError, Exception) as error:
+        except Exception as error:
             await _abort(context, error, method)
 
     return guarded
@@ -136,7 +136,7 @@ def _guard_stream(behaviour: Any, method: str) -> Callable[..., AsyncIterator[An
                     yield response
             else:
                 await result
-        except (LaserError, Exception) as error:
+        except Exception as error:
             await _abort(context, error, method)
 
     return guarded

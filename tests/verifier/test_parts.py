@@ -109,10 +109,11 @@ def test_bytes_that_form_no_character_never_stop_the_stream() -> None:
     tokenizer, rng = byte_fallback_tokenizer(), np.random.default_rng(0)
     for _ in range(200):
         stream = TextStream(tokenizer, ())
-        for token_id in rng.integers(0, 258, 40).tolist():
-            stream.push(token_id)
-            stream.take()
-        stream.finish(stopped=False)
+        pieces: list[str] = []
+        for token_id in rng.integers(2, 258, 40).tolist():
+            assert not stream.push(token_id)
+            pieces.append(stream.take())
+        assert "".join([*pieces, stream.finish(stopped=False)])
 
 
 def test_a_long_stop_string_costs_no_more_than_the_text_is_long() -> None:
