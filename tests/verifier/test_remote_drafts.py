@@ -196,6 +196,24 @@ def test_a_slow_shard_is_waited_for_three_times_and_then_no_more(loop: Loop) -> 
     assert set(drafts.collect({1: 4}, WAIT_S)) == {1}
 
 
+def test_a_shard_that_is_quick_again_is_waited_for_again_though_nobody_waited_for_its_trees(loop: Loop) -> None:
+    """An engine that does not wait asks and collects at once: no tree is ever there then, however quick the shard."""
+    shard = ScriptedShard("s")
+    shard.delay_s = 0.6
+    drafts = loop.drafts(loop.serve(shard).port)
+    drafts.open(opened(1))
+    until(lambda: shard.opened)
+    for _ in range(3):
+        assert drafts.collect({1: 3}, 0.1) == {}
+    shard.delay_s = 0.0
+    for position in range(3, 8):
+        drafts.advance([advanced(1, position, 7)])
+        if drafts.collect({1: position + 1}, 0.1):
+            return
+        time.sleep(0.4)
+    raise AssertionError("the shard was never waited for again")
+
+
 def test_a_shard_that_answers_one_sequence_and_never_another_is_not_waited_for_forever(loop: Loop) -> None:
     shard = ScriptedShard("s")
     shard.silent_on = {2}

@@ -173,6 +173,9 @@ class RemoteDrafts:
         self._shard_of: dict[int, _Shard] = {}
         # Opened, but the event loop did not come to choose a shard yet.
         self._unassigned: set[int] = set()
+        # When each sequence's outstanding tree was asked for, and how long the engine waits at most.
+        self._asked_s: dict[int, float] = {}
+        self._allowed_s = 0.0
         self.counters = DraftCounters()
 
     # DraftSource, from the engine thread.
@@ -189,10 +192,13 @@ class RemoteDrafts:
         )
         with self._condition:
             self._unassigned.add(opened.sequence_id)
+            self._asked_s[opened.sequence_id] = time.monotonic()
         self._loop.call_soon_threadsafe(self._on_open, remote)
 
     def advance(self, steps: list[Advanced]) -> None:
         """Sends a step's outcome, one message per shard."""
+        with self._condition:
+            self._asked_s.update(dict.fromkeys((step.sequence_id for step in steps), time.monotonic()))
         self._loop.call_soon_threadsafe(self._on_advance, steps)
 
     def close(self, sequence_id: int) -> None:
@@ -203,6 +209,7 @@ class RemoteDrafts:
         """See DraftSource. Waits only for shards that did not miss three times in a row."""
         deadline = time.monotonic() + timeout_s
         with self._condition:
+            self._allowed_s = timeout_s
             while missing := [i for i in positions if self._is_worth_waiting_for(i, positions[i])]:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0 or not self._condition.wait(left_s):
@@ -368,6 +375,7 @@ class RemoteDrafts:
             self._statuses.pop(sequence_id, None)
             self._shard_of.pop(sequence_id, None)
             self._unassigned.discard(sequence_id)
+            self._asked_s.pop(sequence_id, None)
             self._condition.notify_all()
 
     def _on_connected(self, shard: _Shard, name: str) -> None:
@@ -415,9 +423,21 @@ class RemoteDrafts:
                     self.counters.num_trees += 1
                 else:
                     self.counters.num_late += 1
+            self._judge(shard, trees)
             self._condition.notify_all()
         for fault in response.faults:
             self._on_fault(shard, fault)
+
+    def _judge(self, shard: _Shard, trees: Mapping[int, DraftTree]) -> None:
+        """Waits for a shard again once it answers within the time the engine would have waited.
+
+        Without waiting no tree is there when it is collected, so that alone would never bring a shard back.
+        """
+        earliest_s = time.monotonic() - self._allowed_s
+        asked = [self._asked_s.pop(i) for i in trees if i in self._asked_s and self._shard_of.get(i) is shard]
+        overdue = any(at < earliest_s for i, at in self._asked_s.items() if self._shard_of.get(i) is shard)
+        if asked and min(asked) >= earliest_s and not overdue:
+            shard.num_misses = 0
 
     def _on_fault(self, shard: _Shard, fault: retriever_pb2.SequenceFault) -> None:
         """The shard gave a sequence up: it is decoded plainly from here on."""
