@@ -62,7 +62,7 @@ class KVCache:
         return both[0], both[1]
 
     def compact(self, slots: list[int], sources: list[int], targets: list[int]) -> None:
-        """Moves places in all layers: in slot `slots[i]`, `targets[i]` takes what `sources[i]` held before any moved."""
+        """Moves places in all layers: in slot `slots[i]`, `targets[i]` takes what `sources[i]` held before."""
         if not slots:
             return
         rows, from_places, to_places = torch.tensor((slots, sources, targets), device=self._data.device)

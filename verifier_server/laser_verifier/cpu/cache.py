@@ -12,7 +12,8 @@ class BlockedKVCache:
     """Keys [L, S, H, T / 16, D, 16] and values [L, S, H, T, D].
 
     Args:
-        shape: of the model. num_slots: S. slot_len: longest sequence plus the largest tree; T is the next multiple of 16.
+        shape: of the model. num_slots: S. slot_len: longest sequence plus the largest tree; T is that,
+            up to the next multiple of 16.
 
     Memory: 2 * L * S * T * H * D elements, allocated once.
     """

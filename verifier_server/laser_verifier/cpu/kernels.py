@@ -1,7 +1,7 @@
 """What stands between the linear layers: norm, rotation, cache write, tree attention, gate. Pure functions over memory.
 
-Each kernel gets one int64 array of counts and addresses and is run by all threads at once; they share out its tasks by a
-counter in that array. Every number a kernel writes comes from one row by one fixed order of operations in float32,
+Each kernel gets one int64 array of counts and addresses and is run by all threads at once; they share out its tasks by
+a counter in that array. Every number a kernel writes comes from one row by one fixed order of operations in float32,
 rounded once at the end, so a row's bits depend neither on the rows beside it nor on who computes them.
 
 Attention is the one of Dao et al. only in reading keys and values once per block of queries; it keeps a row's scores

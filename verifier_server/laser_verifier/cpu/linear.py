@@ -1,7 +1,8 @@
 """Linear layers in the layout oneDNN's matrix product wants, reordered once instead of in every call.
 
 Every row's bits are the same in any batch: oneDNN blocks M x N and sums K in one order, except for a single row of a
-wide layer, where it takes another kernel; so callers give at least `MIN_ROWS`. tests/verifier/test_cpu_forward.py holds it.
+wide layer, where it takes another kernel; so callers give at least `MIN_ROWS`. Seen on x86 processors with AVX-512 and
+held by tests/verifier/test_cpu_forward.py; oneDNN itself promises nothing.
 """
 
 from __future__ import annotations

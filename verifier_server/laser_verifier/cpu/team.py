@@ -1,8 +1,8 @@
 """Runs kernels on the threads that torch's own operators run on.
 
 torch keeps a team of OpenMP threads that spin for a while after each operator. A second pool (numba's `prange`) would
-contend with it for the same cores at every switch between the two, so the kernels are handed to torch's runtime itself:
-`GOMP_parallel` of the library that libtorch was linked with. Where there is none (torch without OpenMP) one thread runs.
+contend with it for the same cores at every switch between the two, so the kernels are handed to torch's runtime
+itself: `GOMP_parallel` of the library that libtorch was linked with. Where there is none, one thread runs.
 """
 
 from __future__ import annotations
