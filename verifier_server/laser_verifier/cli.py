@@ -190,7 +190,7 @@ async def _serve(
     cost = await asyncio.to_thread(measure_runner, runner, config.max_step_tokens)
     logger.info(
         "model.ready name=%s type=%s dtype=%s device=%s kv_cache_bytes=%d step_ms=%s",
-        model.name, model.model_type, model.dtype, model.device, runner.cache.size_bytes,
+        model.name, model.model_type, model.dtype, model.device, runner.cache_size_bytes,
         ",".join(f"{size}:{seconds * 1e3:.1f}" for size, seconds in zip(cost.sizes, cost.seconds, strict=True)),
     )  # fmt: skip
     fingerprint = tokenizer_fingerprint(tokenizer.get_vocab())

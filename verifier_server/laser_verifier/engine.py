@@ -135,7 +135,7 @@ class Engine:
     @property
     def cache_size_bytes(self) -> int:
         """Bytes of the KV cache."""
-        return self._runner.cache.size_bytes
+        return self._runner.cache_size_bytes
 
     def wait_for_work(self, timeout_s: float) -> None:
         """Returns at once if something runs or waits, else when something comes or the time is over."""
