@@ -11,10 +11,10 @@ import pytest
 from laser_protocol.acceptance import Relaxed
 from laser_protocol.errors import EngineDead, NotReady, Overloaded
 from laser_protocol.tree import DraftTree
-from laser_verifier.draft_budget import StepCost
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.engine import run_engine
 from laser_verifier.sequence import DraftStatus, FinishReason
+from laser_verifier.step_cost import StepCost
 from tests.oracles import plain_decoding
 from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_model, tiny_network
 from tests.verifier.trees import GoodDrafts, RandomDrafts, make_tree

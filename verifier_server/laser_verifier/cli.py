@@ -31,7 +31,6 @@ from laser_protocol.serving import LaserServer, ListenConfig, read_token, until_
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
 from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
-from laser_verifier.draft_budget import StepCost, measure_step_cost
 from laser_verifier.drafts import DraftSource, NoDrafts
 from laser_verifier.engine import Engine, run_engine
 from laser_verifier.model import TargetModel, check_model_path, load_model, load_tokenizer, tokenizer_fingerprint
@@ -39,6 +38,7 @@ from laser_verifier.remote_drafts import Handshake, RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
 from laser_verifier.runner import ModelRunner
 from laser_verifier.service import SERVICE_NAME, ModelDescription, VerifierService, register
+from laser_verifier.step_cost import StepCost, measure_step_cost
 
 logger = logging.getLogger(__name__)
 
