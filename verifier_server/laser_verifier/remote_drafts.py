@@ -151,6 +151,15 @@ class DraftCounters:
     num_faults: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """A shard as metrics show it; `name` is its address until it told its name."""
+
+    name: str
+    connected: bool
+    num_open: int
+
+
 class RemoteDrafts:
     """Draft trees from all shards behind the configured names.
 
@@ -258,6 +267,13 @@ class RemoteDrafts:
     def connected(self) -> dict[str, str]:
         """Name to address of every shard that can be reached."""
         return {shard.name: shard.address for shard in self._shards.values() if shard.connected}
+
+    def shards(self) -> list[ShardState]:
+        """All shards known at present. May be called from any thread."""
+        return [
+            ShardState(shard.name or shard.address, shard.connected, shard.num_open)
+            for shard in list(self._shards.values())
+        ]
 
     async def _resolve(self) -> None:
         addresses = await resolve(self._config.targets)
