@@ -169,11 +169,12 @@ class Engine:
         drafts = self._draft(scheduled)
         drafted_s = time.perf_counter()
         inputs = [self._step_input(sequence, num_tokens, drafts.trees) for sequence, num_tokens in scheduled]
+        num_prompt_tokens = sum(min(n, max(0, s.num_prompt_tokens - s.num_cached)) for s, n in scheduled)
         packed_s = time.perf_counter()
         verdicts = self._runner.run(inputs)
         run_s = time.perf_counter()
         emitted = self._emit([sequence for sequence, _ in scheduled], inputs, verdicts)
-        self._observe(inputs, emitted, drafts, drafted_s - scheduled_s, run_s - packed_s, started_s)
+        self._observe(num_prompt_tokens, inputs, emitted, drafts, drafted_s - scheduled_s, run_s - packed_s, started_s)
 
     def close(self, error: LaserError | None = None) -> None:
         """Ends every request with `error` and takes no more."""
@@ -309,6 +310,7 @@ class Engine:
 
     def _observe(
         self,
+        num_prompt_tokens: int,
         inputs: list[StepInput],
         outcomes: list[tuple[DraftTree, Verdict, Emitted]],
         drafts: _Drafts,
@@ -317,7 +319,6 @@ class Engine:
         started_s: float,
     ) -> None:
         """Tells policy and observer of the step."""
-        num_prompt_tokens = sum(len(entry.token_ids) for entry in inputs if len(entry.token_ids) > 1)
         num_tokens = sum(entry.num_tokens for entry in inputs)
         self.policy.observe(num_tokens, forward_s, is_plain=num_prompt_tokens == 0)
         self.policy.observe_trees([(tree, verdict.path) for tree, verdict, _ in outcomes])
