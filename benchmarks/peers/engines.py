@@ -10,6 +10,7 @@ import json
 import subprocess
 import tempfile
 import time
+import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from benchmarks.peers import vllm_child
 from benchmarks.peers.cell import Cell, Run
 from benchmarks.peers.environment import environment_variables
 from benchmarks.peers.workload import Workload
+from prometheus_client.parser import text_string_to_metric_families
 
 from laser_client import Generation, LaserClient, Relaxed, Strict
 from laser_client.pools import Document, PoolClient
@@ -83,20 +85,20 @@ def run_laser(cell: Cell, run_idx: int, workload: Workload, model: Path, logs: P
     Raises:
         ServerFailed: a server ended or did not start.
     """
-    retriever, verifier = free_address(), free_address()
+    retriever, verifier, metrics = free_address(), free_address(), free_address()
     with tempfile.TemporaryDirectory() as directory:
         serve = [command_path("laser-retriever"), "serve", "--pools", directory, "--listen", retriever]
         with ServerProcess("retriever", serve, retriever, logs / "retriever.log") as first:
             first.wait_until_healthy(60)
             serve = [command_path("laser-verifier"), "serve", "--model", str(model), "--retriever", retriever]
             serve += ["--listen", verifier, "--dtype", "bfloat16", "--max-sequences", str(cell.concurrency)]
-            serve += ["--max-model-len", str(MAX_MODEL_LEN)]
+            serve += ["--max-model-len", str(MAX_MODEL_LEN), "--metrics-port", metrics.rpartition(":")[2]]
             with ServerProcess("verifier", serve, verifier, logs / "verifier.log") as second:
                 second.wait_until_healthy(300)
-                return _measure(cell, run_idx, workload, retriever, verifier)
+                return _measure(cell, run_idx, workload, retriever, verifier, metrics)
 
 
-def _measure(cell: Cell, run_idx: int, workload: Workload, retriever: str, verifier: str) -> Run:
+def _measure(cell: Cell, run_idx: int, workload: Workload, retriever: str, verifier: str, metrics: str) -> Run:
     with LaserClient(verifier) as client, PoolClient(Endpoint.make(retriever)) as pools:
         documents = [
             Document.make(str(document["id"]), document["output_token_ids"]) for document in workload.documents
@@ -104,13 +106,16 @@ def _measure(cell: Cell, run_idx: int, workload: Workload, retriever: str, verif
         assert sum(pools.add(_POOL, client.model().tokenizer_fingerprint, documents)) == len(documents)
         time.sleep(_POOL_VISIBLE_S)
         _generate(client, cell, workload.warm_up[: cell.concurrency], _WARM_UP_TOKENS)
+        before = read_counters(metrics)
         started = time.perf_counter()
         generations = _generate(client, cell, workload.prompts, workload.max_new_tokens)
         seconds = time.perf_counter() - started
+        after = read_counters(metrics)
+    spent = {name: value - before.get(name, 0.0) for name, value in after.items()}
     outputs = tuple(tuple(generation.token_ids) for generation in generations)
     return Run(
         cell, run_idx, version("laser-rec"), len(workload.prompts), len(documents), workload.max_new_tokens, seconds,
-        outputs, _stats(generations),
+        outputs, _stats(generations) | spent,
     )  # fmt: skip
 
 
@@ -129,3 +134,16 @@ def _generate(client: LaserClient, cell: Cell, prompts: tuple[list[int], ...], m
 def _stats(generations: list[Generation]) -> dict[str, float]:
     names = ("num_steps", "num_draft_tokens", "num_accepted_tokens", "num_relaxed_tokens")
     return {name: float(sum(getattr(made.stats, name) for made in generations)) for name in names}
+
+
+def read_counters(address: str) -> dict[str, float]:
+    """A verifier's counters by name and labels, without the model's name: `laser_step_phase_seconds_total/forward`."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        "/".join([sample.name, *(value for name, value in sample.labels.items() if name != "model_name")]): sample.value
+        for family in text_string_to_metric_families(text)
+        if family.type == "counter"
+        for sample in family.samples
+        if sample.name.endswith("_total")
+    }

@@ -24,6 +24,7 @@ class Row:
     Attributes:
         tokens_per_s: of each run, in the order measured.
         tokens_per_step, draft_tokens_per_step: ours only.
+        outside_forward: ours only: share of the steps' time that is not the forward.
         num_equal: of `num_prompts` outputs, those that equal the same engine's plain output at the same concurrency.
     """
 
@@ -34,6 +35,7 @@ class Row:
     tokens_per_s: tuple[float, ...]
     tokens_per_step: float | None
     draft_tokens_per_step: float | None
+    outside_forward: float | None
     num_equal: int | None
 
     @property
@@ -73,14 +75,17 @@ def summarise(runs: Sequence[Run]) -> tuple[list[Row], list[Ratio]]:
 
 def text_table(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
     """The table and the ratios as lines of text."""
-    lines = [f"{'prompts':>12}{'at once':>9}{'mode':>16}{'tokens/s':>10}{'runs':>26}{'tokens/step':>13}{'= plain':>10}"]
+    lines = [
+        f"{'prompts':>12}{'at once':>9}{'mode':>16}{'tokens/s':>10}{'runs':>26}{'tokens/step':>13}{'drafted':>9}{'= plain':>10}"
+    ]
     for row in rows:
         runs = " ".join(f"{value:.0f}" for value in row.tokens_per_s)
         per_step = f"{row.tokens_per_step:.2f}" if row.tokens_per_step is not None else "-"
+        drafted = f"{row.draft_tokens_per_step:.1f}" if row.draft_tokens_per_step is not None else "-"
         equal = f"{row.num_equal}/{row.num_prompts}" if row.num_equal is not None else "-"
         lines.append(
             f"{row.cell.workload:>8}{row.num_prompts:>4}{row.cell.concurrency:>9}{row.cell.mode:>16}"
-            f"{row.median:>10.1f}{runs:>26}{per_step:>13}{equal:>10}"
+            f"{row.median:>10.1f}{runs:>26}{per_step:>13}{drafted:>9}{equal:>10}"
         )
     lines += ["", *(f"{r.workload:>8} at {r.concurrency:<4} {r.ours} / {r.theirs}: {r.value:.2f}" for r in ratios)]
     return "\n".join(lines) + "\n"
@@ -96,6 +101,10 @@ def _row(runs: list[Run], plain: Run | None) -> Row:
     first = runs[0]
     num_steps = sum(run.stats.get("num_steps", 0.0) for run in runs)
     num_drafted = sum(run.stats.get("num_draft_tokens", 0.0) for run in runs)
+    phases = {
+        phase: sum(run.stats.get(f"laser_step_phase_seconds_total/{phase}", 0.0) for run in runs)
+        for phase in ("drafts", "forward", "host")
+    }
     num_equal = None
     if plain is not None and plain.num_prompts == first.num_prompts:
         num_equal = sum(mine == theirs for mine, theirs in zip(first.outputs, plain.outputs, strict=True))
@@ -104,5 +113,6 @@ def _row(runs: list[Run], plain: Run | None) -> Row:
         tuple(run.tokens_per_s for run in runs),
         sum(run.num_tokens for run in runs) / num_steps if num_steps else None,
         num_drafted / num_steps if num_steps else None,
+        1 - phases["forward"] / sum(phases.values()) if any(phases.values()) else None,
         num_equal,
     )  # fmt: skip
