@@ -12,18 +12,20 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.held_out import id_range, servers
 
-from laser_client import LaserClient, Relaxed, Strict
+from laser_client import Generation, LaserClient, Relaxed, Strict
 from laser_client.pools import Document, PoolClient
 from laser_protocol.channel import Endpoint
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
 
 _POOL = "bench/never-slower"
+_CASES = [(8, "unrelated"), (64, "related"), (128, "related")]
 _ACCEPTANCES = {"strict": Strict(), "relaxed": Relaxed(top_k=2, min_prob=0.1)}
 
 
@@ -40,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="JSON lines: id, prompt_token_ids, output_token_ids")
     parser.add_argument("--unrelated-corpus", type=Path, help="the same, of another task; for cases :unrelated")
-    parser.add_argument("--cases", nargs="+", type=parse_case, default=[(8, "unrelated"), (64, "related"), (128, "related")],
+    parser.add_argument("--cases", nargs="+", type=parse_case, default=_CASES,
                         help="default: 8:unrelated 64:related 128:related")  # fmt: skip
     parser.add_argument("--pool-ids", type=id_range, default="1-300", help="default: %(default)s")
     parser.add_argument("--test-ids", type=id_range, default="681-800", help="default: %(default)s")
@@ -61,13 +63,30 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
 
 
+@dataclass
+class Side:
+    """Sums over the batches with drafting, or without."""
+
+    seconds: float = 0.0
+    num_tokens: int = 0
+    num_steps: int = 0
+    num_draft_tokens: int = 0
+
+    def add(self, generations: list[Generation], seconds: float) -> None:
+        """Adds a batch."""
+        self.seconds += seconds
+        for generation in generations:
+            self.num_tokens += generation.stats.num_output_tokens
+            self.num_steps += generation.stats.num_steps
+            self.num_draft_tokens += generation.stats.num_draft_tokens
+
+
 def run_case(model: str, concurrency: int, pool: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures one case. Returns rates in output tokens per second, their ratio, and what was verified."""
     source = arguments.unrelated_corpus if pool == "unrelated" else arguments.corpus
     documents = [line for line in read(source) if line["id"] in arguments.pool_ids]
     tests = [line["prompt_token_ids"] for line in read(arguments.corpus) if line["id"] in arguments.test_ids]
     arguments.concurrency = concurrency
-    seconds, num_tokens, num_steps, num_drafted = {True: 0.0, False: 0.0}, {True: 0, False: 0}, 0, 0
     with (
         tempfile.TemporaryDirectory() as directory,
         servers(model, arguments, Path(directory)) as (retriever, verifier),
@@ -77,26 +96,8 @@ def run_case(model: str, concurrency: int, pool: str, arguments: argparse.Namesp
             made = [Document.make(str(line["id"]), line["output_token_ids"]) for line in documents]
             assert sum(pools.add(_POOL, client.model().tokenizer_fingerprint, made)) == len(made)
         time.sleep(3.0)  # readers look for new documents every two seconds
-        for pair in range(-1, arguments.pairs):  # the first is a short warm-up
-            batch = [tests[(max(pair, 0) * concurrency + i) % len(tests)] for i in range(concurrency)]
-            for draft in (True, False) if pair % 2 else (False, True):
-                started = time.perf_counter()
-                generations = client.generate(
-                    batch,
-                    pool=_POOL,
-                    acceptance=_ACCEPTANCES[arguments.acceptance],
-                    draft=draft,
-                    max_new_tokens=arguments.max_new_tokens if pair >= 0 else 16,
-                    timeout=600,
-                )
-                if pair < 0:
-                    continue
-                seconds[draft] += time.perf_counter() - started
-                num_tokens[draft] += sum(len(made.token_ids) for made in generations)
-                if draft:
-                    num_steps += sum(made.stats.num_steps for made in generations)
-                    num_drafted += sum(made.stats.num_draft_tokens for made in generations)
-    on, off = (num_tokens[draft] / seconds[draft] for draft in (True, False))
+        sides = measure(client, tests, concurrency, arguments)
+    on, off = (sides[draft].num_tokens / sides[draft].seconds for draft in (True, False))
     return {
         "concurrency": concurrency,
         "pool": pool,
@@ -104,11 +105,33 @@ def run_case(model: str, concurrency: int, pool: str, arguments: argparse.Namesp
         "on_tokens_per_s": round(on, 1),
         "off_tokens_per_s": round(off, 1),
         "ratio": round(on / off, 3),
-        "tokens_per_step": round(num_tokens[True] / num_steps, 3),
-        "draft_nodes_per_step": round(num_drafted / num_steps, 2),
+        "tokens_per_step": round(sides[True].num_tokens / sides[True].num_steps, 3),
+        "draft_nodes_per_step": round(sides[True].num_draft_tokens / sides[True].num_steps, 2),
         "pairs": arguments.pairs,
         "max_new_tokens": arguments.max_new_tokens,
     }
+
+
+def measure(
+    client: LaserClient, tests: list[list[int]], concurrency: int, arguments: argparse.Namespace
+) -> dict[bool, Side]:
+    """Batches with drafting (True) and without (False), after a short pair that warms both up."""
+    sides = {True: Side(), False: Side()}
+    for pair in range(-1, arguments.pairs):
+        batch = [tests[(max(pair, 0) * concurrency + i) % len(tests)] for i in range(concurrency)]
+        for draft in (True, False) if pair % 2 else (False, True):
+            started = time.perf_counter()
+            generations = client.generate(
+                batch,
+                pool=_POOL,
+                acceptance=_ACCEPTANCES[arguments.acceptance],
+                draft=draft,
+                max_new_tokens=arguments.max_new_tokens if pair >= 0 else 16,
+                timeout=600,
+            )
+            if pair >= 0:
+                sides[draft].add(generations, time.perf_counter() - started)
+    return sides
 
 
 def main() -> None:
