@@ -90,6 +90,9 @@ def _parser() -> argparse.ArgumentParser:
                             f"at most {defaults.max_model_len})")  # fmt: skip
     serve.add_argument("--max-queue", type=int, default=defaults.max_queue, metavar="N",
                        help="requests that may wait (default: %(default)s)")  # fmt: skip
+    serve.add_argument("--max-slowdown", type=float, default=defaults.max_slowdown, metavar="X",
+                       help="a prompt makes a step beside decoding sequences at most X times as long "
+                            "(default: %(default)s)")  # fmt: skip
     serve.add_argument("--metrics-port", type=_port, default=0, metavar="P",
                        help="serve Prometheus metrics on this port of --listen's host (default: none)")  # fmt: skip
     serve.add_argument(
@@ -134,6 +137,7 @@ def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
         max_sequences=arguments.max_sequences,
         max_queue=arguments.max_queue,
         max_step_tokens=max(EngineConfig().max_step_tokens, arguments.max_sequences),
+        max_slowdown=arguments.max_slowdown,
         max_draft_nodes=arguments.max_draft_nodes,
         draft_policy=arguments.draft_policy,
         default_acceptance=acceptance,
