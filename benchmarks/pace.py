@@ -84,11 +84,13 @@ def main() -> None:
         address = free_address()
         serve = [command_path("laser-verifier"), "serve", "--model", model, "--listen", address]
         serve += ["--dtype", arguments.dtype, "--max-slowdown", str(max_slowdown)]
-        with tempfile.TemporaryDirectory() as directory:
-            with ServerProcess("verifier", serve, address, Path(directory) / "verifier.log") as server:
-                server.wait_until_healthy(300)
-                chosen = prompts[: arguments.sequences]
-                measured = asyncio.run(measure(address, chosen, long_prompt, arguments.long_prompts))
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            ServerProcess("verifier", serve, address, Path(directory) / "verifier.log") as server,
+        ):
+            server.wait_until_healthy(300)
+            chosen = prompts[: arguments.sequences]
+            measured = asyncio.run(measure(address, chosen, long_prompt, arguments.long_prompts))
         print(json.dumps({"max_slowdown": max_slowdown, "sequences": arguments.sequences, **measured}), flush=True)
 
 

@@ -36,25 +36,20 @@ class DraftPolicy:
         # Averages over the last steps: of the gain, of nodes chosen per sequence. Hopeful at first.
         self.gain = 2.0
         self.num_chosen = float(config.max_draft_nodes)
-        self.price = 0.0
         self._num_steps = 0
 
     @property
     def _takes_all(self) -> bool:
         return self._config.draft_policy == "all" or self.cost is None
 
-    @property
-    def _is_probing(self) -> bool:
-        return self._num_steps % self._PROBE_STEPS == 0
-
     def wait_s(self, num_sequences: int) -> float:
         """Longest wait for missing trees: a quarter of a plain step, and no more than they are worth."""
         longest_s = self._config.draft_wait_ms / 1e3
         if self.cost is None:
             return longest_s
-        plain_s = self.cost.now.of(num_sequences)
-        share = 0.25 if self._takes_all or self._is_probing else min(0.25, self.gain - 1.0)
-        return min(longest_s, plain_s * share)
+        # Where drafting does not pay, trees are asked for to see whether that still holds: then they should be seen.
+        share = 0.25 if self._takes_all or self.gain < self._MIN_GAIN else min(0.25, self.gain - 1.0)
+        return min(longest_s, share * self.cost.now.of(num_sequences))
 
     def choose(self, trees: Sequence[DraftTree], num_verified_tokens: int, num_sequences: int) -> Choice:
         """How many nodes of each tree to verify.
@@ -67,9 +62,9 @@ class DraftPolicy:
         if self._takes_all or self.cost is None:
             return Choice([len(tree) for tree in trees], float(sum(p.sum() for p in probs)), 0.0, math.inf)
         choice = choose_nodes(probs, num_verified_tokens, num_sequences, self.cost.now)
-        self.price = choice.price
-        self.gain += self._RATE * (min(choice.gain, 4.0) - self.gain)
-        self.num_chosen += self._RATE * (sum(choice.num_nodes) / max(1, len(trees)) - self.num_chosen)
+        if trees:
+            self.gain += self._RATE * (min(choice.gain, 4.0) - self.gain)
+            self.num_chosen += self._RATE * (sum(choice.num_nodes) / len(trees) - self.num_chosen)
         return choice
 
     def node_budget(self) -> int:
@@ -77,7 +72,7 @@ class DraftPolicy:
         most = self._config.max_draft_nodes
         if self._takes_all:
             return most
-        if self.gain < self._MIN_GAIN and not self._is_probing:
+        if self.gain < self._MIN_GAIN and self._num_steps % self._PROBE_STEPS:
             return 0
         # Some more than were chosen of late: a text that is met again gives a long tree at once.
         return min(most, 4 + math.ceil(4 * self.num_chosen))

@@ -206,8 +206,13 @@ class RemoteDrafts:
 
     def advance(self, steps: list[Advanced]) -> None:
         """Sends a step's outcome, one message per shard."""
+        now_s = time.monotonic()
         with self._condition:
-            self._asked_s.update(dict.fromkeys((step.sequence_id for step in steps), time.monotonic()))
+            for step in steps:
+                # Without a budget no tree is asked for, and none can be late.
+                self._asked_s.pop(step.sequence_id, None)
+                if step.node_budget:
+                    self._asked_s[step.sequence_id] = now_s
         self._loop.call_soon_threadsafe(self._on_advance, steps)
 
     def close(self, sequence_id: int) -> None:
