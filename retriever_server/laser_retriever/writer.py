@@ -231,7 +231,10 @@ class PoolWriter:
     def _found(self, fingerprint: str) -> None:
         self._remove_remains()
         identity = {"format_version": FORMAT_VERSION, "tokenizer_fingerprint": fingerprint}
-        self._disk.replace_file(self._directory / IDENTITY_NAME, checked_json.encode(identity))
+        path = self._directory / IDENTITY_NAME
+        temporary = path.with_name(f"{IDENTITY_NAME}.tmp")
+        self._disk.write_file(temporary, checked_json.encode(identity))
+        self._disk.rename(temporary, path)  # durable together with the log, which is made next
         self._fingerprint = fingerprint
         logger.info("pool.created pool=%s", self._pool)
 

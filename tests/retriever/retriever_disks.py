@@ -140,14 +140,14 @@ class RecordingDisk(Disk):
         skipped: call sites (as `sites` names them) whose syncs are left out.
         operations: in order.
         sites: of all syncs so far: functions and lines of the package, from the sync outwards.
-        dies_at_data_sync: the next sync of data kills the process instead.
+        dies_at: name of the method whose next call kills the process instead.
     """
 
     root: Path
     skipped: frozenset[str] = frozenset()
     operations: list[Operation] = field(default_factory=list)
     sites: dict[str, None] = field(default_factory=dict)
-    dies_at_data_sync: bool = False
+    dies_at: str = ""
     directories: set[int] = field(default_factory=lambda: {0})
     _num_inodes: int = 0
     _inodes: dict[Path, int] = field(default_factory=dict)
@@ -155,6 +155,11 @@ class RecordingDisk(Disk):
 
     def __post_init__(self) -> None:
         self._inodes[self.root] = 0
+
+    def _live(self, dies: bool) -> None:
+        if dies:
+            self.dies_at = ""
+            raise Killed
 
     def _new_inode(self, path: Path) -> int:
         self._num_inodes += 1
@@ -186,9 +191,7 @@ class RecordingDisk(Disk):
             self.operations.append(Sync(self._open[descriptor]))
 
     def sync_data(self, descriptor: int) -> None:
-        if self.dies_at_data_sync:
-            self.dies_at_data_sync = False
-            raise Killed
+        self._live(self.dies_at == "sync_data")
         self.sync(descriptor)
 
     def rename(self, source: Path, target: Path) -> None:
@@ -211,6 +214,7 @@ class RecordingDisk(Disk):
         self.directories.add(self._new_inode(path))
 
     def remove_directory(self, path: Path) -> None:
+        self._live(self.dies_at == "remove_directory")
         super().remove_directory(path)
         del self._inodes[path]
         self.operations.append(Unlink(self._inodes[path.parent], path.name))
@@ -226,7 +230,8 @@ def _call_site() -> str:
     return " < ".join(names)
 
 
-Keep = Callable[[Operation], Operation | None]
+# Of the n-th last of the operations that no sync made durable: what of it reached the disk, or None.
+Keep = Callable[[int, Operation], Operation | None]
 
 
 def after_power_loss(disk: RecordingDisk, num_operations: int, keep: Keep) -> Iterator[tuple[Path, bytes]]:
@@ -235,14 +240,16 @@ def after_power_loss(disk: RecordingDisk, num_operations: int, keep: Keep) -> It
     Args:
         disk: what was recorded.
         num_operations: that had been done.
-        keep: of each operation that no sync made durable: what of it reached the disk, or None.
+        keep: says what became of those that are not durable.
     """
     done = disk.operations[:num_operations]
     last_sync = {op.inode: n for n, op in enumerate(done) if isinstance(op, Sync)}
     contents: dict[int, bytearray] = {}
     entries: dict[int, dict[str, int]] = {}
+    unsynced = [n for n, op in enumerate(done) if not isinstance(op, Sync) and n > last_sync.get(op.inode, -1)]
+    ages = {n: len(unsynced) - i - 1 for i, n in enumerate(unsynced)}
     for n, operation in enumerate(done):
-        kept = operation if n < last_sync.get(operation.inode, -1) else keep(operation)
+        kept = keep(ages[n], operation) if n in ages else operation
         match kept:
             case Write(inode, data, offset):
                 content = contents.setdefault(inode, bytearray())
@@ -270,31 +277,41 @@ def _walk(
             yield path / name, bytes(contents.get(target, b""))
 
 
-def all_lost(operation: Operation) -> Operation | None:
+def all_lost(n: int, operation: Operation) -> Operation | None:
     """Nothing but what was synced."""
     return None
 
 
-def all_kept(operation: Operation) -> Operation | None:
+def all_kept(n: int, operation: Operation) -> Operation | None:
     """Everything, as after the death of a process."""
     return operation
 
 
-def names_kept(operation: Operation) -> Operation | None:
+def names_kept(n: int, operation: Operation) -> Operation | None:
     """Directories' entries, not files' contents: what some file systems do."""
     return None if isinstance(operation, Write | Truncate) else operation
 
 
-def contents_kept(operation: Operation) -> Operation | None:
+def contents_kept(n: int, operation: Operation) -> Operation | None:
     """Files' contents, not directories' entries."""
     return operation if isinstance(operation, Write | Truncate) else None
 
 
+def one_lost(which: int) -> Keep:
+    """All but one."""
+    return lambda n, operation: None if n == which else operation
+
+
+def one_kept(which: int) -> Keep:
+    """One only, as if the disk had put it before all others."""
+    return lambda n, operation: operation if n == which else None
+
+
 def torn(seed: int) -> Keep:
-    """Some operations, some writes in part, in an order of the disk's own."""
+    """Some of them, some writes in part."""
     chance = random.Random(seed)
 
-    def keep(operation: Operation) -> Operation | None:
+    def keep(n: int, operation: Operation) -> Operation | None:
         if chance.random() < 0.5:
             return None
         if isinstance(operation, Write) and chance.random() < 0.5:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from retriever_disks import (
     all_lost,
     contents_kept,
     names_kept,
+    one_kept,
+    one_lost,
     torn,
 )
 
@@ -28,7 +30,8 @@ from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
 
 POOL = "shop/user"
-SECRET = 77_777
+DELETED, DROPPED = 77_777, 88_888  # tokens whose bytes must go with their documents
+MAX_UNSYNCED = 12
 
 Model = dict[str, list[int]]
 
@@ -42,20 +45,19 @@ class History:
     """What was acknowledged, and after how many operations of the disk.
 
     Attributes:
-        states: (operations, documents, whether the bytes of SECRET are gone), in order.
+        states: (operations, documents, tokens whose bytes are gone), in order.
     """
 
     disk: RecordingDisk
-    states: list[tuple[int, Model, bool]] = field(default_factory=lambda: [(0, {}, True)])
+    states: list[tuple[int, Model, set[int]]] = field(default_factory=lambda: [(0, {}, set())])
 
-    def acknowledged(self, documents: Model, *, gone: bool = False) -> None:
-        self.states.append((len(self.disk.operations), dict(documents), gone))
+    def acknowledged(self, documents: Model, *gone: int) -> None:
+        self.states.append((len(self.disk.operations), dict(documents), {*gone, *self.states[-1][2]}))
 
-    def around(self, num_operations: int) -> tuple[Model, Model, bool]:
-        """(acknowledged by then, what was under way, whether SECRET must be gone)."""
+    def around(self, num_operations: int) -> tuple[Model, Model, set[int]]:
+        """(acknowledged by then, what was under way, whose bytes must be gone)."""
         i = max(i for i, state in enumerate(self.states) if state[0] <= num_operations)
-        following = self.states[min(i + 1, len(self.states) - 1)]
-        return self.states[i][1], following[1], self.states[i][2] and following[2]
+        return self.states[i][1], self.states[min(i + 1, len(self.states) - 1)][1], self.states[i][2]
 
 
 def open_pool(root: Path, disk: Disk) -> Pool:
@@ -83,8 +85,8 @@ def record(root: Path, skipped: frozenset[str] = frozenset()) -> History:
         add(pool, model, documents)
         history.acknowledged(model)
 
-    adds(a=[SECRET, 1], b=[2])
-    adds(a=[SECRET, 3], c=[4, 4])
+    adds(a=[DELETED, 1], b=[2])
+    adds(a=[DELETED, 3], c=[4, 4])
     pool.writer.seal()
     history.acknowledged(model)
     adds(d=[5])
@@ -99,25 +101,35 @@ def record(root: Path, skipped: frozenset[str] = frozenset()) -> History:
     pool.writer.seal()
     pool.writer.compact()
     pool.writer.tidy()
-    history.acknowledged(model, gone=True)
+    history.acknowledged(model, DELETED)
     pool.writer.tidy()
 
     pool = open_pool(root, disk)  # another process takes over
-    adds(h=[9])
-    disk.dies_at_data_sync = True
+    adds(h=[DROPPED])
+    disk.dies_at = "sync_data"
     with pytest.raises(Killed):
         pool.writer.delete(["c"])
-    model.pop("c")  # which may have come through, or not
-    history.states.append((len(disk.operations), {**history.states[-1][1]}, False))
+    history.acknowledged(model)  # nothing was; it may have come through nevertheless
+    del model["c"]
     pool.writer.close()
     pool = open_pool(root, disk)
-    pool.writer.delete(["c"])  # there is none any more to the new process, so nothing is written
+    pool.writer.delete(["c"])  # the next process finds none of that id, and acknowledges
     history.acknowledged(model)
 
     pool.writer.drop()
     model.clear()
-    history.acknowledged(model)
-    adds(a=[10])
+    history.acknowledged(model, DROPPED)
+    adds(a=[10], b=[11])
+    pool.writer.seal()
+    adds(c=[12])
+    disk.dies_at = "remove_directory"
+    with pytest.raises(Killed):
+        pool.writer.drop()
+    model.clear()
+    history.acknowledged(model)  # nothing was, but the pool is found to be gone from here on
+    pool.writer.close()
+    pool = open_pool(root, disk)
+    adds(d=[13])
     pool.writer.close()
     return history
 
@@ -126,7 +138,7 @@ def check(history: History, num_operations: int, keep: Keep, directory: Path, se
     """Raises Lost unless the disk after a power loss holds what it must, and can be written to."""
     acknowledged, pending, gone = history.around(num_operations)
     files = sorted(after_power_loss(history.disk, num_operations, keep))
-    key = hash((tuple(files), str(acknowledged), str(pending), gone))
+    key = hash((tuple(files), str(acknowledged), str(pending), tuple(gone)))
     if key in seen:
         return
     seen.add(key)
@@ -134,8 +146,9 @@ def check(history: History, num_operations: int, keep: Keep, directory: Path, se
     for path, data in files:
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_bytes(data)
-    if gone and (left := [path for path, data in files if np.array([SECRET], "<i4").tobytes() in data]):
-        raise Lost(f"bytes of a deleted document are back in {left}")
+    for token in gone:
+        if left := [str(path) for path, data in files if np.array([token], "<i4").tobytes() in data]:
+            raise Lost(f"bytes of {token} are back in {left}")
     for _ in range(2):  # what the first process leaves, the next one must find
         pool = open_pool(directory, UnsyncedDisk())
         found = contents(pool)
@@ -156,31 +169,35 @@ def contents(pool: Pool) -> Model:
     return {key: index.document(i).tolist() for key, index, i in pool.snapshot.documents()}
 
 
-def losses(history: History) -> Iterator[tuple[int, Keep]]:
-    for num_operations in range(len(history.disk.operations) + 1):
-        for keep in (all_lost, all_kept, names_kept, contents_kept, torn(2 * num_operations), torn(2 * num_operations + 1)):
-            yield num_operations, keep
-
-
-def test_whatever_of_the_unsynced_reached_the_disk_all_acknowledged_documents_are_there(tmp_path: Path) -> None:
-    history = record(tmp_path / "pools")
+def survives(history: History, directory: Path, num_random: int) -> int:
+    """How many different disks were looked at. Raises Lost."""
     seen: set[int] = set()
-    for num_operations, keep in losses(history):
-        check(history, num_operations, keep, tmp_path / "after", seen)
-    assert len(seen) > 150
+    single = [make(n) for n in range(MAX_UNSYNCED) for make in (one_lost, one_kept)]
+    chances = [torn(seed) for seed in range(num_random)]
+    for keep in (all_lost, names_kept, contents_kept, all_kept, *single, *chances):
+        for num_operations in range(len(history.disk.operations) + 1):
+            check(history, num_operations, keep, directory, seen)
+    return len(seen)
 
 
-def test_no_sync_can_be_left_out(tmp_path: Path) -> None:
+def test_whatever_of_the_unsynced_reached_the_disk_all_acknowledged_documents_are_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    history = record(tmp_path / "pools")
+    assert survives(history, tmp_path / "after", num_random=20) > 150
+
+
+def test_no_sync_can_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
     sites = list(record(tmp_path / "pools").disk.sites)
     assert len(sites) > 10
     superfluous = []
     for n, site in enumerate(sites):
         history = record(tmp_path / str(n), frozenset({site}))
-        seen: set[int] = set()
         try:
-            for num_operations, keep in losses(history):
-                check(history, num_operations, keep, tmp_path / "after", seen)
+            survives(history, tmp_path / "after", num_random=0)
             superfluous.append(site)
         except Lost:
             pass
-    assert superfluous == []
+    assert not superfluous, "\n".join(superfluous)
