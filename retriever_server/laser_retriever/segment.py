@@ -23,7 +23,7 @@ from ulid import ULID
 from laser_retriever.durable import json_bytes, sync_directory, write_file
 from laser_retriever.index import MARKS_PER_DOCUMENT, TokenIndex, build_index
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PREFIX = "seg-"
 UNFINISHED = ".tmp"
 _FILES = (("tokens.i32", "<i4"), ("offsets.i64", "<i8"), ("suffixes.i32", "<i4"))
