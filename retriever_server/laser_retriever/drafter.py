@@ -6,28 +6,45 @@ Knows sequences, sources and kernels; not pools' files, not messages.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_protocol.tree import DraftTree
+from laser_protocol.tree import MAX_NODES, DraftTree
+from laser_retriever.estimation import num_features
 from laser_retriever.growth import (
+    ANCESTOR_WEIGHT,
     BEGIN_BONUS,
+    BUDGET,
     ENOUGH,
+    MAX_DEPTH,
     MAX_LOOKUPS,
     MAX_OWN_MATCHES,
     MAX_PER_SEARCH,
     MIN_PROB,
+    NUM_PROMPT,
+    NUM_REQUEST_COLUMNS,
     NUM_SETTINGS,
+    NUM_SOURCES,
     OWN_WEIGHT,
-    grow_tree,
-    num_features,
+    SHIFTS,
+    SOURCES,
+    TEXT,
+    TEXT_LEN,
+    Model,
+    Trees,
+    Workspace,
+    grow_trees,
 )
 from laser_retriever.index import Sources
 from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS
-from laser_retriever.suffix_array import BEGIN_MARK
+from laser_retriever.suffix_array import BEGIN_MARK, END_MARK
+
+# Rows of a table of shifts: the sequence itself, the pool, its parent, all further ancestors.
+NUM_SHIFT_ROWS = 4
 
 
 def fitted_coefficients() -> tuple[float, ...]:
@@ -47,7 +64,7 @@ class DraftParams:
         begin_bonus: tokens by which a match that reaches the documents' begin counts as longer.
         min_prob: nodes less probable are not grown.
         max_matches: most occurrences looked at for one tree.
-        max_per_search: most of them from one segment at one match length.
+        max_per_search: most of them from the pools between one match length searched for and the next.
         max_own_matches: most of them from the sequence itself.
         enough: once matches weigh this much, shorter ones are left out.
         max_lookups: most lookups for one tree: at its root, then at nodes where fewer matches than `enough` are left.
@@ -77,50 +94,34 @@ class DraftParams:
             raise ValueError(f"level_lengths is {self.level_lengths}, must rise strictly from 1")
 
 
-@dataclass(slots=True, eq=False)
-class Scratch:
-    """Buffers of one drafting thread, reused from tree to tree."""
-
-    continuations: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-    weights: NDArray[np.float64]
-    origins: NDArray[np.int32]
-    bases: NDArray[np.int32]
-
-    @staticmethod
-    def of(params: DraftParams) -> Scratch:
-        n = params.max_matches
-        return Scratch(
-            np.empty((n, params.max_depth), np.int32),
-            np.empty(n, np.int32),
-            np.empty(n, np.float64),
-            np.empty(n, np.int32),
-            np.empty(n, np.int32),
-        )
-
-
-@dataclass(slots=True, eq=False)
 class TokenBuffer:
-    """A sequence's tokens: prompt and output so far, in a buffer that grows by doubling.
+    """A sequence's tokens: prompt and output so far, and an end mark behind them, in a buffer that grows by doubling.
 
     Attributes:
         num_prompt_tokens: how many are prompt.
         num_tokens: how many there are: the position.
+        address: of the first; changes when the buffer grows.
     """
 
-    num_prompt_tokens: int
-    num_tokens: int = 0
-    _tokens: NDArray[np.int32] = field(default_factory=lambda: np.empty(512, np.int32))
+    __slots__ = ("_tokens", "address", "num_prompt_tokens", "num_tokens")
+
+    def __init__(self, num_prompt_tokens: int) -> None:
+        self.num_prompt_tokens = num_prompt_tokens
+        self.num_tokens = 0
+        self._tokens = np.full(512, END_MARK, np.int32)
+        self.address: int = self._tokens.ctypes.data
 
     def extend(self, token_ids: NDArray[np.int32]) -> None:
         """Appends tokens."""
-        needed = self.num_tokens + len(token_ids)
-        if needed > len(self._tokens):
-            grown = np.empty(max(needed, 2 * len(self._tokens)), np.int32)
+        end = self.num_tokens + len(token_ids)
+        if end >= len(self._tokens):
+            grown = np.empty(max(end + 1, 2 * len(self._tokens)), np.int32)
             grown[: self.num_tokens] = self._tokens[: self.num_tokens]
             self._tokens = grown
-        self._tokens[self.num_tokens : needed] = token_ids
-        self.num_tokens = needed
+            self.address = grown.ctypes.data
+        self._tokens[self.num_tokens : end] = token_ids
+        self._tokens[end] = END_MARK
+        self.num_tokens = end
 
     @property
     def tokens(self) -> NDArray[np.int32]:
@@ -129,58 +130,74 @@ class TokenBuffer:
 
     def tail(self) -> NDArray[np.int32]:
         """int32[<= MAX_MATCH_LENGTH]: the tail that pools are searched for: the output behind its begin mark."""
-        num_output = self.num_tokens - self.num_prompt_tokens
-        if num_output >= MAX_MATCH_LENGTH:
-            return self._tokens[self.num_tokens - MAX_MATCH_LENGTH : self.num_tokens]
-        tail = np.empty(num_output + 1, np.int32)
-        tail[0] = BEGIN_MARK
-        tail[1:] = self._tokens[self.num_prompt_tokens : self.num_tokens]
+        start = max(self.num_prompt_tokens - 1, self.num_tokens - MAX_MATCH_LENGTH)
+        tail = self._tokens[start : self.num_tokens].copy()
+        if start < self.num_prompt_tokens:
+            tail[0] = BEGIN_MARK
         return tail
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftRequest:
+    """A tree asked for.
+
+    Attributes:
+        buffer: at least one token.
+        sources: what its pool gives; the buffer's own tokens are matched beside them.
+        node_budget: most nodes.
+        shifts: float64[NUM_SHIFT_ROWS, L], of a calibration; None: no shifts.
+    """
+
+    buffer: TokenBuffer
+    sources: Sources
+    node_budget: int
+    shifts: NDArray[np.float64] | None = None
+
+
 class TreeDrafter:
-    """Drafts the tree of a token buffer from given sources. Not thread-safe: one per drafting thread."""
+    """Drafts trees from given sources. Not thread-safe: one per drafting thread.
 
-    def __init__(self, params: DraftParams) -> None:
-        self._params = params
-        self._scratch = Scratch.of(params)
-        self._search_lengths = np.array(SEARCH_LENGTHS, np.int64)
-        self._coefficients = np.array(params.coefficients, np.float64)
-        settings = np.empty(NUM_SETTINGS)
-        settings[MIN_PROB] = params.min_prob
-        settings[ENOUGH] = params.enough
-        settings[MAX_LOOKUPS] = params.max_lookups
-        settings[OWN_WEIGHT] = params.own_weight
-        settings[MAX_OWN_MATCHES] = params.max_own_matches
-        settings[MAX_PER_SEARCH] = params.max_per_search
-        settings[BEGIN_BONUS] = params.begin_bonus
-        self._settings = settings
-        lengths = np.arange(params.level_lengths[-1] + 1)
-        self._levels = np.maximum(np.searchsorted(params.level_lengths, lengths, side="right") - 1, 0).astype(np.int64)
+    Args:
+        params: how matches become probabilities.
+        vocab_size: token ids of the trees are below it.
+    """
 
-    def draft(self, buffer: TokenBuffer, sources: Sources, node_budget: int, vocab_size: int) -> DraftTree:
-        """The draft tree that continues the buffer's tokens.
+    def __init__(self, params: DraftParams, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self._model = model_of(params)
+        self._work = Workspace.room(params.max_matches, MAX_NODES, params.max_depth)
+        self._no_shifts = np.zeros((NUM_SHIFT_ROWS, len(params.level_lengths)))
 
-        Args:
-            buffer: at least one token.
-            sources: what its pool gives; the buffer's own tokens are matched beside them.
-            node_budget: most nodes.
-            vocab_size: token ids of the tree are below it.
-        """
-        position = buffer.num_tokens
-        if node_budget == 0:
-            return DraftTree.empty(position)
-        s = self._scratch
-        token_ids = np.empty(node_budget, np.int32)
-        parents = np.empty(node_budget, np.int32)
-        probs = np.empty(node_budget, np.float32)
-        n = grow_tree(
-            buffer.tokens, buffer.tail(), sources.table, self._source_weights(sources), self._search_lengths,
-            self._levels, self._coefficients, self._settings, vocab_size,
-            s.continuations, s.lengths, s.weights, s.origins, s.bases, token_ids, parents, probs,
-        )  # fmt: skip
-        return DraftTree(position, token_ids[:n], parents[:n], probs[:n])
+    def draft(self, requests: Sequence[DraftRequest]) -> list[DraftTree]:
+        """The trees that continue the requests' tokens."""
+        table = np.empty((len(requests), NUM_REQUEST_COLUMNS), np.int64)
+        for row, request in zip(table, requests, strict=True):
+            buffer, sources = request.buffer, request.sources
+            shifts = self._no_shifts if request.shifts is None else request.shifts
+            row[TEXT], row[TEXT_LEN], row[NUM_PROMPT] = buffer.address, buffer.num_tokens, buffer.num_prompt_tokens
+            row[SOURCES], row[NUM_SOURCES] = sources.address, len(sources.table)
+            row[SHIFTS], row[BUDGET] = shifts.ctypes.data, request.node_budget
+        trees = Trees.room(len(requests), max(request.node_budget for request in requests))
+        num_nodes = np.empty(len(requests), np.int64)
+        grow_trees(table, NUM_SHIFT_ROWS, self._vocab_size, self._model, self._work, trees, num_nodes)
+        return [
+            DraftTree(request.buffer.num_tokens, trees.token_ids[i, :n], trees.parents[i, :n], trees.probs[i, :n])
+            for i, (request, n) in enumerate(zip(requests, num_nodes.tolist(), strict=True))
+        ]
 
-    def _source_weights(self, sources: Sources) -> NDArray[np.float64]:
-        weights: NDArray[np.float64] = np.float64(self._params.ancestor_weight) ** sources.distances
-        return weights
+
+def model_of(params: DraftParams) -> Model:
+    """The parameters as the kernels want them."""
+    settings = np.empty(NUM_SETTINGS)
+    settings[MIN_PROB] = params.min_prob
+    settings[ENOUGH] = params.enough
+    settings[MAX_LOOKUPS] = params.max_lookups
+    settings[OWN_WEIGHT] = params.own_weight
+    settings[MAX_OWN_MATCHES] = params.max_own_matches
+    settings[MAX_PER_SEARCH] = params.max_per_search
+    settings[BEGIN_BONUS] = params.begin_bonus
+    settings[ANCESTOR_WEIGHT] = params.ancestor_weight
+    settings[MAX_DEPTH] = params.max_depth
+    lengths = np.arange(params.level_lengths[-1] + 1)
+    levels = np.maximum(np.searchsorted(params.level_lengths, lengths, side="right") - 1, 0).astype(np.int64)
+    return Model(np.array(SEARCH_LENGTHS, np.int64), levels, np.array(params.coefficients), settings)

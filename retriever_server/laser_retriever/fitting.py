@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_retriever.drafter import DraftParams, Scratch, TokenBuffer
-from laser_retriever.growth import MAX_CHILDREN, NUM_ENTRIES, describe_children, num_features, split_matches
+from laser_retriever.drafter import DraftParams, TokenBuffer, model_of
+from laser_retriever.estimation import describe_children, num_features, split_matches
+from laser_retriever.growth import Workspace, following_weight
 from laser_retriever.index import Sources
-from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS, collect_own_matches, collect_segment_matches
+from laser_retriever.matching import MAX_MATCH_LENGTH, collect_own_matches, collect_segment_matches
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +24,10 @@ class Examples:
 
     def __init__(self, params: DraftParams) -> None:
         self._params = params
-        self._scratch = Scratch.of(params)
-        self._search_lengths = np.array(SEARCH_LENGTHS, np.int64)
-        lengths = np.arange(params.level_lengths[-1] + 1)
-        self._levels = np.maximum(np.searchsorted(params.level_lengths, lengths, side="right") - 1, 0).astype(np.int64)
-        self._num_features = num_features(len(params.level_lengths))
-        self._feature_ids = np.empty((MAX_CHILDREN + 1, NUM_ENTRIES), np.int64)
-        self._values = np.empty((MAX_CHILDREN + 1, NUM_ENTRIES))
+        self._model = model_of(params)
+        self._num_levels = len(params.level_lengths)
+        self._num_features = num_features(self._num_levels)
+        self._work = Workspace.room(params.max_matches, 1, params.max_depth)
         self.rows: list[NDArray[np.float32]] = []
         self.sizes: list[int] = []
         self.targets: list[int] = []
@@ -47,48 +45,45 @@ class Examples:
 
     def _dense(self, num_rows: int) -> NDArray[np.float32]:
         rows = np.zeros((num_rows, self._num_features), np.float32)
-        np.add.at(rows, (np.arange(num_rows)[:, None], self._feature_ids[:num_rows]), self._values[:num_rows])
+        children = self._work.children
+        np.add.at(rows, (np.arange(num_rows)[:, None], children.feature_ids[:num_rows]), children.values[:num_rows])
         return rows
 
     def _collect(self, sources: Sources, buffer: TokenBuffer) -> int:
-        s, params = self._scratch, self._params
+        params, matches = self._params, self._work.matches
         n = collect_own_matches(
-            buffer.tokens, buffer.tokens[-MAX_MATCH_LENGTH:], params.own_weight, -1, VOCAB_SIZE,
-            params.max_own_matches, s.continuations, s.lengths, s.weights, s.origins, 0,
+            buffer.tokens, buffer.address, buffer.tokens[-MAX_MATCH_LENGTH:], params.own_weight,
+            params.max_own_matches, VOCAB_SIZE, 0, matches, 0,
         )  # fmt: skip
-        weights = np.float64(params.ancestor_weight) ** sources.distances
         return collect_segment_matches(
-            sources.table, weights, buffer.tail(), self._search_lengths, VOCAB_SIZE, params.max_per_search,
-            params.enough, params.begin_bonus, s.continuations, s.lengths, s.weights, s.origins, n,
+            sources.table, buffer.tail(), self._model.search_lengths, params.max_per_search, params.enough,
+            params.ancestor_weight, params.begin_bonus, VOCAB_SIZE, 0, matches, n,
         )  # fmt: skip
 
     def _follow(self, sources: Sources, buffer: TokenBuffer, real: Sequence[int]) -> int:
-        s, params = self._scratch, self._params
-        n = self._collect(sources, buffer)
-        s.bases[:n] = 0
-        order = np.arange(n)
-        begin, end = 0, n
-        counts = np.empty((2, MAX_CHILDREN + 1, len(params.level_lengths)))
-        tokens = np.empty(MAX_CHILDREN, np.int64)
-        starts = np.empty(MAX_CHILDREN + 2, np.int64)
+        work, params = self._work, self._params
+        begin, end = 0, self._collect(sources, buffer)
+        work.order[:end] = np.arange(end)
         for depth, token in enumerate(real):
-            live = order[begin:end][s.continuations[order[begin:end], depth] >= 0]
-            if depth and s.weights[live].sum() < params.enough:
+            weight = following_weight(
+                work.matches, work.order, begin, end, depth, params.max_depth, VOCAB_SIZE, params.enough
+            )
+            if depth and weight < params.enough:
                 return depth  # here the drafter looks up anew: the next root
             if begin == end:
                 return depth + 1
             num_children = split_matches(
-                s.continuations, s.lengths, s.weights, s.origins, s.bases, self._levels, order,
-                np.empty(n, np.int64), np.empty(n, np.int64), begin, end, depth, tokens, starts, counts,
+                work.matches, self._model.levels, work.order, work.scratch, work.child_of, begin, end, depth,
+                params.max_depth, VOCAB_SIZE, work.children,
             )  # fmt: skip
-            describe_children(counts, num_children, self._feature_ids, self._values)
-            found = np.flatnonzero(tokens[:num_children] == token)
+            describe_children(work.children, num_children, self._num_levels)
+            found = np.flatnonzero(work.children.tokens[:num_children] == token)
             self.rows.append(self._dense(num_children + 1))
             self.sizes.append(num_children + 1)
             self.targets.append(int(found[0]) if len(found) else num_children)
             if not len(found):
                 return depth + 1
-            begin, end = int(starts[found[0]]), int(starts[found[0] + 1])
+            begin, end = int(work.children.starts[found[0]]), int(work.children.starts[found[0] + 1])
         return len(real)
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_retriever.matching import DEAD, NUM_COLUMNS, NUM_TOKENS, SUFFIXES, TOKENS
-from laser_retriever.suffix_array import BEGIN_MARK, END_MARK, build_suffix_array
+from laser_retriever.matching import DEAD, DISTANCE, NUM_COLUMNS, NUM_TOKENS, SUFFIXES, TOKENS
+from laser_retriever.suffix_array import BEGIN_MARK, END_MARK, build_context_array
 
 # Marks that a document takes beside its tokens.
 MARKS_PER_DOCUMENT = 2
@@ -25,7 +25,7 @@ class TokenIndex:
     Attributes:
         tokens: int32[T], all documents with their marks.
         offsets: int64[D + 1], where each document starts (its begin mark), and T.
-        suffixes: int32[T].
+        suffixes: int32[T], of the reversed tokens: see `suffix_array.build_context_array`.
         dead: uint8[(T + 7) / 8], bit t set: token t belongs to a deleted document; or None: nothing is deleted.
     """
 
@@ -74,7 +74,7 @@ def lay_out(documents: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], 
 def build_index(documents: Sequence[NDArray[np.int32]]) -> TokenIndex:
     """The index of documents, in memory: 8 bytes per token."""
     tokens, offsets = lay_out(documents)
-    return TokenIndex(tokens, offsets, build_suffix_array(tokens))
+    return TokenIndex(tokens, offsets, build_context_array(tokens))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,23 +83,28 @@ class Sources:
 
     Attributes:
         table: int64[K, NUM_COLUMNS], addresses into `indexes`.
-        distances: int64[K], 0 for the pool itself, n for its n-th ancestor.
+        address: of `table`.
         indexes: kept so that the addresses stay valid.
     """
 
     table: NDArray[np.int64]
-    distances: NDArray[np.int64]
+    address: int
     indexes: tuple[TokenIndex, ...]
+
+    @property
+    def distances(self) -> NDArray[np.int64]:
+        """int64[K], 0 for the pool itself, n for its n-th ancestor (view)."""
+        return self.table[:, DISTANCE]
 
     @staticmethod
     def of(indexes: Sequence[tuple[TokenIndex, int]]) -> Sources:
-        """Sources from (index, distance) pairs; empty indexes are left out."""
+        """Sources from (index, distance) pairs, empty ones left out: distance 0 is the pool, n its n-th ancestor."""
         kept = [(index, distance) for index, distance in indexes if len(index.tokens)]
         table = np.zeros((len(kept), NUM_COLUMNS), np.int64)
-        for row, (index, _) in zip(table, kept, strict=True):
+        for row, (index, distance) in zip(table, kept, strict=True):
             row[TOKENS] = index.tokens.ctypes.data
             row[SUFFIXES] = index.suffixes.ctypes.data
             row[DEAD] = 0 if index.dead is None else index.dead.ctypes.data
             row[NUM_TOKENS] = len(index.tokens)
-        distances = np.array([distance for _, distance in kept], np.int64)
-        return Sources(table, distances, tuple(index for index, _ in kept))
+            row[DISTANCE] = distance
+        return Sources(table, table.ctypes.data, tuple(index for index, _ in kept))

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from llvmlite import ir
 from numba import types as _types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 logger = logging.getLogger(__name__)
@@ -31,20 +33,48 @@ def kernel(function: F) -> F:
         return cast(F, numba.njit(nogil=True)(function))
 
 
-def _pointer_codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+def _as_pointer(item: Any) -> Any:
+    """An intrinsic that turns an address into a pointer to such items."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    def pointer(typing_context: Any, address: Any) -> Any:
+        return types.CPointer(item)(types.int64), codegen
+
+    return intrinsic(pointer)
 
 
-def _int32_pointer(typing_context: Any, address: Any) -> Any:
-    """Inside kernels: the int32 pointer of an address."""
-    return types.CPointer(types.int32)(types.int64), _pointer_codegen
+def _load_int32(typing_context: Any, address: Any) -> Any:
+    """Inside kernels: the int32 at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], context.get_value_type(types.CPointer(types.int32)))
+        return builder.load(pointer)
+
+    return types.int32(types.int64), codegen
 
 
-def _uint8_pointer(typing_context: Any, address: Any) -> Any:
-    """Inside kernels: the uint8 pointer of an address."""
-    return types.CPointer(types.uint8)(types.int64), _pointer_codegen
+def _prefetch(typing_context: Any, address: Any) -> Any:
+    """Inside kernels: tells the processor that an address will be read soon."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        int32 = ir.IntType(32)
+        declared = ir.FunctionType(ir.VoidType(), [byte, int32, int32, int32])
+        function = cgutils.get_or_insert_function(builder.module, declared, "llvm.prefetch.p0")
+        # Read, keep in all levels of cache, data.
+        flags = [int32(0), int32(3), int32(1)]
+        builder.call(function, [builder.inttoptr(arguments[0], byte), *flags])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
-# An address as an array lets one kernel call walk over any number of segments; whoever calls keeps them alive.
-int32_pointer: Any = intrinsic(_int32_pointer)
-uint8_pointer: Any = intrinsic(_uint8_pointer)
+# Addresses as arrays let one kernel call walk over any number of segments; whoever calls keeps them alive.
+int32_pointer: Any = _as_pointer(types.int32)
+int64_pointer: Any = _as_pointer(types.int64)
+uint8_pointer: Any = _as_pointer(types.uint8)
+float64_pointer: Any = _as_pointer(types.float64)
+load_int32: Any = intrinsic(_load_int32)
+prefetch: Any = intrinsic(_prefetch)

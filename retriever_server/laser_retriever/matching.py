@@ -1,222 +1,323 @@
 """Where the tail of a sequence occurred before, in segments and in the sequence itself. Pure kernels.
 
-A match is one earlier occurrence of the tail: how many tokens before it agree, how much it counts, and the tokens that
-followed. Matches of all lengths are collected, longest first, each occurrence once with its true length; large sets of
-short matches are sampled evenly. After this no index is looked at any more: the tree grows from the matches alone.
+A match is one earlier occurrence of the tail: how many tokens before it agree, how much it counts, and where the tokens
+that followed lie. Matches of all lengths are collected, longest first, each occurrence once with its true length; large
+sets of short matches are sampled evenly. The tree then grows from the matches alone.
+
+An index holds the places of its tokens sorted by what precedes them. One binary search finds where the tail would
+stand; around it lie its matches, longest nearest. The searches of all sources go forward together, one halving each in
+turn, so that the processor waits for their cache misses at once.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import carray
 from numpy.typing import NDArray
 
-from laser_retriever.kernel import int32_pointer, kernel, uint8_pointer
-from laser_retriever.suffix_array import BEGIN_MARK, SORT_DEPTH, find_interval
+from laser_retriever.kernel import kernel, load_int32, prefetch, uint8_pointer
+from laser_retriever.suffix_array import BEGIN_MARK, SORT_DEPTH
 
-# Lengths at which segments are searched; an occurrence found at one of them gets its true length, up to the last.
+# Matches are taken in runs of lengths from one of these up to the next; each has its true length, up to the last.
 SEARCH_LENGTHS = (1, 2, 3, 4, 6, 8, 11, 16, 24, 32)
 MAX_MATCH_LENGTH = SORT_DEPTH
 assert SEARCH_LENGTHS[-1] == MAX_MATCH_LENGTH
 
-# Columns of a source table: addresses of int32 tokens, int32 suffixes and uint8 dead bits (0: none), token count.
-TOKENS, SUFFIXES, DEAD, NUM_TOKENS = range(4)
-NUM_COLUMNS = 4
+# Columns of a source table: addresses of int32 tokens, int32 suffixes and uint8 dead bits (0: none), token count, and
+# how far the source is from the sequence's pool: 0 the pool itself, n its n-th ancestor.
+TOKENS, SUFFIXES, DEAD, NUM_TOKENS, DISTANCE = range(5)
+NUM_COLUMNS = 5
+
+# Origin of a match in the sequence itself; 1 + n: in a source of distance n.
+OWN_TEXT = 0
+
+# Where the search in one source stands: suffixes[LOW:HIGH] match at least as many tokens as searched for so far,
+# suffixes[INNER_LOW:INNER_HIGH] more than that; BEFORE and AFTER tokens do the suffixes next to LOW and HIGH.
+LOW, HIGH, INNER_LOW, INNER_HIGH, BEFORE, AFTER = range(6)
+
+
+class Matches(NamedTuple):
+    """Room for M matches.
+
+    Attributes:
+        following: int64[M], address of the int32 token after the occurrence.
+        lengths: int32[M], how many tokens before it agree.
+        weights: float64[M], how much it counts.
+        origins: int64[M], OWN_TEXT or 1 + distance of its source.
+        bases: int32[M], depth of the node for which it was looked up.
+    """
+
+    following: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    weights: NDArray[np.float64]
+    origins: NDArray[np.int64]
+    bases: NDArray[np.int32]
+
+    @staticmethod
+    def room(size: int) -> Matches:
+        """Room for `size` matches."""
+        return Matches(
+            np.empty(size, np.int64),
+            np.empty(size, np.int32),
+            np.empty(size, np.float64),
+            np.empty(size, np.int64),
+            np.empty(size, np.int32),
+        )
 
 
 @kernel
 def collect_segment_matches(
     sources: NDArray[np.int64],
-    source_weights: NDArray[np.float64],
     query: NDArray[np.int32],
     search_lengths: NDArray[np.int64],
-    vocab_size: int,
     max_per_search: int,
     enough: float,
+    ancestor_weight: float,
     begin_bonus: int,
-    continuations: NDArray[np.int32],
-    lengths: NDArray[np.int32],
-    weights: NDArray[np.float64],
-    origins: NDArray[np.int32],
+    vocab_size: int,
+    base: int,
+    matches: Matches,
     num_matches: int,
 ) -> int:
     """Appends the occurrences of the query's tails in all sources.
 
     Args:
-        sources: int64[K, NUM_COLUMNS], see the column names. The arrays behind the addresses must be kept alive.
-        source_weights: float64[K], what one occurrence counts.
-        query: int32[Q], Q <= MAX_MATCH_LENGTH, the tail to match.
+        sources: int64[K, NUM_COLUMNS], see the column names. The arrays behind the addresses must be kept alive, begin
+            with BEGIN_MARK and end with END_MARK.
+        query: int32[Q], 1 <= Q <= MAX_MATCH_LENGTH, the tail to match; BEGIN_MARK at most in its first place.
         search_lengths: int64[], SEARCH_LENGTHS.
-        vocab_size: a continuation ends before a token that is not below it.
-        max_per_search: most occurrences taken of one source at one length; more are sampled evenly.
+        max_per_search: most occurrences taken between one search length and the next; of more an even sample.
         enough: once this much weight is collected, shorter lengths are left out.
+        ancestor_weight: what an occurrence counts, to the power of its source's distance.
         begin_bonus: tokens by which a match counts as longer that reaches a document's begin.
-        continuations: int32[M, D], filled: tokens that followed, -1 from where they end.
-        lengths, weights, origins: [M], filled: match length, weight, index of the source.
-        num_matches: how many there are already.
+        vocab_size: an occurrence that no token below it follows is left out.
+        base: depth of the node for which they are looked up.
+        matches: filled from `num_matches` on.
 
     Returns:
-        How many there are now, at most M.
+        How many matches there are now.
     """
-    num_sources = len(sources)
-    num_searches = len(search_lengths)
-    lows = np.zeros((num_sources, num_searches), np.int64)
-    highs = np.zeros((num_sources, num_searches), np.int64)
-    size = len(query)
-    for source in range(num_sources):
-        n = sources[source, NUM_TOKENS]
-        tokens = carray(int32_pointer(sources[source, TOKENS]), (n,))
-        suffixes = carray(int32_pointer(sources[source, SUFFIXES]), (n,))
-        for search in range(num_searches):
-            if search_lengths[search] > size:
-                break
-            low, high = find_interval(tokens, suffixes, query, size - search_lengths[search], size)
-            if low == high:
-                break
-            lows[source, search] = low
-            highs[source, search] = high
+    states = _find_places(sources, query)
     total = 0.0
-    for search in range(num_searches - 1, -1, -1):
+    for search in range(len(search_lengths) - 1, -1, -1):
+        if search_lengths[search] > len(query):
+            continue
+        num_found = 0
+        for source in range(len(sources)):
+            num_found += _widen(sources[source], states[source], query, search_lengths[search])
+        if num_found == 0:
+            continue
+        stride = max(num_found / max_per_search, 1.0)
+        first = num_matches
+        for source in range(len(sources)):
+            weight = ancestor_weight ** sources[source, DISTANCE]
+            num_matches = _take(
+                sources[source], states[source], search_lengths[search], stride, weight, matches, num_matches
+            )
+        num_matches = _measure(query, search_lengths[search], vocab_size, base, matches, first, num_matches)
+        for i in range(first, num_matches):
+            total += matches.weights[i]
+            if matches.lengths[i] == len(query) and query[0] == BEGIN_MARK:
+                matches.lengths[i] += begin_bonus
         if total >= enough:
             break
-        # Occurrences that match at the next search length were taken there.
-        below = search_lengths[search + 1] if search + 1 < num_searches else MAX_MATCH_LENGTH + 1
-        for source in range(num_sources):
-            if highs[source, search] > lows[source, search]:
-                num_before = num_matches
-                num_matches = _take_interval(
-                    sources[source],
-                    source,
-                    source_weights[source],
-                    query,
-                    search_lengths[search],
-                    below,
-                    lows[source, search],
-                    highs[source, search],
-                    vocab_size,
-                    max_per_search,
-                    begin_bonus,
-                    continuations,
-                    lengths,
-                    weights,
-                    origins,
-                    num_matches,
-                )
-                for i in range(num_before, num_matches):
-                    total += weights[i]
     return num_matches
 
 
 @kernel
-def _take_interval(
-    row: NDArray[np.int64],
-    source: int,
-    source_weight: float,
-    query: NDArray[np.int32],
+def _find_places(sources: NDArray[np.int64], query: NDArray[np.int32]) -> NDArray[np.int64]:
+    """int64[K, 6]: where the query would stand in each source, as an empty interval."""
+    num_sources = len(sources)
+    states = np.zeros((num_sources, 6), np.int64)
+    ends = np.empty(num_sources, np.int64)
+    size = len(query)
+    num_searching = 0
+    for source in range(num_sources):
+        states[source, HIGH] = sources[source, NUM_TOKENS]
+        num_searching += 1
+    while num_searching > 0:
+        # One loop that only loads, so that the loads of all sources are under way together.
+        for source in range(num_sources):
+            middle = (states[source, LOW] + states[source, HIGH]) >> 1
+            if states[source, LOW] < states[source, HIGH]:
+                ends[source] = load_int32(sources[source, SUFFIXES] + 4 * middle)
+        num_searching = 0
+        for source in range(num_sources):
+            low = states[source, LOW]
+            high = states[source, HIGH]
+            if low >= high:
+                continue
+            end = ends[source]
+            tokens = sources[source, TOKENS]
+            # Everything between two neighbours agrees with the query as far as both do.
+            length = min(states[source, BEFORE], states[source, AFTER])
+            while (
+                length < size and length <= end and load_int32(tokens + 4 * (end - length)) == query[size - 1 - length]
+            ):
+                length += 1
+            middle = (low + high) >> 1
+            if length < size and (length > end or load_int32(tokens + 4 * (end - length)) < query[size - 1 - length]):
+                states[source, LOW] = middle + 1
+                states[source, BEFORE] = length
+            else:
+                states[source, HIGH] = middle
+                states[source, AFTER] = length
+            num_searching += states[source, LOW] < states[source, HIGH]
+    return states
+
+
+@kernel
+def _match_length(tokens: int, suffixes: int, suffix_idx: int, query: NDArray[np.int32], most: int) -> int:
+    """With how many of the query's last tokens a suffix agrees, up to `most`. Tokens and suffixes by address."""
+    end = np.int64(load_int32(suffixes + 4 * suffix_idx))
+    size = len(query)
+    length = 0
+    while length < most and length <= end and load_int32(tokens + 4 * (end - length)) == query[size - 1 - length]:
+        length += 1
+    return length
+
+
+@kernel
+def _widen(source: NDArray[np.int64], state: NDArray[np.int64], query: NDArray[np.int32], length: int) -> int:
+    """Widens the interval to all suffixes that match at least `length` tokens. Returns how many are new."""
+    low = state[LOW]
+    high = state[HIGH]
+    tokens, suffixes = source[TOKENS], source[SUFFIXES]
+    state[INNER_LOW] = low
+    state[INNER_HIGH] = high
+    if low > 0 and state[BEFORE] >= length:
+        bad = _gallop(source, query, length, low - 1, -1)
+        state[LOW] = bad + 1
+        state[BEFORE] = _match_length(tokens, suffixes, bad, query, length) if bad >= 0 else 0
+    if high < source[NUM_TOKENS] and state[AFTER] >= length:
+        bad = _gallop(source, query, length, high, 1)
+        state[HIGH] = bad
+        state[AFTER] = _match_length(tokens, suffixes, bad, query, length) if bad < source[NUM_TOKENS] else 0
+    return low - state[LOW] + state[HIGH] - high
+
+
+@kernel
+def _gallop(source: NDArray[np.int64], query: NDArray[np.int32], length: int, good: int, direction: int) -> int:
+    """The first suffix from `good` on, in a direction, that matches fewer than `length` tokens; `good` matches more."""
+    border = source[NUM_TOKENS] if direction > 0 else -1
+    step = 1
+    bad = good + direction
+    while bad != border and _match_length(source[TOKENS], source[SUFFIXES], bad, query, length) == length:
+        good = bad
+        step *= 2
+        bad = min(good + step, border) if direction > 0 else max(good - step, border)
+    while abs(bad - good) > 1:
+        middle = (good + bad) >> 1
+        if _match_length(source[TOKENS], source[SUFFIXES], middle, query, length) == length:
+            good = middle
+        else:
+            bad = middle
+    return bad
+
+
+@kernel
+def _take(
+    source: NDArray[np.int64],
+    state: NDArray[np.int64],
     length: int,
-    below: int,
-    low: int,
-    high: int,
-    vocab_size: int,
-    max_per_search: int,
-    begin_bonus: int,
-    continuations: NDArray[np.int32],
-    lengths: NDArray[np.int32],
-    weights: NDArray[np.float64],
-    origins: NDArray[np.int32],
+    stride: float,
+    weight: float,
+    matches: Matches,
     num_matches: int,
 ) -> int:
-    """Appends the occurrences `suffixes[low:high]` of the last `length` tokens that match fewer than `below`."""
-    tokens = carray(int32_pointer(row[TOKENS]), (row[NUM_TOKENS],))
-    suffixes = carray(int32_pointer(row[SUFFIXES]), (row[NUM_TOKENS],))
-    dead = carray(uint8_pointer(row[DEAD]), ((row[NUM_TOKENS] + 7) >> 3,))
-    size = len(query)
-    max_depth = continuations.shape[1]
-    taken = min(high - low, max_per_search)
-    weight = source_weight * (high - low) / taken
-    for k in range(taken):
-        if num_matches >= len(lengths):
-            break
-        start = suffixes[low + k * (high - low) // taken]
-        if row[DEAD] != 0 and (dead[start >> 3] >> (start & 7)) & 1:
+    """Appends every `stride`-th of the suffixes that the last widening brought, to be measured; each counts `weight` x
+    `stride`."""
+    num_below = state[INNER_LOW] - state[LOW]
+    num_found = num_below + state[HIGH] - state[INNER_HIGH]
+    if num_found == 0:
+        return num_matches
+    tokens, suffixes = source[TOKENS], source[SUFFIXES]
+    following, weights, origins = matches.following, matches.weights, matches.origins
+    num_taken = int(np.ceil(num_found / stride))
+    dead = carray(uint8_pointer(source[DEAD]), ((source[NUM_TOKENS] + 7) >> 3,))
+    for k in range(min(num_taken, len(following) - num_matches)):
+        i = k * num_found // num_taken
+        suffix_idx = state[LOW] + i if i < num_below else state[INNER_HIGH] + i - num_below
+        end = np.int64(load_int32(suffixes + 4 * suffix_idx))
+        if source[DEAD] != 0 and (dead[end >> 3] >> (end & 7)) & 1:
             continue
-        match_length = length
-        while (
-            match_length < size
-            and start > match_length - length
-            and tokens[start - 1 - (match_length - length)] == query[size - 1 - match_length]
-        ):
-            match_length += 1
-        if match_length >= below:
-            continue
-        position = start + length
-        depth = 0
-        while depth < max_depth and position < len(tokens) and 0 <= tokens[position] < vocab_size:
-            continuations[num_matches, depth] = tokens[position]
-            depth += 1
-            position += 1
-        if depth == 0:
-            continue
-        if depth < max_depth:
-            continuations[num_matches, depth] = -1
-        if match_length == size and query[0] == BEGIN_MARK:
-            match_length += begin_bonus
-        lengths[num_matches] = match_length
-        weights[num_matches] = weight
-        origins[num_matches] = source
+        following[num_matches] = tokens + 4 * (end + 1)
+        prefetch(tokens + 4 * (end + 1))
+        prefetch(tokens + 4 * (end - length))
+        weights[num_matches] = weight * num_found / num_taken
+        origins[num_matches] = 1 + source[DISTANCE]
         num_matches += 1
     return num_matches
 
 
 @kernel
+def _measure(
+    query: NDArray[np.int32], length: int, vocab_size: int, base: int, matches: Matches, first: int, num_matches: int
+) -> int:
+    """Fills in how long the matches from `first` on are, at least `length`, and leaves out what no token follows."""
+    following, lengths, weights = matches.following, matches.lengths, matches.weights
+    origins, bases = matches.origins, matches.bases
+    size = len(query)
+    kept = first
+    for i in range(first, num_matches):
+        place = following[i]
+        if not 0 <= load_int32(place) < vocab_size:
+            continue
+        known = length
+        # It ends at the document's begin at the latest: only the first token of a query may be a begin mark.
+        while known < size and load_int32(place - 4 * known - 4) == query[size - 1 - known]:
+            known += 1
+        following[kept] = place
+        lengths[kept] = known
+        weights[kept] = weights[i]
+        origins[kept] = origins[i]
+        bases[kept] = base
+        kept += 1
+    return kept
+
+
+@kernel
 def collect_own_matches(
     tokens: NDArray[np.int32],
+    address: int,
     query: NDArray[np.int32],
     weight: float,
-    origin: int,
-    vocab_size: int,
     max_matches: int,
-    continuations: NDArray[np.int32],
-    lengths: NDArray[np.int32],
-    weights: NDArray[np.float64],
-    origins: NDArray[np.int32],
+    vocab_size: int,
+    base: int,
+    matches: Matches,
     num_matches: int,
 ) -> int:
     """Appends the occurrences of the query's tails in the sequence itself, latest first. O(T).
 
     Args:
-        tokens: int32[T], prompt and output so far.
+        tokens: int32[T], prompt and output so far; an END_MARK must lie behind them.
+        address: of `tokens`.
         query: int32[Q], 1 <= Q <= MAX_MATCH_LENGTH: the end of `tokens`, or of a draft that continues them.
+        weight: what one occurrence counts.
         max_matches: most occurrences taken; the others as in `collect_segment_matches`.
 
     Returns:
         How many matches there are now.
     """
-    max_depth = continuations.shape[1]
-    limit = min(num_matches + max_matches, len(lengths))
-    num_tokens = len(tokens)
+    limit = min(num_matches + max_matches, len(matches.lengths))
     size = len(query)
     last = query[size - 1]
-    for end in range(num_tokens - 1, -1, -1):
+    # Nothing follows the last token.
+    for end in range(len(tokens) - 2, -1, -1):
+        if tokens[end] != last or tokens[end + 1] >= vocab_size:
+            continue
         if num_matches >= limit:
             break
-        if tokens[end] != last:
-            continue
-        match_length = 1
-        while (
-            match_length < size and match_length <= end and tokens[end - match_length] == query[size - 1 - match_length]
-        ):
-            match_length += 1
-        depth = 0
-        while depth < max_depth and end + 1 + depth < num_tokens and 0 <= tokens[end + 1 + depth] < vocab_size:
-            continuations[num_matches, depth] = tokens[end + 1 + depth]
-            depth += 1
-        if depth == 0:
-            continue
-        if depth < max_depth:
-            continuations[num_matches, depth] = -1
-        lengths[num_matches] = match_length
-        weights[num_matches] = weight
-        origins[num_matches] = origin
+        length = 1
+        while length < size and length <= end and tokens[end - length] == query[size - 1 - length]:
+            length += 1
+        matches.following[num_matches] = address + 4 * (end + 1)
+        matches.lengths[num_matches] = length
+        matches.weights[num_matches] = weight
+        matches.origins[num_matches] = OWN_TEXT
+        matches.bases[num_matches] = base
         num_matches += 1
     return num_matches

@@ -25,7 +25,7 @@ from laser_retriever import checked_json
 from laser_retriever.checked_json import DamagedJson
 from laser_retriever.durable import Disk
 from laser_retriever.index import TokenIndex, build_index
-from laser_retriever.suffix_array import BEGIN_MARK, build_suffix_array
+from laser_retriever.suffix_array import BEGIN_MARK, build_context_array
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
     index = TokenIndex(
         tokens,
         array_or("offsets.i64", num_documents + 1, lambda: _derive_offsets(tokens)),
-        array_or("suffixes.i32", len(tokens), lambda: build_suffix_array(tokens)),
+        array_or("suffixes.i32", len(tokens), lambda: build_context_array(tokens)),
     )
     times_ms = array_or("times.i64", num_documents, lambda: np.full(num_documents, _created_ms(path.name), np.int64))
     size_bytes = sum(file.stat().st_size for file in path.iterdir())

@@ -15,7 +15,7 @@ from laser_protocol.acceptance import Acceptance, Strict
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.tree import MAX_NODES, MAX_VOCAB_SIZE, DraftTree
-from laser_retriever.drafter import DraftParams, TokenBuffer, TreeDrafter
+from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 from laser_retriever.index import Sources
 from laser_retriever.pools import PoolStatus
 
@@ -100,7 +100,7 @@ class Drafter:
         self._provider = provider
         self._fingerprint = fingerprint
         self._vocab_size = vocab_size
-        self._tree_drafter = TreeDrafter(params or DraftParams())
+        self._tree_drafter = TreeDrafter(params or DraftParams(), vocab_size)
         self._max_sequences = max_sequences
         self._sequences: dict[int, _Sequence] = {}
         self.feedback = Feedback()
@@ -199,7 +199,7 @@ class Drafter:
             self.close(sequence_id)
             raise InvalidRequest(f"node_budget is {node_budget}, must be from 0 to {MAX_NODES}", field="node_budget")
         _, sources = self._provider.sources(sequence.pool, self._fingerprint)
-        tree = self._tree_drafter.draft(sequence.buffer, sources, node_budget, self._vocab_size)
+        tree = self._tree_drafter.draft([DraftRequest(sequence.buffer, sources, node_budget)])[0]
         sequence.last_tree = tree
         self.feedback.drafted(tree)
         return tree

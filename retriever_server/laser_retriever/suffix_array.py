@@ -1,4 +1,4 @@
-"""Suffix arrays over int32 tokens: building, and finding where a query occurs. Pure kernels; no pools, no files.
+"""Building suffix arrays over int32 tokens. Pure kernels; no pools, no files.
 
 The order is bounded: suffixes are sorted by their first SORT_DEPTH tokens, equal ones by position. Queries up to that
 length see no difference from a full sort. Building is prefix doubling with linear passes (Manber and Myers, "Suffix
@@ -35,6 +35,23 @@ def build_suffix_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
         # Few distinct ids far apart: a counting sort over their range would need more memory than the tokens.
         ranks = np.unique(tokens, return_inverse=True)[1].astype(np.int64)
     return _sort_suffixes(ranks.astype(np.int32), int(ranks.max()) + 1)
+
+
+def build_context_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Sorts all places by what precedes them: the suffix array of the reversed tokens.
+
+    In this order the places whose last tokens agree with a query's stand around the place where the query itself would,
+    the longest agreement nearest. So one binary search finds the matches of all lengths.
+
+    Args:
+        tokens: int32[T], as for `build_suffix_array`.
+
+    Returns:
+        int32[T]: i stands for the context tokens[i], tokens[i - 1], ..., which the token i + 1 continues. Of equal
+        contexts the later comes first.
+    """
+    suffixes = build_suffix_array(tokens[::-1])
+    return np.subtract(len(tokens) - 1, suffixes, out=suffixes)
 
 
 @kernel
@@ -107,61 +124,3 @@ def _double_depth(
     for i in range(n):
         ranks[i] = fresh[i]
     return num_buckets
-
-
-@kernel
-def compare_suffix(tokens: NDArray[np.int32], start: int, query: NDArray[np.int32], begin: int, end: int) -> int:
-    """-1, 0 or 1: the suffix at `start` sorts before, starts with, or sorts after `query[begin:end]`."""
-    for i in range(end - begin):
-        if start + i >= len(tokens):
-            return -1
-        token = tokens[start + i]
-        wanted = query[begin + i]
-        if token < wanted:
-            return -1
-        if token > wanted:
-            return 1
-    return 0
-
-
-@kernel
-def find_interval(
-    tokens: NDArray[np.int32],
-    suffixes: NDArray[np.int32],
-    query: NDArray[np.int32],
-    begin: int,
-    end: int,
-) -> tuple[int, int]:
-    """Where `query[begin:end]` occurs.
-
-    Args:
-        tokens, suffixes: int32[T] each, as `build_suffix_array` makes them.
-        query: int32 array; its part must have at most SORT_DEPTH tokens.
-
-    Returns:
-        (low, high): `suffixes[low:high]` are the positions of all occurrences. O(length x log T).
-    """
-    low = 0
-    high = len(suffixes)
-    while low < high:
-        middle = (low + high) >> 1
-        if compare_suffix(tokens, suffixes[middle], query, begin, end) < 0:
-            low = middle + 1
-        else:
-            high = middle
-    first = low
-    # Most intervals are small: gallop to the end before searching it.
-    step = 1
-    high = first
-    while high < len(suffixes) and compare_suffix(tokens, suffixes[high], query, begin, end) == 0:
-        low = high + 1
-        high += step
-        step *= 2
-    high = min(high, len(suffixes))
-    while low < high:
-        middle = (low + high) >> 1
-        if compare_suffix(tokens, suffixes[middle], query, begin, end) == 0:
-            low = middle + 1
-        else:
-            high = middle
-    return first, low

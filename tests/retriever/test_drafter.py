@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,14 @@ from laser_protocol.tree import DraftTree
 from laser_retriever.drafter import DraftParams
 from laser_retriever.fitting import Examples, fit
 from laser_retriever.index import TokenIndex, build_index
-from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS, collect_segment_matches
+from laser_retriever.matching import (
+    MAX_MATCH_LENGTH,
+    OWN_TEXT,
+    SEARCH_LENGTHS,
+    Matches,
+    collect_own_matches,
+    collect_segment_matches,
+)
 from laser_retriever.sequence import Drafter
 
 VOCAB_SIZE = 50
@@ -54,30 +63,70 @@ def test_every_tree_is_valid_and_every_path_occurred_before(
         assert any(occurrences(text, pair) for text in seen)
 
 
-@given(st.lists(token_lists, max_size=4), st.lists(st.integers(0, 4), min_size=1, max_size=MAX_MATCH_LENGTH))
+def followed(matches: Matches, num_matches: int, texts: Sequence[np.ndarray]) -> list[tuple[int, int]]:
+    """(length, token that followed) of each match in these arrays."""
+    starts = [(text.ctypes.data, text) for text in texts]
+    found = []
+    for length, address in zip(
+        matches.lengths[:num_matches].tolist(), matches.following[:num_matches].tolist(), strict=True
+    ):
+        start, text = max((start, text) for start, text in starts if start <= address)
+        found.append((length, int(text[(address - start) // 4])))
+    return found
+
+
+def earlier_occurrences(text: list[int], query: list[int]) -> list[tuple[int, int]]:
+    """(length, token that followed) of every place in a text that agrees with the query's last token, by scanning."""
+    found = [(common_suffix_len(text[:end], query), text[end]) for end in range(1, len(text))]
+    return [(length, token) for length, token in found if length]
+
+
+@given(
+    st.lists(st.lists(token_lists, max_size=4), max_size=3),
+    st.lists(st.integers(0, 4), min_size=1, max_size=MAX_MATCH_LENGTH),
+)
 def test_matches_are_all_earlier_occurrences_each_with_its_true_length(
-    documents: list[list[int]], query: list[int]
+    segments: list[list[list[int]]], query: list[int]
 ) -> None:
-    index = index_of(*documents)
-    sources = FixedSources((index,)).sources("", "")[1]
-    n = len(index.tokens) + 1
-    lengths = np.zeros(n, np.int32)
-    continuations = np.zeros((n, 1), np.int32)
+    indexes = tuple(index_of(*documents) for documents in segments)
+    sources = FixedSources(indexes).sources("", "")[1]
+    matches = Matches.room(sum(len(index.tokens) for index in indexes) + 1)
     found = collect_segment_matches(
-        sources.table, np.ones(len(sources.table)), np.array(query, np.int32), np.array(SEARCH_LENGTHS), VOCAB_SIZE,
-        10_000, np.inf, 0, continuations, lengths, np.zeros(n), np.zeros(n, np.int32), 0,
+        sources.table, np.array(query, np.int32), np.array(SEARCH_LENGTHS), 10_000, np.inf, 1.0, 0, VOCAB_SIZE, 0,
+        matches, 0,
     )  # fmt: skip
-    expected = []
-    for document in documents:
-        for end in range(1, len(document)):
-            length = common_suffix_len(document[:end], query)
-            if length:
-                expected.append((length, document[end]))
-    matches = list(zip(lengths[:found].tolist(), continuations[:found, 0].tolist(), strict=True))
-    assert sorted(matches) == sorted(expected)
-    assert [length for length, _ in matches if length == len(query)] == [
-        length for length, _ in matches[: sum(length == len(query) for length, _ in matches)]
-    ], "longest first"
+    result = followed(matches, found, [index.tokens for index in indexes])
+    expected = [match for documents in segments for text in documents for match in earlier_occurrences(text, query)]
+    assert sorted(result) == sorted(expected)
+    searched = [max(length for length in SEARCH_LENGTHS if length <= match[0]) for match in result]
+    assert searched == sorted(searched, reverse=True), "longest first"
+
+
+@given(st.lists(token_lists, min_size=1, max_size=4), st.integers(1, 20), st.integers(1, 8))
+def test_a_sample_of_matches_weighs_as_much_as_all(documents: list[list[int]], most: int, token: int) -> None:
+    sources = FixedSources((index_of(*documents),)).sources("", "")[1]
+    matches = Matches.room(1000)
+    found = collect_segment_matches(
+        sources.table, np.array([token % 5], np.int32), np.array(SEARCH_LENGTHS), most, np.inf, 1.0, 0, VOCAB_SIZE, 0,
+        matches, 0,
+    )  # fmt: skip
+    assert found <= most + 1
+    num_ends = sum(document[-1] == token % 5 for document in documents)
+    num_followed = sum(document[:-1].count(token % 5) for document in documents)
+    if num_ends == 0:
+        assert matches.weights[:found].sum() == pytest.approx(num_followed)
+
+
+@given(token_lists, token_lists)
+def test_the_sequence_itself_is_matched_too_latest_first(text: list[int], query: list[int]) -> None:
+    tokens = np.array([*text, -1], np.int32)
+    matches = Matches.room(100)
+    query = query[-MAX_MATCH_LENGTH:]
+    found = collect_own_matches(
+        tokens[:-1], tokens.ctypes.data, np.array(query, np.int32), 1.0, 100, VOCAB_SIZE, 0, matches, 0
+    )
+    assert followed(matches, found, [tokens]) == earlier_occurrences(text, query)[::-1]
+    assert set(matches.origins[:found].tolist()) <= {OWN_TEXT}
 
 
 def test_the_first_tokens_are_drafted_from_the_documents_begins() -> None:

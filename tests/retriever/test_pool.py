@@ -25,7 +25,6 @@ from laser_protocol.errors import (
 )
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.pool import Pool
-from laser_retriever.suffix_array import find_interval
 from retriever_disks import UnsyncedDisk
 
 FINGERPRINT = "f" * 64
@@ -306,10 +305,8 @@ class PoolMachine(RuleBasedStateMachine):
 
 def searchable(pool: Pool) -> bool:
     """Whether a live document with token 0 is found through the suffix arrays."""
-    query = np.zeros(1, np.int32)
     for index in (*pool.snapshot.indexes, pool.snapshot.tail):
-        low, high = find_interval(index.tokens, index.suffixes, query, 0, 1)
-        for position in index.suffixes[low:high].tolist():
+        for position in index.suffixes[index.tokens[index.suffixes] == 0].tolist():
             if index.dead is None or not (index.dead[position >> 3] >> (position & 7)) & 1:
                 return True
     return False

@@ -1,14 +1,14 @@
-"""Suffix arrays and interval search against sorting and scanning."""
+"""Suffix arrays against sorting."""
 
 from __future__ import annotations
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from retriever_oracles import occurrences, sorted_suffixes
+from retriever_oracles import sorted_suffixes
 
 from laser_retriever.index import build_index, lay_out
-from laser_retriever.suffix_array import BEGIN_MARK, END_MARK, SORT_DEPTH, build_suffix_array, find_interval
+from laser_retriever.suffix_array import BEGIN_MARK, END_MARK, SORT_DEPTH, build_context_array, build_suffix_array
 
 small_tokens = st.lists(st.integers(BEGIN_MARK, 3), max_size=80)
 any_tokens = st.lists(st.integers(BEGIN_MARK, 2**31 - 1), max_size=40)
@@ -30,19 +30,11 @@ def test_a_run_of_equal_tokens_longer_than_the_sort_depth_is_ordered_by_position
     assert build_suffix_array(np.array(tokens, np.int32)).tolist() == sorted_suffixes(tokens, SORT_DEPTH)
 
 
-@given(documents, st.lists(st.integers(0, 3), min_size=1, max_size=SORT_DEPTH))
-def test_an_interval_holds_exactly_the_occurrences_of_the_query(
-    given_documents: list[list[int]], query: list[int]
-) -> None:
-    index = build_index([np.array(document, np.int32) for document in given_documents])
-    low, high = find_interval(index.tokens, index.suffixes, np.array(query, np.int32), 0, len(query))
-    assert sorted(index.suffixes[low:high].tolist()) == occurrences(index.tokens.tolist(), query)
-
-
-def test_a_query_longer_than_the_text_occurs_nowhere() -> None:
-    index = build_index([np.array([1, 2], np.int32)])
-    low, high = find_interval(index.tokens, index.suffixes, np.array([1, 2, 3, 4, 5, 6], np.int32), 0, 6)
-    assert low == high
+@given(small_tokens)
+def test_the_context_array_is_the_places_sorted_by_what_precedes_them(tokens: list[int]) -> None:
+    contexts = {i: tokens[i::-1][:SORT_DEPTH] for i in range(len(tokens))}
+    expected = sorted(contexts, key=lambda i: (contexts[i], -i))
+    assert build_context_array(np.array(tokens, np.int32)).tolist() == expected
 
 
 @given(documents)
