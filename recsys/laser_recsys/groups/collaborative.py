@@ -10,6 +10,7 @@ Source: Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Data
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ import threadpoolctl
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import euclidean_distances
 from sklearn.preprocessing import normalize
 
 from laser_recsys.cache import building
@@ -27,10 +30,11 @@ from laser_recsys.datasets.dataset import Item, Ratings, User
 from laser_recsys.groups.groups import Groups, check_num_groups, largest_first
 
 NUM_FACTORS = 32
-MIN_HISTORY = 5
+MIN_HISTORY = 3
 _CONFIDENCE = 10.0  # of a rating, against 1 of its absence
 _REGULARIZATION = 0.05
 _ITERATIONS = 15
+_FAR = 1e6
 _MANY = 100_000  # users above which k-means sees them in batches
 
 
@@ -105,7 +109,7 @@ class UserModel:
                 return UserModel(
                     **{**{name: stored[name] for name in stored}, "min_history": int(stored["min_history"])}
                 )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no model of user groups (laser-recsys group writes one): {error}") from error
 
 
@@ -137,23 +141,27 @@ def train_user_groups(
     item_factors = _als(_matrix(warm, item_ids, warm_past), seed)
     vectors = _unit(_user_vectors(item_factors, _matrix(warm, item_ids, warm_past)))
     kind = MiniBatchKMeans if len(warm) > _MANY else KMeans
-    clusters = kind(num_groups, n_init=10, random_state=seed).fit(vectors)
+    with warnings.catch_warnings():
+        # Fewer distinct users than groups leave groups empty, which the caller is told by `Groups.empty`.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clusters = kind(num_groups, n_init=10, random_state=seed).fit(vectors)
     order = np.argsort(largest_first(warm, clusters.labels_, num_groups))
     group_idx = _nearest(vectors, clusters.cluster_centers_[order])
     names = _trait_names(items, users)
     described = _traits({key: users[key] for key in warm.tolist()}, past, items, names)
-    trait_centroids = np.stack([described[group_idx == group].mean(0) for group in range(num_groups)])
+    # An empty group is as far from everyone as can be.
+    trait_centroids = np.full((num_groups, len(names)), _FAR)
+    for group in np.unique(group_idx):
+        trait_centroids[group] = described[group_idx == group].mean(0)
     centroids = clusters.cluster_centers_[order].astype(np.float64)
     model = UserModel(item_ids, item_factors, centroids, names, trait_centroids, min_history)
     return model, model.assign(past, items, users)[0]
 
 
 def _matrix(keys: NDArray[np.int64], item_ids: NDArray[np.int64], past: Ratings) -> Any:
-    """float32 csr_matrix[len(keys), len(item_ids)]: 1 where rated."""
+    """float32 csr_matrix[len(keys), len(item_ids)]: stars / 5 where rated, of an item rated twice the sum."""
     places = np.searchsorted(keys, past.user_ids), np.searchsorted(item_ids, past.item_ids)
-    matrix = csr_matrix((np.ones(len(past), np.float32), places), (len(keys), len(item_ids)))
-    matrix.data[:] = 1.0  # rated twice is rated
-    return matrix
+    return csr_matrix((past.stars / 5, places), (len(keys), len(item_ids)), dtype=np.float32)
 
 
 def _als(matrix: Any, seed: int) -> NDArray[np.float32]:
@@ -193,8 +201,8 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def _nearest(vectors: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDArray[np.int64]:
     """int64[U]: the nearest centroid of each vector."""
-    distances = (centroids**2).sum(1) - 2 * vectors @ centroids.T  # + |vector|^2, the same for all
-    return distances.argmin(1)
+    nearest: NDArray[np.int64] = euclidean_distances(vectors, centroids, squared=True).argmin(1)
+    return nearest
 
 
 def _trait_names(items: Mapping[int, Item], users: Mapping[int, User]) -> NDArray[np.str_]:
