@@ -33,7 +33,8 @@ META = {
         {
             "main_category": "Books", "title": f"Book {book} &amp; more", "description": ["Of 2023."],
             "store": "B (Author)", "categories": ["Books", "Mystery"],
-            "details": {"Publisher": "Some House (January 3, 2012)"}, "parent_asin": book, "author": {"name": "A. Writer"},
+            "details": {"Publisher": "Some House (January 3, 2012)"}, "parent_asin": book,
+            "author": {"name": "A. Writer"},
         }
     ),
 }  # fmt: skip
