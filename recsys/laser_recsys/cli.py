@@ -34,15 +34,17 @@ class _Command:
     run: Callable[[argparse.Namespace, Callable[[str], None]], None]
     epilog: str = ""
     description: str = ""
+    extra: str = "recsys"
 
 
 _COMMANDS = {
-    "demo": _Command(demo.HELP, demo.add_arguments, demo.run, demo.EPILOG, demo.DESCRIPTION),
-    "model": _Command(demo.MODEL_HELP, demo.add_model_arguments, demo.run_model, "", demo.MODEL_DESCRIPTION),
+    "demo": _Command(demo.HELP, demo.add_arguments, demo.run, demo.EPILOG, demo.DESCRIPTION, "demo"),
+    "model": _Command(demo.MODEL_HELP, demo.add_model_arguments, demo.run_model, "", demo.MODEL_DESCRIPTION, "demo"),
     **{
         step.__name__.rsplit(".", 1)[1]: _Command(step.HELP, step.add_arguments, step.run, step.EPILOG)
-        for step in (prepare, group, prompts, generate, evaluate)
+        for step in (prepare, group, prompts, generate)
     },
+    "evaluate": _Command(evaluate.HELP, evaluate.add_arguments, evaluate.run, evaluate.EPILOG, extra="ctr"),
 }
 
 
@@ -60,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     except argparse.ArgumentTypeError as error:
         parsers[arguments.command].error(str(error))
     except ImportError as error:
-        return _fail(f"{error.name} is not installed: pip install 'laser-rec[demo]'")
+        extra = _COMMANDS[arguments.command].extra
+        return _fail(f"{error.name} is not installed: pip install 'laser-rec[{extra}]'")
     except (RecsysError, OSError, ValueError) as error:
         return _fail(str(error))
     except Exception as error:
