@@ -78,7 +78,9 @@ def _network(name: str, vocabulary: Vocabulary, kinds: tuple[str, ...], seed: in
     columns += [inputs.DenseFeat(f"{kind}_knowledge", _KNOWLEDGE_DIM) for kind in kinds]
     shape: dict[str, Any] = {"dnn_hidden_units": _HIDDEN, "seed": seed, "init_std": 0.01}
     if name == "din":
-        return models.DIN(columns, ["item"], att_weight_normalization=True, **shape)
+        return models.DIN(
+            columns, ["item"], att_hidden_size=(32, 16), att_activation="relu", att_weight_normalization=True, **shape
+        )
     if name == "dcnv2":
         return models.DCN(columns, columns, cross_num=3, cross_parameterization="matrix", **shape)
     if name == "deepfm":
