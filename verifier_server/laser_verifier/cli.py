@@ -93,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--max-slowdown", type=float, default=defaults.max_slowdown, metavar="X",
                        help="a prompt makes a step beside decoding sequences at most X times as long "
                             "(default: %(default)s)")  # fmt: skip
+    serve.add_argument("--no-prefix-reuse", action="store_true",
+                       help="compute every prompt whole, also where it begins as another did")  # fmt: skip
     serve.add_argument("--metrics-port", type=_port, default=0, metavar="P",
                        help="serve Prometheus metrics on this port of --listen's host (default: none)")  # fmt: skip
     serve.add_argument(
@@ -138,6 +140,7 @@ def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
         max_queue=arguments.max_queue,
         max_step_tokens=max(EngineConfig().max_step_tokens, arguments.max_sequences),
         max_slowdown=arguments.max_slowdown,
+        prefix_reuse=not arguments.no_prefix_reuse,
         max_draft_nodes=arguments.max_draft_nodes,
         draft_policy=arguments.draft_policy,
         default_acceptance=acceptance,
