@@ -16,7 +16,6 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from laser_verifier.cpu.simd import (
     LANES,
@@ -33,6 +32,7 @@ from laser_verifier.cpu.simd import (
     null_float32,
     null_int64,
     pointer_like,
+    prefetch,
     splat,
     store,
     store_spread,
@@ -40,15 +40,16 @@ from laser_verifier.cpu.simd import (
     sum_lanes,
     take,
 )
+from laser_verifier.cpu.typed import kernel
 
 # The head of every argument array; what follows is the kernel's own.
 NEXT_TASK, NUM_TASKS, HEADER = 0, 1, 2
 # Queries that attend together, and rows of the other kernels that make a task.
 QUERY_TILE = 4
-ROW_TILE = 8
+ROW_TILE = 4
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _mean_square(x: Any, start: Any, size: Any) -> Any:
     total = splat(np.float32(0.0))
     for i in range(0, size, LANES):
@@ -57,12 +58,12 @@ def _mean_square(x: Any, start: Any, size: Any) -> Any:
     return sum_lanes(total) / np.float32(size)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _inverse_root(mean_square: Any, epsilon: Any) -> Any:
     return np.float32(1.0) / np.float32(math.sqrt(mean_square + epsilon))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def add_norm(arguments: Any, example: Any) -> None:
     """hidden += delta; out = RMSNorm(hidden) * weight.
 
@@ -88,7 +89,7 @@ def add_norm(arguments: Any, example: Any) -> None:
         task = take(arguments)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def gate(arguments: Any, example: Any) -> None:
     """out = silu(first half of the row) * second half.
 
@@ -108,7 +109,7 @@ def gate(arguments: Any, example: Any) -> None:
         task = take(arguments)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def rotate_and_cache(arguments: Any, example: Any) -> None:
     """Rotates queries (to float32) and keys, norms them before if the model does, and writes keys and values.
 
@@ -171,7 +172,7 @@ def rotate_and_cache(arguments: Any, example: Any) -> None:
         task = take(arguments)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _multiply_wide(a: Any, a0: Any, a1: Any, a2: Any, a3: Any, count: Any,
                    b: Any, b0: Any, step: Any, block: Any,
                    c: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:  # fmt: skip
@@ -198,7 +199,7 @@ def _multiply_wide(a: Any, a0: Any, a1: Any, a2: Any, a3: Any, count: Any,
     store(c, c3, s30), store(c, c3 + 16, s31), store(c, c3 + 32, s32), store(c, c3 + 48, s33)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _multiply_narrow(a: Any, a0: Any, a1: Any, a2: Any, a3: Any, count: Any,
                      b: Any, b0: Any, step: Any,
                      c: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:  # fmt: skip
@@ -212,7 +213,7 @@ def _multiply_narrow(a: Any, a0: Any, a1: Any, a2: Any, a3: Any, count: Any,
     store(c, c0, s0), store(c, c1, s1), store(c, c2, s2), store(c, c3, s3)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _softmax(scores: Any, start: Any, end: Any, reach: Any, node: Any,
              parents: Any, positions: Any, first_node: Any, scale: Any) -> Any:  # fmt: skip
     """Scores to unnormalised weights in place, 0 for what the query does not see; returns their sum.
@@ -253,22 +254,31 @@ def _softmax(scores: Any, start: Any, end: Any, reach: Any, node: Any,
     return sum_lanes(total)
 
 
-@njit(nogil=True, cache=True)
-def _scores(queries: Any, q0: Any, q1: Any, q2: Any, q3: Any, size: Any, keys: Any, first_key: Any,
-            scores: Any, start: Any, row_len: Any, end: Any) -> None:  # fmt: skip
-    """Products of four queries with the keys of places 0 to `end`, a multiple of 16, to four rows of scores."""
+@kernel
+def _scores(queries: Any, q0: Any, q1: Any, q2: Any, q3: Any, size: Any, keys: Any, values: Any, cached: Any,
+            scores: Any, start: Any, row_len: Any, end: Any, is_first: Any) -> None:  # fmt: skip
+    """Products of four queries with the keys of places 0 to `end`, a multiple of 16, to four rows of scores.
+
+    The first to read a head's keys and values waits for memory: it asks for the next keys, and for the values that it
+    needs later, as it goes.
+    """
+    block = 4 * LANES * size
     wide = end // (4 * LANES) * (4 * LANES)
     s1, s2, s3 = start + row_len, start + 2 * row_len, start + 3 * row_len
     for t in range(0, wide, 4 * LANES):
-        at = first_key + t * size
+        at = cached + t * size
+        if is_first:
+            for i in range(0, block, 32):
+                prefetch(keys, at + block + i)
+                prefetch(values, at + i)
         _multiply_wide(queries, q0, q1, q2, q3, size, keys, at, LANES, size * LANES,
                        scores, start + t, s1 + t, s2 + t, s3 + t)  # fmt: skip
     for t in range(wide, end, LANES):
-        at = first_key + t * size
+        at = cached + t * size
         _multiply_narrow(queries, q0, q1, q2, q3, size, keys, at, LANES, scores, start + t, s1 + t, s2 + t, s3 + t)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _weighted_values(weights: Any, start: Any, row_len: Any, count: Any, values: Any, first_value: Any, size: Any,
                      out: Any, to: Any) -> None:  # fmt: skip
     """Sums over places 0 to `count` of values by four rows of weights, to four rows of `size`."""
@@ -282,13 +292,13 @@ def _weighted_values(weights: Any, start: Any, row_len: Any, count: Any, values:
                          out, to + d, to + size + d, to + 2 * size + d, to + 3 * size + d)  # fmt: skip
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _query_at(query: Any, first_row: Any, shared: Any, num_query_heads: Any, head: Any) -> Any:
     """Which of the [M, Hq] queries is one of a sequence and a key head."""
     return (first_row + query // shared) * num_query_heads + head * shared + query % shared
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def attend(arguments: Any, example: Any) -> None:
     """Tree attention of all sequences of a step.
 
@@ -332,7 +342,8 @@ def attend(arguments: Any, example: Any) -> None:
         q2 = _query_at(first_query + min(2, num_queries - 1), first_row, shared, num_query_heads, head) * size
         q3 = _query_at(first_query + min(3, num_queries - 1), first_row, shared, num_query_heads, head) * size
         cached = (slot * num_heads + head) * slot_len * size
-        _scores(queries, q0, q1, q2, q3, size, keys, cached, scratch, scores, slot_len, end)
+        _scores(queries, q0, q1, q2, q3, size, keys, values, cached,
+                scratch, scores, slot_len, end, first_query == 0)  # fmt: skip
         for i in range(num_queries):
             row = (first_query + i) // shared
             node = row - num_chain
@@ -349,7 +360,7 @@ def attend(arguments: Any, example: Any) -> None:
         task = take(arguments)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def move(arguments: Any, example: Any) -> None:
     """Moves cached places of all layers: place `targets[i]` of slot `slots[i]` takes what `sources[i]` held.
 

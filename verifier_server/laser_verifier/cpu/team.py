@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numba import cfunc, types
 
 from laser_verifier.cpu import kernels
 from laser_verifier.cpu.simd import null_bfloat16, null_float32
+from laser_verifier.cpu.typed import c_function
 
 logger = logging.getLogger(__name__)
 
@@ -69,15 +69,8 @@ _KERNELS = {
 }
 
 
-@functools.cache
-def _compiled(function: Callable[[Any], None]) -> Any:
-    """A C function `void(int64_t *)`. Machine code is cached as numba caches it; without a place for it, made anew."""
-    signature = types.void(types.CPointer(types.int64))
-    try:
-        return cfunc(signature, cache=True)(function)
-    except RuntimeError as error:  # numba's word for "no place to cache"
-        logger.warning("kernel.no_cache function=%s reason=%r", function.__name__, str(error))
-        return cfunc(signature)(function)
+# Once per process: compiling, or reading the cache, is not free.
+_compiled = functools.cache(c_function)
 
 
 class Kernel:
