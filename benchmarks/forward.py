@@ -117,7 +117,7 @@ def transformers_eager(network: Any, num_sequences: int, num_rows: int) -> Calla
 
     def run() -> None:
         network(rows, past_key_values=cache)
-        cache.crop(CONTEXT_LEN)
+        cache.crop(-num_rows)
 
     return run
 
