@@ -175,8 +175,11 @@ def rotate_and_cache(arguments: Any, example: Any) -> None:
 @kernel
 def _multiply_wide(a: Any, a0: Any, a1: Any, a2: Any, a3: Any, count: Any,
                    b: Any, b0: Any, step: Any, block: Any,
-                   c: Any, c0: Any, c1: Any, c2: Any, c3: Any) -> None:  # fmt: skip
-    """C[4, 64] = A[4, count] B[count, 64]: rows of A at a0..a3, of C at c0..c3; four vectors of B `block` apart."""
+                   c: Any, c0: Any, c1: Any, c2: Any, c3: Any, ahead: Any, ahead0: Any) -> None:  # fmt: skip
+    """C[4, 64] = A[4, count] B[count, 64]: rows of A at a0..a3, of C at c0..c3; four vectors of B `block` apart.
+
+    As it goes it asks memory for the 64 * count elements from `ahead[ahead0]` on, which are needed next.
+    """
     zero = splat(np.float32(0.0))
     s00, s01, s02, s03 = zero, zero, zero, zero
     s10, s11, s12, s13 = zero, zero, zero, zero
@@ -184,6 +187,8 @@ def _multiply_wide(a: Any, a0: Any, a1: Any, a2: Any, a3: Any, count: Any,
     s30, s31, s32, s33 = zero, zero, zero, zero
     for k in range(count):
         at = b0 + k * step
+        prefetch(ahead, ahead0 + k * 64)
+        prefetch(ahead, ahead0 + k * 64 + 32)
         w0, w1, w2, w3 = load(b, at), load(b, at + block), load(b, at + 2 * block), load(b, at + 3 * block)
         x = splat(a[a0 + k])
         s00, s01, s02, s03 = fma(x, w0, s00), fma(x, w1, s01), fma(x, w2, s02), fma(x, w3, s03)
@@ -256,23 +261,14 @@ def _softmax(scores: Any, start: Any, end: Any, reach: Any, node: Any,
 
 @kernel
 def _scores(queries: Any, q0: Any, q1: Any, q2: Any, q3: Any, size: Any, keys: Any, values: Any, cached: Any,
-            scores: Any, start: Any, row_len: Any, end: Any, is_first: Any) -> None:  # fmt: skip
-    """Products of four queries with the keys of places 0 to `end`, a multiple of 16, to four rows of scores.
-
-    The first to read a head's keys and values waits for memory: it asks for the next keys, and for the values that it
-    needs later, as it goes.
-    """
-    block = 4 * LANES * size
+            scores: Any, start: Any, row_len: Any, end: Any) -> None:  # fmt: skip
+    """Products of four queries with the keys of places 0 to `end`, a multiple of 16, to four rows of scores."""
     wide = end // (4 * LANES) * (4 * LANES)
     s1, s2, s3 = start + row_len, start + 2 * row_len, start + 3 * row_len
     for t in range(0, wide, 4 * LANES):
         at = cached + t * size
-        if is_first:
-            for i in range(0, block, 32):
-                prefetch(keys, at + block + i)
-                prefetch(values, at + i)
         _multiply_wide(queries, q0, q1, q2, q3, size, keys, at, LANES, size * LANES,
-                       scores, start + t, s1 + t, s2 + t, s3 + t)  # fmt: skip
+                       scores, start + t, s1 + t, s2 + t, s3 + t, values, at)  # fmt: skip
     for t in range(wide, end, LANES):
         at = cached + t * size
         _multiply_narrow(queries, q0, q1, q2, q3, size, keys, at, LANES, scores, start + t, s1 + t, s2 + t, s3 + t)
@@ -280,13 +276,14 @@ def _scores(queries: Any, q0: Any, q1: Any, q2: Any, q3: Any, size: Any, keys: A
 
 @kernel
 def _weighted_values(weights: Any, start: Any, row_len: Any, count: Any, values: Any, first_value: Any, size: Any,
-                     out: Any, to: Any) -> None:  # fmt: skip
+                     out: Any, to: Any, keys: Any, next_cached: Any) -> None:  # fmt: skip
     """Sums over places 0 to `count` of values by four rows of weights, to four rows of `size`."""
     w1, w2, w3 = start + row_len, start + 2 * row_len, start + 3 * row_len
     wide = size // (4 * LANES) * (4 * LANES)
     for d in range(0, wide, 4 * LANES):
         _multiply_wide(weights, start, w1, w2, w3, count, values, first_value + d, size, LANES,
-                       out, to + d, to + size + d, to + 2 * size + d, to + 3 * size + d)  # fmt: skip
+                       out, to + d, to + size + d, to + 2 * size + d, to + 3 * size + d,
+                       keys, next_cached + d * count)  # fmt: skip
     for d in range(wide, size, LANES):
         _multiply_narrow(weights, start, w1, w2, w3, count, values, first_value + d, size,
                          out, to + d, to + size + d, to + 2 * size + d, to + 3 * size + d)  # fmt: skip
@@ -342,8 +339,7 @@ def attend(arguments: Any, example: Any) -> None:
         q2 = _query_at(first_query + min(2, num_queries - 1), first_row, shared, num_query_heads, head) * size
         q3 = _query_at(first_query + min(3, num_queries - 1), first_row, shared, num_query_heads, head) * size
         cached = (slot * num_heads + head) * slot_len * size
-        _scores(queries, q0, q1, q2, q3, size, keys, values, cached,
-                scratch, scores, slot_len, end, first_query == 0)  # fmt: skip
+        _scores(queries, q0, q1, q2, q3, size, keys, values, cached, scratch, scores, slot_len, end)
         for i in range(num_queries):
             row = (first_query + i) // shared
             node = row - num_chain
@@ -351,13 +347,16 @@ def attend(arguments: Any, example: Any) -> None:
             total = _softmax(scratch, scores + i * slot_len, end, reach, max(node, -1),
                              parents, positions, first_row + num_chain, scale)  # fmt: skip
             scratch[totals + i] = np.float32(1.0) / total
-        _weighted_values(scratch, scores, slot_len, count, values, cached, size, scratch, sums)
+        # Taken before this task is done, so that its keys are on their way; past the last one it is any task's.
+        task = take(arguments)
+        ahead = 3 * min(task, arguments[NUM_TASKS] - 1)
+        next_cached = (sequences[5 * tasks[ahead]] * num_heads + tasks[ahead + 1]) * slot_len * size
+        _weighted_values(scratch, scores, slot_len, count, values, cached, size, scratch, sums, keys, next_cached)
         for i in range(num_queries):
             to = _query_at(first_query + i, first_row, shared, num_query_heads, head) * size
             factor = splat(scratch[totals + i])
             for d in range(0, size, LANES):
                 store(out, to + d, mul(load(scratch, sums + i * size + d), factor))
-        task = take(arguments)
 
 
 @kernel
