@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from laser_verifier.batch import StepBatch
+from laser_verifier.cpu.attention_kernel import QUERY_TILE
 from laser_verifier.cpu.cache import BlockedKVCache
-from laser_verifier.cpu.kernels import QUERY_TILE, ROW_TILE
 from laser_verifier.cpu.linear import MIN_ROWS
 from laser_verifier.cpu.llama import PackedLayer, PackedLlama
+from laser_verifier.cpu.row_kernels import ROW_TILE
 from laser_verifier.cpu.team import Arguments, Team
 
 

@@ -1,4 +1,4 @@
-"""The one place where numba's untyped decorators meet typed code."""
+"""The one place where numba's untyped decorators meet typed code, and how kernels are called."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from numba import types
 from numba.extending import intrinsic as numba_intrinsic
 
 logger = logging.getLogger(__name__)
+
+# The head of every argument array: a counter that hands out tasks, and how many there are. The rest is the kernel's.
+NEXT_TASK, NUM_TASKS, HEADER = 0, 1, 2
 
 F = TypeVar("F", bound=Callable[..., Any])
 
