@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from typing import Any
 
 import pytest
@@ -93,6 +95,15 @@ def test_every_shard_shows_its_sequences_and_two_verifiers_share_no_metric() -> 
     assert value(first.registry, "laser_shard_connected", shard="1.2.3.4:50051") == 0
     assert value(first.registry, "laser_draft_trees_total") == 7
     assert second.registry.get_sample_value("laser_draft_trees_total") is None
+
+
+def test_metrics_are_served_over_http_until_the_server_stops() -> None:
+    with VerifierMetrics("tiny", 8).serving("127.0.0.1", 0) as port:
+        url = f"http://127.0.0.1:{port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            assert b"vllm:spec_decode_num_drafts_total" in answer.read()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=5)
 
 
 def test_without_a_measured_cost_none_is_shown(network: Any) -> None:
