@@ -407,6 +407,8 @@ class Engine:
 
 def _up_to_depth(tree: DraftTree, max_depth: int) -> DraftTree:
     """The longest prefix without a deeper node: deeper ones cannot be emitted, and would stand beyond the context."""
+    if len(tree) <= max_depth:
+        return tree
     too_deep = np.flatnonzero(tree.depths() > max_depth)
     return tree.prefix(int(too_deep[0])) if len(too_deep) else tree
 
