@@ -65,6 +65,18 @@ def test_metrics_add_up_to_what_the_requests_were_told(network: Any) -> None:
     assert sum(phases) == pytest.approx(value(registry, "laser_step_seconds_sum"))
 
 
+def test_prompt_tokens_count_whole_and_those_reused_from_another_slot_as_hits(network: Any) -> None:
+    metrics = VerifierMetrics("tiny", 32)
+    server = TinyServer(tiny_model(network), NoDrafts(), max_sequences=1, observer=metrics)
+    prompt = tuple(range(30))
+    for _ in range(2):
+        server.submit(prompt, 2)
+        server.run()
+    assert value(metrics.registry, "vllm:prompt_tokens_total") == 60
+    assert value(metrics.registry, "vllm:prefix_cache_queries_total") == 60
+    assert value(metrics.registry, "vllm:prefix_cache_hits_total") == server.engine.counters.num_reused_tokens == 29
+
+
 def test_dropped_trees_and_requests_that_did_not_finish_are_counted_with_their_reason(network: Any) -> None:
     class Stale(GoodDrafts):
         def _tree(self, sequence_id: int, token_ids: list[int]) -> DraftTree:

@@ -55,7 +55,9 @@ class VerifierMetrics:
         return self._counter(name, text, _MODEL).labels(self._model_name)
 
     def _add_request_metrics(self) -> None:
-        self._prompt_tokens = self._of_model("vllm:prompt_tokens", "Prefilled tokens.")
+        self._prompt_tokens = self._of_model("vllm:prompt_tokens", "Prompt tokens, prefilled or reused.")
+        self._prefix_queries = self._of_model("vllm:prefix_cache_queries", "Prompt tokens looked up for reuse.")
+        self._prefix_hits = self._of_model("vllm:prefix_cache_hits", "Prompt tokens reused.")
         self._generation_tokens = self._of_model("vllm:generation_tokens", "Emitted tokens.")
         self._success = self._counter("vllm:request_success", "Finished requests.", _MODEL, "finished_reason")
         self._ended = self._counter("laser_requests_ended", "Requests that did not finish.", "reason")
@@ -124,7 +126,10 @@ class VerifierMetrics:
 
     def step(self, record: StepRecord) -> None:
         """See Observer."""
-        self._prompt_tokens.inc(record.num_prompt_tokens)
+        num_prompt_tokens = record.num_prompt_tokens + record.num_reused_tokens
+        self._prompt_tokens.inc(num_prompt_tokens)
+        self._prefix_queries.inc(num_prompt_tokens)
+        self._prefix_hits.inc(record.num_reused_tokens)
         self._generation_tokens.inc(record.num_output_tokens)
         self._step_tokens.observe(record.num_prompt_tokens + record.num_output_tokens)
         self._draft_s.inc(record.draft_s)
