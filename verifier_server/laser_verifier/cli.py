@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prometheus_client import start_http_server
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.channel import Endpoint
@@ -224,7 +223,8 @@ async def _serve(
         if isinstance(drafts, RemoteDrafts):
             metrics.watch_drafts(drafts.shards, drafts.counters)
         if metrics_port:
-            _expose(stack, metrics, listen.listen.rpartition(":")[0], metrics_port)
+            host = listen.listen.rpartition(":")[0].strip("[]")
+            logger.info("metrics.listening port=%d", stack.enter_context(metrics.serving(host, metrics_port)))
         description = ModelDescription(
             name=model.name,
             model_type=model.model_type,
@@ -259,19 +259,6 @@ async def _serve(
             await pools.drain(_DRAIN_S)
         if died.is_set():
             raise OSError("the engine ended after a fault, see the log")
-
-
-def _expose(stack: contextlib.AsyncExitStack, metrics: VerifierMetrics, host: str, port: int) -> None:
-    """Serves the metrics at /metrics until the stack closes. Raises OSError if the address cannot be bound."""
-    server, thread = start_http_server(port, host.strip("[]"), metrics.registry)
-    logger.info("metrics.listening address=%s:%d", host, port)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    stack.callback(stop)
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:

@@ -162,7 +162,7 @@ class Engine:
 
     def step(self) -> None:
         """One forward over all running sequences. Does nothing if none runs or waits."""
-        started_s = time.perf_counter()
+        started_s, num_reused_before = time.perf_counter(), self.counters.num_reused_tokens
         self._admit()
         cost = self.policy.cost.now if self.policy.cost is not None else None
         scheduled = schedule(self._reuse_prefixes(), self._config, cost)
@@ -177,7 +177,8 @@ class Engine:
         verdicts = self._runner.run(inputs)
         run_s = time.perf_counter()
         emitted = self._emit([sequence for sequence, _ in scheduled], inputs, verdicts)
-        self._observe(num_prompt_tokens, inputs, emitted, drafts, drafted_s - scheduled_s, run_s - packed_s, started_s)
+        prefill = (num_prompt_tokens, self.counters.num_reused_tokens - num_reused_before)
+        self._observe(prefill, inputs, emitted, drafts, drafted_s - scheduled_s, run_s - packed_s, started_s)
 
     def close(self, error: LaserError | None = None) -> None:
         """Ends every request with `error` and takes no more."""
@@ -335,7 +336,7 @@ class Engine:
 
     def _observe(
         self,
-        num_prompt_tokens: int,
+        prefill: tuple[int, int],
         inputs: list[StepInput],
         outcomes: list[tuple[DraftTree, Verdict, Emitted]],
         drafts: _Drafts,
@@ -343,14 +344,15 @@ class Engine:
         forward_s: float,
         started_s: float,
     ) -> None:
-        """Tells policy and observer of the step."""
+        """Tells policy and observer of the step; `prefill`: prompt tokens run, and reused instead."""
         num_tokens = sum(entry.num_tokens for entry in inputs)
-        self.policy.observe(num_tokens, forward_s, is_plain=num_prompt_tokens == 0)
+        self.policy.observe(num_tokens, forward_s, is_plain=prefill[0] == 0)
         self.policy.observe_trees([(tree, verdict.path) for tree, verdict, _ in outcomes])
         self.counters.num_steps += 1
         record = StepRecord(
             num_sequences=len(outcomes),
-            num_prompt_tokens=num_prompt_tokens,
+            num_prompt_tokens=prefill[0],
+            num_reused_tokens=prefill[1],
             num_offered_nodes=drafts.num_offered_nodes,
             num_nodes=sum(len(tree) for tree, _, _ in outcomes),
             expected_tokens=drafts.choice.expected_tokens,
@@ -407,6 +409,8 @@ class Engine:
 
 def _up_to_depth(tree: DraftTree, max_depth: int) -> DraftTree:
     """The longest prefix without a deeper node: deeper ones cannot be emitted, and would stand beyond the context."""
+    if len(tree) <= max_depth:
+        return tree
     too_deep = np.flatnonzero(tree.depths() > max_depth)
     return tree.prefix(int(too_deep[0])) if len(too_deep) else tree
 
