@@ -183,4 +183,5 @@ def test_after_a_failure_at_any_operation_nothing_more_goes_to_that_file_and_not
         assert failures == (at < 10)
         writer.close()
         assert (path.stat().st_ino == inode) == (at >= 8), "the append after the failed one goes to a new file"
-        assert read(path) == acknowledged
+        # The last record, if its sync failed, may have been stored or not.
+        assert read(path)[: len(acknowledged)] == acknowledged
