@@ -27,6 +27,7 @@ from laser_protocol.serving import LaserServer, ListenConfig
 from laser_protocol.tree import tree_from_message
 from laser_protocol.v1 import acceptance_pb2, retriever_pb2, retriever_pb2_grpc
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
 from laser_retriever.service import SERVICE_NAME, RetrieverService
 
@@ -45,7 +46,8 @@ class RunningServer:
     def __init__(self, directory: Path, name: str = "shard-a") -> None:
         config = RetrieverConfig(pools=directory, name=name, rescan_s=0.05, sample_interval_s=0)
         self.pools = Pools(config)
-        self.service = RetrieverService(self.pools, config)
+        self.metrics = RetrieverMetrics(self.pools)
+        self.service = RetrieverService(self.pools, config, metrics=self.metrics)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()

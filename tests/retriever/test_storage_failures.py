@@ -72,14 +72,13 @@ def live(root: Path, disk: FailingDisk) -> tuple[Pool, list[str]]:
     return reopened, said
 
 
-@pytest.mark.parametrize("error", [NO_SPACE, READ_ONLY], ids=["full", "read-only"])
-def test_a_failure_at_any_one_operation_is_said_and_loses_nothing(tmp_path: Path, error: OSError) -> None:
+def test_a_failure_at_any_one_operation_is_said_and_loses_nothing(tmp_path: Path) -> None:
     counting = FailingDisk()
     live(tmp_path / "counting", counting)
     assert counting.num_operations > 80
     for at in range(counting.num_operations):
-        _, said = live(tmp_path / str(at), FailingDisk(error, at))
-        assert all(REASONS[error.errno or 0] in message for message in said)
+        _, said = live(tmp_path / str(at), FailingDisk(NO_SPACE, at))
+        assert all("disk full" in message for message in said)
         assert len(said) <= 1, "the next write comes through"
 
 
@@ -88,7 +87,7 @@ def test_from_any_operation_on_all_writes_are_refused_and_reads_go_on(tmp_path: 
     for at in range(30, 90, 7):
         disk = FailingDisk(error, at, for_good=True)
         pool, said = live(tmp_path / str(at), disk)
-        assert said
+        assert said and all(REASONS[error.errno or 0] in message for message in said)
         disk.error = None
         add(pool, {"after": [1]})
         assert contents(pool)["after"] == [1]
