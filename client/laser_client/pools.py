@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any, Self
 import grpc
 
 from laser_protocol.channel import Endpoint
-from laser_protocol.errors import InvalidRequest, WriterElsewhere, from_rpc_error
+from laser_protocol.errors import InvalidRequest, NotReady, WriterElsewhere, from_rpc_error
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.v1 import retriever_pb2 as pb
@@ -222,10 +223,14 @@ class PoolClient:
             try:
                 return self._call(self._writers.get(pool, self._endpoint.target), call)
             except WriterElsewhere as error:
-                if not error.holder:
+                if error.holder:
+                    self._writers[pool] = error.holder
+                else:  # the writer is changing: who it is will be known in a moment
+                    time.sleep(error.retry_after_s or 0.0)
+            except NotReady:
+                if self._writers.pop(pool, None) is None:
                     raise
-                self._writers[pool] = error.holder
-        return self._call(self._writers[pool], call)
+        return self._call(self._writers.get(pool, self._endpoint.target), call)
 
     def _call(self, target: str, call: Callable[[Any, dict[str, Any]], Any]) -> Any:
         try:
