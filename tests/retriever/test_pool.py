@@ -198,6 +198,23 @@ def test_a_damaged_segment_is_skipped_with_a_message_and_the_rest_is_served(
     assert "CRC-32" in caplog.text
 
 
+def test_what_a_damaged_segment_deleted_or_replaced_does_not_come_back(tmp_path: Path) -> None:
+    pool = pool_at(tmp_path)
+    add(pool, {"a": [1], "b": [2], "c": [3]})
+    pool.writer.seal()
+    add(pool, {"a": [4]})
+    pool.writer.delete(["b"])
+    pool.writer.seal()
+    pool.writer.close()
+    second = max(path for path in (tmp_path / POOL).iterdir() if path.name.startswith("seg-"))
+    (second / "tokens.i32").write_bytes(b"")
+    pool = pool_at(tmp_path)
+    assert contents(pool) == {"c": [3]}
+    pool.writer.compact()
+    assert contents(pool) == {"c": [3]}
+    pool.writer.close()
+
+
 def test_an_unfinished_segment_is_ignored_and_removed_by_the_next_writer(tmp_path: Path) -> None:
     pool = pool_at(tmp_path)
     add(pool, {"a": [1]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -23,6 +24,8 @@ from laser_protocol.channel import Endpoint
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.cli import main, own_address
 from laser_retriever.service import WRITES_NAME
+from laser_verifier.config import RetrieverConfig as VerifierRetrieverConfig
+from laser_verifier.remote_pools import RemotePools
 
 COMMAND = [sys.executable, "-c", "import sys; from laser_retriever.cli import main; sys.exit(main())"]
 
@@ -73,6 +76,8 @@ def test_two_processes_on_one_directory_send_writers_to_each_other_and_clients_f
             assert sum(client.add("p", "f", documents[1:2])) == 1, "stored by the other, which holds the lock"
             assert (client.describe("p").num_documents, client.describe("p").writer) == (2, one)
             assert client.remove("p", ["0"]) == 1
+            assert asyncio.run(learn(two, "learned", [7])) == 1, "the verifier goes there too"
+            assert client.remove("p", ["learned"]) == 1
         first.kill()
         first.wait()
         with PoolClient(Endpoint.make(two)) as client:
@@ -81,6 +86,17 @@ def test_two_processes_on_one_directory_send_writers_to_each_other_and_clients_f
             assert (described.num_documents, described.writer) == (2, two)
             exported, stream = client.export("p")
             assert (exported, list(stream)) == (described, documents[1:])
+
+
+async def learn(address: str, document_id: str, token_ids: list[int]) -> int:
+    """As the verifier does, whose first choice is the retriever at `address`. How many documents were taken."""
+    pools = RemotePools(VerifierRetrieverConfig(), "f", lambda: {"name": address})
+    running = asyncio.create_task(pools.run())
+    pools.learn("p", document_id, token_ids)
+    await asyncio.sleep(0)
+    await pools.drain(10)
+    running.cancel()
+    return pools.counters.num_learned
 
 
 def test_metrics_limits_and_health_of_writes_are_served(tmp_path: Path) -> None:

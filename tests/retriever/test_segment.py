@@ -113,16 +113,35 @@ def test_damage_in_one_place_of_what_a_segment_says_of_itself_changes_nothing(tm
             assert open_segment(tmp_path / segment.name).meta == segment.meta
 
 
-def test_a_damaged_token_is_never_served(tmp_path: Path) -> None:
-    segment = write(tmp_path, {"a": [1, 2, 3], "b": [4]})
+def test_a_damaged_token_is_never_served_and_costs_its_document_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    documents = {"a": [1, 2, 3], "b": [4]}
+    segment = write(tmp_path, documents)
     path = tmp_path / segment.name / "tokens.i32"
-    for damaged in damages(path.read_bytes()):
+    whole = path.read_bytes()
+    for damaged in damages(whole):
         path.write_bytes(damaged)
-        with pytest.raises(CorruptSegment, match=r"tokens\.i32: has .*, must have"):
-            open_segment(tmp_path / segment.name)
+        caplog.clear()
+        opened = open_segment(tmp_path / segment.name)
+        found = documents_of(opened)
+        assert found.items() <= documents.items() and len(found) < 2
+        assert len(found) == 1 or len(damaged) < len(whole)
+        assert {*opened.meta.ids, *opened.meta.tombstones} == {"a", "b", "gone"}, "it hides what it hid"
+        assert len(opened.times_ms) == len(found)
+        assert "tokens.i32: has " in caplog.text and "must have" in caplog.text and segment.name in caplog.text
+        assert f"lost_documents={2 - len(found)} of 2" in caplog.text
     path.unlink()
-    with pytest.raises(CorruptSegment, match=r"tokens\.i32: is missing"):
-        open_segment(tmp_path / segment.name)
+    assert documents_of(open_segment(tmp_path / segment.name)) == {}
+
+
+def test_damaged_checksums_of_documents_matter_only_where_tokens_are_damaged_too(tmp_path: Path) -> None:
+    documents = {"a": [1, 2, 3], "b": [4]}
+    segment = write(tmp_path, documents)
+    (tmp_path / segment.name / "checks.u32").write_bytes(b"")
+    assert documents_of(open_segment(tmp_path / segment.name)) == documents
+    (tmp_path / segment.name / "tokens.i32").write_bytes(b"")
+    assert documents_of(open_segment(tmp_path / segment.name)) == {}
 
 
 def damages(whole: bytes) -> Iterator[bytes]:
