@@ -1,8 +1,8 @@
 """One immutable part of a pool on disk: documents, their suffix array, and what it replaces.
 
 A segment is a directory `seg-<ulid>` with the little-endian arrays `tokens.i32`, `offsets.i64`, `suffixes.i32`,
-`times.i64` and `checks.u32` (the CRC-32 of each document), and `meta.json`. It is written beside, fsynced, and published
-by a rename; so a directory of that name is finished, and what is damaged in it shows when it is opened.
+`times.i64` and `checks.u32` (the CRC-32 of each document), and `meta.json`. It is written beside, fsynced, and
+published by a rename; so a directory of that name is finished, and what is damaged in it shows when it is opened.
 """
 
 from __future__ import annotations
