@@ -6,6 +6,7 @@ import argparse
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HELP = "generate the knowledge: resumable, through one or many verifiers"
 EPILOG = """\
@@ -16,6 +17,9 @@ examples:
   laser-recsys generate --prompts data/prompts-kar.parquet --verifier localhost:50052 --output knowledge-strict
   laser-recsys generate --prompts data/prompts-kar.parquet --verifier gpu1:50052 gpu2:50052 --acceptance relaxed \\
       --baseline 64 --output knowledge-relaxed
+
+--ray runs the same job on a Ray cluster (extra 'ray'), from where all workers see the files; 'local' starts one here. A
+Ray run whose driver is killed starts again, and there is no speed-up or progress but Ray's own.
 """
 
 
@@ -53,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patience", type=float, default=300.0, metavar="S", help="seconds without any verifier (default: %(default)s)"
     )
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster; 'local': start one here")
+    parser.add_argument(
+        "--ray-workers", type=int, default=2, metavar="N", help="batches at a time (default: %(default)s)"
+    )
     add_connection_options(parser)
 
 
@@ -78,5 +86,18 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         patience_s=arguments.patience,
         connection=connection_arguments(arguments),
     )
+    if arguments.ray is not None:
+        _run_on_ray(config, arguments, say)
+        return
     tasks = [task for path in arguments.prompts for task in read_prompts(path)]
     asyncio.run(run_session(config, tasks, arguments.output, arguments.baseline, say))
+
+
+def _run_on_ray(config: Any, arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    from laser_recsys.knowledge.job import common_model
+    from laser_recsys.knowledge.ray_job import run_ray_job
+
+    model = asyncio.run(common_model(config))
+    address = None if arguments.ray == "local" else arguments.ray
+    num_rows = run_ray_job(config, arguments.prompts, arguments.output, model.name, arguments.ray_workers, address)
+    say(f"{num_rows} texts: {arguments.output}")

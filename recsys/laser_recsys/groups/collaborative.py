@@ -81,7 +81,7 @@ class UserModel:
         return Groups(keys, group_idx, len(self.centroids), how), num_cold
 
     def _fold_in(self, keys: NDArray[np.int64], past: Ratings) -> NDArray[np.float64]:
-        return _unit(_user_vectors(self.item_factors, _matrix(keys, self.item_ids, past)))
+        return _unit(user_vectors(self.item_factors, rating_matrix(keys, self.item_ids, past)))
 
     def save(self, path: Path) -> None:
         """Writes the model as .npz; the file appears complete or not at all."""
@@ -138,8 +138,8 @@ def train_user_groups(
     check_num_groups(num_groups, len(warm), f"users with at least {min_history} ratings")
     item_ids = np.unique(past.item_ids)
     warm_past = past.take(np.isin(past.user_ids, warm))
-    item_factors = _als(_matrix(warm, item_ids, warm_past), seed)
-    vectors = _unit(_user_vectors(item_factors, _matrix(warm, item_ids, warm_past)))
+    item_factors = item_vectors(rating_matrix(warm, item_ids, warm_past), seed)
+    vectors = _unit(user_vectors(item_factors, rating_matrix(warm, item_ids, warm_past)))
     kind = MiniBatchKMeans if len(warm) > _MANY else KMeans
     with warnings.catch_warnings():
         # Fewer distinct users than groups leave groups empty, which the caller is told by `Groups.empty`.
@@ -158,20 +158,21 @@ def train_user_groups(
     return model, model.assign(past, items, users)[0]
 
 
-def _matrix(keys: NDArray[np.int64], item_ids: NDArray[np.int64], past: Ratings) -> Any:
+def rating_matrix(keys: NDArray[np.int64], item_ids: NDArray[np.int64], past: Ratings) -> Any:
     """float32 csr_matrix[len(keys), len(item_ids)]: stars / 5 where rated, of an item rated twice the sum."""
     places = np.searchsorted(keys, past.user_ids), np.searchsorted(item_ids, past.item_ids)
     return csr_matrix((past.stars / 5, places), (len(keys), len(item_ids)), dtype=np.float32)
 
 
-def _als(matrix: Any, seed: int) -> NDArray[np.float32]:
+def item_vectors(matrix: Any, seed: int) -> NDArray[np.float32]:
+    """float32[I, D] by ALS, of a csr_matrix[U, I] of confidences; one seed gives the same."""
     model = _model(seed)
     with threadpoolctl.threadpool_limits(1, "blas"):
         model.fit(matrix, show_progress=False)
     return np.asarray(model.item_factors)
 
 
-def _user_vectors(item_factors: NDArray[np.float32], matrix: Any) -> NDArray[np.float32]:
+def user_vectors(item_factors: NDArray[np.float32], matrix: Any) -> NDArray[np.float32]:
     """float32[U, D]: each user's least-squares vector, given the items'."""
     model = _model(0)
     model.item_factors = item_factors

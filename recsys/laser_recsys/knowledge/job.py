@@ -28,7 +28,6 @@ from laser_client import (
     Overloaded,
 )
 from laser_recsys.errors import RecsysError
-from laser_recsys.knowledge.ledger import Ledger
 from laser_recsys.knowledge.rows import PLAIN, Knowledge, Mode, Task, TaskKey, make_row
 
 logger = logging.getLogger(__name__)
@@ -94,6 +93,15 @@ class Refused:
     reason: str
 
 
+class Sink(Protocol):
+    """Takes finished rows: the ledger, or what stands for it."""
+
+    done: set[TaskKey]
+
+    def record(self, knowledge: Sequence[Knowledge]) -> object:
+        """Takes rows for good; called on a thread, never twice at a time."""
+
+
 class Progress(Protocol):
     """Is told what happens, on the event loop."""
 
@@ -124,7 +132,7 @@ async def common_model(config: JobConfig) -> Model:
 
 
 async def run_job(
-    config: JobConfig, tasks: Sequence[Task], ledger: Ledger, model: str, progress: Progress
+    config: JobConfig, tasks: Sequence[Task], ledger: Sink, model: str, progress: Progress
 ) -> list[Refused]:
     """Does all tasks that the ledger does not hold.
 
@@ -190,7 +198,7 @@ async def _ask(client: AsyncLaserClient, task: Task, mode: Mode, config: JobConf
 class _Job:
     """One run. All state belongs to the event loop; parts are written on a thread."""
 
-    def __init__(self, config: JobConfig, waiting: deque[Task], ledger: Ledger, model: str, progress: Progress) -> None:
+    def __init__(self, config: JobConfig, waiting: deque[Task], ledger: Sink, model: str, progress: Progress) -> None:
         self._config = config
         self._waiting = waiting
         self._num_open = 0

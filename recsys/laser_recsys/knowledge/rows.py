@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -175,20 +175,20 @@ def read_prompts(path: Path) -> list[Task]:
     Raises:
         ValueError: the file is not to be read, lacks a column, or names a task twice.
     """
-    rows = read_rows(path, PROMPT_SCHEMA)
-    tasks = [
-        Task(
-            Prompt(**{"text" if name == "prompt" else name: row[name] for name in row if name != "pool"}),
-            row["pool"],
-        )
-        for row in rows
-    ]
+    tasks = [task_of_row(row) for row in read_rows(path, PROMPT_SCHEMA)]
     seen: set[TaskKey] = set()
     for task in tasks:
         if task.key in seen:
             raise ValueError(f"{path}: {' '.join(task.key)} stands twice; must be once")
         seen.add(task.key)
     return tasks
+
+
+def task_of_row(row: Mapping[str, Any]) -> Task:
+    """The task of one row of prompts.parquet."""
+    return Task(
+        Prompt(**{"text" if name == "prompt" else name: row[name] for name in row if name != "pool"}), row["pool"]
+    )
 
 
 def read_rows(path: Path, schema: pyarrow.Schema, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
