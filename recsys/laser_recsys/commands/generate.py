@@ -6,7 +6,6 @@ import argparse
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 HELP = "generate the knowledge: resumable, through one or many verifiers"
 EPILOG = """\
@@ -87,17 +86,10 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         connection=connection_arguments(arguments),
     )
     if arguments.ray is not None:
-        _run_on_ray(config, arguments, say)
+        from laser_recsys.knowledge.ray_job import run_ray_session
+
+        address = None if arguments.ray == "local" else arguments.ray
+        run_ray_session(config, arguments.prompts, arguments.output, arguments.ray_workers, address, say)
         return
     tasks = [task for path in arguments.prompts for task in read_prompts(path)]
     asyncio.run(run_session(config, tasks, arguments.output, arguments.baseline, say))
-
-
-def _run_on_ray(config: Any, arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
-    from laser_recsys.knowledge.job import common_model
-    from laser_recsys.knowledge.ray_job import run_ray_job
-
-    model = asyncio.run(common_model(config))
-    address = None if arguments.ray == "local" else arguments.ray
-    num_rows = run_ray_job(config, arguments.prompts, arguments.output, model.name, arguments.ray_workers, address)
-    say(f"{num_rows} texts: {arguments.output}")

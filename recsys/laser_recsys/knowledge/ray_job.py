@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow
 
 from laser_client import Generation, LaserError
-from laser_recsys.knowledge.job import JobConfig, JobFailed, run_job
+from laser_recsys.knowledge.job import JobConfig, JobFailed, common_model, run_job
 from laser_recsys.knowledge.rows import PROMPT_SCHEMA, SCHEMA, Knowledge, TaskKey, read_rows, task_of_row
 
 _BATCHES_PER_WORKER = 4  # of a verifier's concurrency: long enough that the last texts of a batch cost little
@@ -58,6 +58,24 @@ def generate_batch(batch: pyarrow.Table, config: JobConfig, model: str) -> pyarr
     if refused:
         raise JobFailed(f"{' '.join(refused[0].task.key)}: {refused[0].reason}")
     return pyarrow.Table.from_pylist([asdict(row) for row in sink.rows], schema=SCHEMA)
+
+
+def run_ray_session(
+    config: JobConfig,
+    prompts: Sequence[Path],
+    output: Path,
+    num_workers: int,
+    address: str | None,
+    say: Callable[[str], None],
+) -> None:
+    """`run_ray_job` as a user sees it.
+
+    Raises:
+        JobFailed, ValueError: see there.
+    """
+    model = asyncio.run(common_model(config))
+    num_rows = run_ray_job(config, prompts, output, model.name, num_workers, address)
+    say(f"{num_rows} texts: {output}")
 
 
 def run_ray_job(
