@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge.rows import Task, write_prompts
+from laser_recsys.knowledge.prompt_files import write_prompts
+from laser_recsys.knowledge.rows import Task
 from laser_recsys.processes import ServerProcess, command_path, free_address
 from tests.end_to_end.servers import kill, retriever
 from tests.verifier.tiny import tiny_network, tiny_tokenizer

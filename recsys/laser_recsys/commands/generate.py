@@ -71,7 +71,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """
     from laser_client.commands.common import connection_arguments
     from laser_recsys.knowledge.job import JobConfig
-    from laser_recsys.knowledge.rows import PLAIN, STRICT, read_prompts, relaxed_mode
+    from laser_recsys.knowledge.prompt_files import PromptFiles
+    from laser_recsys.knowledge.rows import PLAIN, STRICT, relaxed_mode
     from laser_recsys.knowledge.session import run_session
 
     modes = {"plain": PLAIN, "strict": STRICT}
@@ -91,5 +92,4 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         address = None if arguments.ray == "local" else arguments.ray
         run_ray_session(config, arguments.prompts, arguments.output, arguments.ray_workers, address, say)
         return
-    tasks = [task for path in arguments.prompts for task in read_prompts(path)]
-    asyncio.run(run_session(config, tasks, arguments.output, arguments.baseline, say))
+    asyncio.run(run_session(config, PromptFiles(arguments.prompts), arguments.output, arguments.baseline, say))

@@ -19,7 +19,9 @@ import pyarrow
 
 from laser_client import Generation, LaserError
 from laser_recsys.knowledge.job import JobConfig, JobFailed, common_model, run_job
-from laser_recsys.knowledge.rows import PROMPT_SCHEMA, SCHEMA, Knowledge, TaskKey, read_rows, task_of_row
+from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
+from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row
+from laser_recsys.knowledge.rows import SCHEMA, Knowledge, TaskKey, read_rows
 
 _BATCHES_PER_WORKER = 4  # of a verifier's concurrency: long enough that the last texts of a batch cost little
 
@@ -100,13 +102,14 @@ def run_ray_job(
         How many rows were written.
 
     Raises:
-        ValueError: `output` exists, or a task stands twice.
+        ValueError: `output` exists, or a prompt stands twice.
         JobFailed: see `generate_batch`.
     """
     import ray
 
     if output.exists():
         raise ValueError(f"output {output} exists: name another, or remove it")
+    num_tasks = len(PromptFiles(prompts))  # and each stands once
     share = replace(config, concurrency=max(config.concurrency // num_workers, 1))
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -124,10 +127,8 @@ def run_ray_job(
         made.write_parquet(str(partial))
     finally:
         ray.shutdown()
-    keys = [
-        (row["framework"], row["kind"], row["id"]) for row in read_rows(partial, SCHEMA, ("framework", "kind", "id"))
-    ]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"{partial} holds a task twice: does a prompt stand twice in {', '.join(map(str, prompts))}?")
+    keys = {tuple(row.values()) for row in read_rows(partial, SCHEMA, ("framework", "kind", "id"))}
+    if len(keys) != num_tasks:
+        raise JobFailed(f"{partial} holds {len(keys)} texts, {num_tasks} were asked for")
     partial.rename(output)
-    return len(keys)
+    return num_tasks
