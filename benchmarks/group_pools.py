@@ -6,7 +6,7 @@
 Every test text is generated again from recorded outputs (see replay.py), drafted from: nothing but itself; the pool of
 its group; a pool of as many texts, drawn from all; all texts; and its group's pool with all texts as the ancestor,
 which is what a request gets. Groups are those of `laser-recsys group` on MovieLens-100k, from past ratings only.
-Without --pool-ids every other text is pool, the rest is test (the paper's cold case: no text of the tested one is there).
+Without --pool-ids every other text is pool, the rest is test (the paper's cold case: the tested have no text there).
 """
 
 from __future__ import annotations
