@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,11 +49,13 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     Raises:
         DatasetError, CacheError, ValueError: see the modules of `laser_recsys.ctr`.
     """
+    from laser_recsys.ctr.encoder import ENCODER_NAME
     from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Evaluation
     from laser_recsys.ctr.knowledge_vectors import load_knowledge, shuffled
     from laser_recsys.ctr.report import text_table, write_report
     from laser_recsys.ctr.samples import LIKED_STARS, make_samples
     from laser_recsys.datasets.prepared import read_prepared
+    from laser_recsys.facts import processor_name
 
     _check(arguments)
     named = _named_files(arguments.knowledge)
@@ -75,7 +78,9 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         f"{len(samples.train)} training, {len(samples.validation)} validation and {len(samples.test)} test samples, "
         f"liked is {LIKED_STARS:g} stars or more"
     )
-    facts = [(name, vectors.coverage) for name, vectors in knowledge.items()]
+    facts = [(name, f"texts of {vectors.coverage}") for name, vectors in knowledge.items()]
+    facts.append(("encoder", f"{ENCODER_NAME}, mean over tokens; two-layer adaptors of users and items"))
+    facts.append(("processor", f"{processor_name()}, {os.cpu_count()} cores"))
     write_report(arguments.output / "report.html", dataset.name, counts, reference, rows, facts)
     say(f"{dataset.name}: {counts}")
     say(text_table(rows))
