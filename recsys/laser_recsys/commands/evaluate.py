@@ -37,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of every row (default: %(default)s)")
     parser.add_argument("--decide", metavar="NAME", help="the comparison to decide, see below")
     parser.add_argument("--max-seeds", type=int, default=60, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--shown",
+        type=int,
+        default=20,
+        metavar="N",
+        help="the newest past ratings that a prompt may show: no training targets (default: %(default)s, the longest "
+        "history of the built-in frameworks)",
+    )
     parser.add_argument("--shuffled", action="store_true", help="add the control of shuffled texts")
     parser.add_argument(
         "--output", type=Path, default=Path("laser-evaluation"), metavar="DIR", help="default: ./%(default)s"
@@ -60,7 +68,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     _check(arguments)
     named = _named_files(arguments.knowledge)
     dataset, parts = read_prepared(arguments.data)
-    samples = make_samples(dataset, parts)
+    samples = make_samples(dataset, parts, arguments.shown)
     knowledge = {
         name: load_knowledge(paths, dataset, samples.vocabulary, arguments.cache) for name, paths in named.items()
     }
@@ -88,7 +96,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, least in (("seeds", 1), ("max_seeds", 2)):
+    for name, least in (("seeds", 1), ("max_seeds", 2), ("shown", 0)):
         if getattr(arguments, name) < least:
             option = name.replace("_", "-")
             raise argparse.ArgumentTypeError(f"--{option} is {getattr(arguments, name)}, must be at least {least}")
