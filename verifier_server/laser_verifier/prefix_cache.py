@@ -1,8 +1,8 @@
 """Which slots of the KV cache hold the beginning of a prompt already. Host-side; knows nothing of tensors or models.
 
 Prompts of one job share their beginning: the chat template, the system message, an instruction that comes first. A slot
-keeps its keys and values after its sequence has left, until the next sequence writes over them, and a running sequence's
-prompt can be read as well: so the slots themselves are the prefix cache, and it takes no memory of its own.
+keeps its keys and values after its sequence has left, until the next sequence writes over them, and a running
+sequence's prompt can be read as well: so the slots themselves are the prefix cache, and it takes no memory of its own.
 """
 
 from __future__ import annotations

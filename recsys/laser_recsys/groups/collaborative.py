@@ -27,6 +27,7 @@ from sklearn.preprocessing import normalize
 
 from laser_recsys.cache import building
 from laser_recsys.datasets.dataset import Item, Ratings, User
+from laser_recsys.groups.attributes import frequent_genres
 from laser_recsys.groups.groups import Groups, check_num_groups, largest_first
 
 NUM_FACTORS = 32
@@ -207,7 +208,7 @@ def _nearest(vectors: NDArray[np.float64], centroids: NDArray[np.float64]) -> ND
 
 
 def _trait_names(items: Mapping[int, Item], users: Mapping[int, User]) -> NDArray[np.str_]:
-    genres = {f"genre={genre}" for item in items.values() for genre in item.genres}
+    genres = {f"genre={genre}" for genre in frequent_genres(items)}
     values = {f"{name}={_bucket(value)}" for user in users.values() for name, value in user.attributes.items()}
     return np.array(sorted(genres | values), dtype=np.str_)
 
