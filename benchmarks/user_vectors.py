@@ -3,9 +3,8 @@ MovieLens-100k.
 
 Measured of each, over seeds: seconds to train, recall@20 of held-back items, stability of k-means' groups (adjusted
 Rand index between seeds), and how much more alike texts are inside a group than across groups (shared 3- to 5-grams of
-words,
-ratio of means; needs recorded texts). LightGCN comes from torch-geometric, which the product does not need: install it
-beside it for this script (`pip install torch-geometric`).
+words, ratio of means; needs recorded texts). LightGCN comes from torch-geometric, which the product does not need:
+install it beside it for this script (`pip install torch-geometric`).
 """
 
 from __future__ import annotations

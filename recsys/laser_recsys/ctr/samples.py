@@ -1,8 +1,8 @@
 """Ratings to CTR samples: did this user like this item? Nothing later than the rating is a feature of it.
 
-Targets in training are past ratings that no prompt showed: a user's text is written from the newest ones, so with
-those as
-targets the text would hold the answer. Validation and test lie after everything that groups, prompts and training know.
+Targets in training are past ratings that no prompt showed: a user's text is written from the newest ones, so with those
+as targets the text would hold the answer. Validation and test lie after everything that groups, prompts and training
+know.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Groups by attributes: users by mean stars per genre, items by their genres.
 
-Source: PAPER.md's method groups items by attribute (nine genre groups for MovieLens, ten categories for Amazon-Books)
-and falls back to attributes for users with too little history.
+Source: the method of arXiv 2408.05676 groups items by attribute (nine genre groups for MovieLens, ten categories for
+Amazon-Books) and falls back to attributes for users with too little history.
 """
 
 from __future__ import annotations

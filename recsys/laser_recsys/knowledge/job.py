@@ -165,10 +165,8 @@ async def plain_rate(config: JobConfig, tasks: Sequence[Task]) -> float:
         while waiting:
             num_tokens += (await _ask(client, waiting.popleft(), PLAIN, config, learn=False)).stats.num_output_tokens
 
-    async with _clients(config) as clients, asyncio.TaskGroup() as group:
-        for client in clients:
-            for _ in range(config.concurrency):
-                group.create_task(work(client))
+    async with _clients(config) as clients:
+        await asyncio.gather(*(work(client) for client in clients for _ in range(config.concurrency)))
     return num_tokens / (time.perf_counter() - started)
 
 

@@ -1,9 +1,8 @@
 """The knowledge job on Ray Data, for those whose pipelines run there: Parquet in, Parquet out, batches on any worker.
 
 Each batch goes through `knowledge.job`, so verifiers are shared, failed over and asked again as there. Ray repeats
-batches of
-workers that die; a text is then generated again, and learned under the same document id. Unlike `knowledge.job` a run
-whose driver is killed starts from the beginning: its output appears only once it is complete.
+batches of workers that die; a text is then generated again, and learned under the same document id. Unlike
+`knowledge.job` a run whose driver is killed starts from the beginning: its output appears only once it is complete.
 """
 
 from __future__ import annotations
