@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge.rows import Task, write_prompts
+from laser_recsys.knowledge.prompt_files import write_prompts
+from laser_recsys.knowledge.rows import Task
 from laser_recsys.processes import ServerProcess, command_path, free_address
 from tests.end_to_end.servers import kill, retriever
 from tests.verifier.tiny import tiny_network, tiny_tokenizer
@@ -116,6 +117,24 @@ def test_kills_of_job_verifier_and_retriever_lose_no_id_repeat_none_and_change_n
         assert finished.returncode == 0, finished.stderr
         assert "texts are done already" in finished.stdout
     assert texts(output) == texts(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_on_a_local_ray_cluster_the_job_gives_the_same_ids_and_texts(
+    model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    addresses = [free_address(), free_address()]
+    with ExitStack() as stack:
+        for number, address in enumerate(addresses):
+            stack.enter_context(serving(model, tmp_path / f"v{number}.log", address))
+        alone = generate(prompts, tmp_path / "alone", addresses[0])
+        subprocess.run(alone, check=True, timeout=120, capture_output=True)
+        on_ray = [*generate(prompts, tmp_path / "knowledge.parquet", *addresses), "--ray", "local"]
+        finished = subprocess.run(on_ray, check=False, timeout=200, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
+    assert texts(tmp_path) == texts(tmp_path / "alone")
 
 
 def wait_for_a_part(output: Path, before: int, job: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:

@@ -18,7 +18,8 @@ from laser_protocol.v1 import verifier_pb2
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge.job import JobConfig, JobFailed
 from laser_recsys.knowledge.ledger import LedgerError, open_ledger
-from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task, read_prompts, write_prompts
+from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
+from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task
 from laser_recsys.knowledge.session import IncompleteJob, run_session
 from tests.recsys.scripted import EchoVerifier, serving
 
@@ -62,7 +63,9 @@ def run(folder: Path, asked: Sequence[Task], *addresses: str, num_baseline: int 
     said: list[str] = []
     settings = {"mode": STRICT, "max_new_tokens": 9, "concurrency": 4, "patience_s": 2.0, **settings}
     config = JobConfig(verifiers=addresses, **settings)
-    asyncio.run(run_session(config, asked, folder, num_baseline, said.append))
+    prompts = folder / "prompts.parquet"
+    write_prompts(prompts, asked)
+    asyncio.run(run_session(config, PromptFiles([prompts]), folder, num_baseline, said.append))
     return said
 
 
@@ -224,13 +227,13 @@ def test_prompts_are_read_back_as_written_and_a_doubled_one_is_named(tmp_path: P
     path = tmp_path / "prompts.parquet"
     asked = [*tasks(2), Task(Prompt("0", "item", "rlmrec", "text", "system", 3, "json"), "pool")]
     write_prompts(path, asked)
-    assert read_prompts(path) == asked
+    assert list(PromptFiles([path])) == asked
     write_prompts(path, [*asked, asked[0]])
     with pytest.raises(ValueError, match="kar user 0 stands twice"):
-        read_prompts(path)
+        PromptFiles([path])
     path.write_text("no parquet")
     with pytest.raises(ValueError, match="is no Parquet file"):
-        read_prompts(path)
+        PromptFiles([path])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of every row (default: %(default)s)")
     parser.add_argument("--decide", metavar="NAME", help="the comparison to decide, see below")
     parser.add_argument("--max-seeds", type=int, default=60, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--shown",
+        type=int,
+        default=20,
+        metavar="N",
+        help="the newest past ratings that a prompt may show: no training targets (default: %(default)s, the longest "
+        "history of the built-in frameworks)",
+    )
     parser.add_argument("--shuffled", action="store_true", help="add the control of shuffled texts")
     parser.add_argument(
         "--output", type=Path, default=Path("laser-evaluation"), metavar="DIR", help="default: ./%(default)s"
@@ -48,16 +57,18 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     Raises:
         DatasetError, CacheError, ValueError: see the modules of `laser_recsys.ctr`.
     """
+    from laser_recsys.ctr.encoder import ENCODER_NAME
     from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Evaluation
     from laser_recsys.ctr.knowledge_vectors import load_knowledge, shuffled
     from laser_recsys.ctr.report import text_table, write_report
     from laser_recsys.ctr.samples import LIKED_STARS, make_samples
     from laser_recsys.datasets.prepared import read_prepared
+    from laser_recsys.facts import processor_name
 
     _check(arguments)
     named = _named_files(arguments.knowledge)
     dataset, parts = read_prepared(arguments.data)
-    samples = make_samples(dataset, parts)
+    samples = make_samples(dataset, parts, arguments.shown)
     knowledge = {
         name: load_knowledge(paths, dataset, samples.vocabulary, arguments.cache) for name, paths in named.items()
     }
@@ -75,7 +86,9 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         f"{len(samples.train)} training, {len(samples.validation)} validation and {len(samples.test)} test samples, "
         f"liked is {LIKED_STARS:g} stars or more"
     )
-    facts = [(name, vectors.coverage) for name, vectors in knowledge.items()]
+    facts = [(name, f"texts of {vectors.coverage}") for name, vectors in knowledge.items()]
+    facts.append(("encoder", f"{ENCODER_NAME}, mean over tokens; two-layer adaptors of users and items"))
+    facts.append(("processor", f"{processor_name()}, {os.cpu_count()} cores"))
     write_report(arguments.output / "report.html", dataset.name, counts, reference, rows, facts)
     say(f"{dataset.name}: {counts}")
     say(text_table(rows))
@@ -83,7 +96,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, least in (("seeds", 1), ("max_seeds", 2)):
+    for name, least in (("seeds", 1), ("max_seeds", 2), ("shown", 0)):
         if getattr(arguments, name) < least:
             option = name.replace("_", "-")
             raise argparse.ArgumentTypeError(f"--{option} is {getattr(arguments, name)}, must be at least {least}")

@@ -16,6 +16,9 @@ examples:
   laser-recsys generate --prompts data/prompts-kar.parquet --verifier localhost:50052 --output knowledge-strict
   laser-recsys generate --prompts data/prompts-kar.parquet --verifier gpu1:50052 gpu2:50052 --acceptance relaxed \\
       --baseline 64 --output knowledge-relaxed
+
+--ray runs the same job on a Ray cluster (extra 'ray'), from where all workers see the files; 'local' starts one here. A
+Ray run whose driver is killed starts again, and there is no speed-up or progress but Ray's own.
 """
 
 
@@ -53,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--patience", type=float, default=300.0, metavar="S", help="seconds without any verifier (default: %(default)s)"
     )
+    parser.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster; 'local': start one here")
+    parser.add_argument(
+        "--ray-workers", type=int, default=2, metavar="N", help="batches at a time (default: %(default)s)"
+    )
     add_connection_options(parser)
 
 
@@ -64,7 +71,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """
     from laser_client.commands.common import connection_arguments
     from laser_recsys.knowledge.job import JobConfig
-    from laser_recsys.knowledge.rows import PLAIN, STRICT, read_prompts, relaxed_mode
+    from laser_recsys.knowledge.prompt_files import PromptFiles
+    from laser_recsys.knowledge.rows import PLAIN, STRICT, relaxed_mode
     from laser_recsys.knowledge.session import run_session
 
     modes = {"plain": PLAIN, "strict": STRICT}
@@ -78,5 +86,10 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         patience_s=arguments.patience,
         connection=connection_arguments(arguments),
     )
-    tasks = [task for path in arguments.prompts for task in read_prompts(path)]
-    asyncio.run(run_session(config, tasks, arguments.output, arguments.baseline, say))
+    if arguments.ray is not None:
+        from laser_recsys.knowledge.ray_job import run_ray_session
+
+        address = None if arguments.ray == "local" else arguments.ray
+        run_ray_session(config, arguments.prompts, arguments.output, arguments.ray_workers, address, say)
+        return
+    asyncio.run(run_session(config, PromptFiles(arguments.prompts), arguments.output, arguments.baseline, say))

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     from laser_recsys.frameworks.prompts import PromptWriter
     from laser_recsys.frameworks.template import load_framework
     from laser_recsys.groups.table import read_groups
-    from laser_recsys.knowledge.rows import write_prompts
+    from laser_recsys.knowledge.prompt_files import write_prompts
     from laser_recsys.knowledge.tasks import write_tasks
     from laser_recsys.tokens import PromptTokenizer
 

@@ -1,8 +1,7 @@
 """DIN, DCNv2, DeepFM and AutoInt of the library DeepCTR-Torch, with an adaptor that brings knowledge in.
 
-Chosen by fit and weight: 84 kB that need torch and scikit-learn, against FuxiCTR's polars, pandas, h5py and Ray,
-whose models
-take a data format of its own. Its `fit` copies every dense feature once per sample (384 floats twice), so the
+Chosen by fit and weight: 84 kB that need torch and scikit-learn, against FuxiCTR's polars, pandas, h5py and Ray, whose
+models take a data format of its own. Its `fit` copies every dense feature once per sample (384 floats twice), so the
 training is ours. Source of the adaptor: KAR (arXiv 2306.10933), without its mixture of experts.
 """
 

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from laser_recsys.charts import Bar, Interval, bar_chart, interval_chart
-from laser_recsys.ctr.evaluation import Row
+from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Row
 from laser_recsys.ctr.statistics import MARGIN, Comparison
 from laser_recsys.page import render_template, write_page
 
@@ -64,7 +64,7 @@ def write_report(
         path,
         render_template(
             "evaluation.html.j2",
-            headline=f"What knowledge does for click prediction on {dataset}",
+            headline=headline(reference, rows),
             dataset=dataset,
             counts=counts,
             reference=reference,
@@ -73,6 +73,15 @@ def write_report(
             facts=facts,
         ),
     )
+
+
+def headline(reference: str, rows: Sequence[Row]) -> str:
+    """What the first network says of the reference against no knowledge."""
+    row = next((row for row in rows if row.knowledge == NO_KNOWLEDGE and row.auc is not None), None)
+    if row is None or row.auc is None:
+        return "Click prediction without knowledge"
+    gain, low, high = -row.auc.mean, -row.auc.high, -row.auc.low
+    return f'Knowledge "{reference}" changes AUC by {gain:+.4f} [{low:+.4f}, {high:+.4f}] in {row.network}'
 
 
 def _section(network: str, rows: Sequence[Row]) -> _NetworkSection:

@@ -1,8 +1,8 @@
 """Ratings to CTR samples: did this user like this item? Nothing later than the rating is a feature of it.
 
-Targets in training are past ratings that no prompt showed: a user's text is written from the newest ones, so with
-those as
-targets the text would hold the answer. Validation and test lie after everything that groups, prompts and training know.
+Targets in training are past ratings that no prompt showed: a user's text is written from the newest ones, so with those
+as targets the text would hold the answer. Validation and test lie after everything that groups, prompts and training
+know.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def _histories(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Of ratings sorted by user and time, the last liked items before each: int64[R, HISTORY_LEN], int64[R]."""
     liked_items = items[liked]
-    num_liked_before = np.cumsum(liked) - liked  # over all users; a user's own start where the user's rows do
+    num_liked_before: NDArray[np.int64] = (
+        np.cumsum(liked) - liked
+    )  # over all users; a user's own start where the user's rows do
     is_first = np.append(True, users[1:] != users[:-1])
     first_place = np.maximum.accumulate(np.where(is_first, num_liked_before, 0))
     lens = np.minimum(num_liked_before - first_place, HISTORY_LEN)

@@ -64,16 +64,9 @@ def train(
     network = KnowledgeNetwork(network_name, samples.vocabulary, vectors, seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     order = torch.Generator().manual_seed(seed)
-    tensors = _tensors(samples.train)
     best_auc, best_epoch, best_state = -1.0, 0, copy.deepcopy(network.state_dict())
     for epoch in range(1, max_epochs + 1):
-        network.train()
-        for places in torch.randperm(len(samples.train), generator=order).split(_BATCH):
-            fields, history, lens, labels = (tensor[places] for tensor in tensors)
-            loss = torch.nn.functional.binary_cross_entropy(network(fields, history, lens), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+        _train_epoch(network, optimizer, samples.train, order)
         auc = float(roc_auc_score(samples.validation.labels, _score(network, samples.validation)))
         if auc > best_auc:
             best_auc, best_epoch, best_state = auc, epoch, copy.deepcopy(network.state_dict())
@@ -93,6 +86,19 @@ def train(
     )
 
 
+def _train_epoch(
+    network: KnowledgeNetwork, optimizer: torch.optim.Optimizer, samples: Samples, order: torch.Generator
+) -> None:
+    network.train()
+    tensors = _tensors(samples)
+    for places in torch.split(torch.randperm(len(samples), generator=order), _BATCH):
+        fields, history, lens, labels = (tensor[places] for tensor in tensors)
+        loss = torch.nn.functional.binary_cross_entropy(network(fields, history, lens), labels)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+
+
 def _tensors(samples: Samples) -> tuple[Tensor, ...]:
     arrays = (samples.fields, samples.history, samples.history_lens, samples.labels)
     return tuple(map(torch.from_numpy, arrays))
@@ -107,4 +113,6 @@ def _score(network: KnowledgeNetwork, samples: Samples) -> NDArray[np.float64]:
             for start in range(0, len(samples), _SCORING_BATCH)
             for end in [start + _SCORING_BATCH]
         ]
-    return np.clip(torch.cat(scores).double().numpy(), _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
+    clipped = torch.cat(scores).double().clamp(_PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
+    result: NDArray[np.float64] = clipped.numpy()
+    return result

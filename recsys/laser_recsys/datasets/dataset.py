@@ -90,9 +90,8 @@ class Ratings:
         """The largest subset in which every user and every item has at least `min_ratings` ratings (the k-core)."""
         kept = self
         while len(kept):
-            _, users, per_user = np.unique(kept.user_ids, return_inverse=True, return_counts=True)
-            _, items, per_item = np.unique(kept.item_ids, return_inverse=True, return_counts=True)
-            enough = (per_user[users] >= min_ratings) & (per_item[items] >= min_ratings)
+            per_user, per_item = np.bincount(kept.user_ids), np.bincount(kept.item_ids)
+            enough = (per_user[kept.user_ids] >= min_ratings) & (per_item[kept.item_ids] >= min_ratings)
             if enough.all():
                 break
             kept = kept.take(enough)

@@ -58,7 +58,8 @@ def decode(name: str, data: bytes, encoding: str = "utf8") -> str:
 
 def open_binary(path: Path) -> IO[bytes]:
     """The file's bytes, unpacked if its name ends in .gz."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+    opened: IO[bytes] = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
+    return opened
 
 
 def rows(name: str, text: str, delimiter: str, num_columns: int) -> Iterator[Row]:
@@ -87,8 +88,8 @@ def headed_rows(name: str, text: str, columns: Sequence[str], delimiter: str, qu
     Raises:
         DatasetError: a column is missing, or a line has another number of cells.
     """
-    mode = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=mode)
+    lines = io.StringIO(text, newline="")
+    reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE)
     header = [cell.split(":")[0] for cell in next(reader, [])]
     missing = [column for column in columns if column not in header]
     if missing:

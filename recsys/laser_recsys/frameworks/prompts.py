@@ -80,7 +80,7 @@ class PromptWriter:
             )
         ]
         user = self.dataset.users[user_id]
-        values = {
+        values: dict[str, object] = {
             **nouns,
             "history": template.separator.join(entries),
             "attributes": ", ".join(f"{name}: {value}" for name, value in user.attributes.items()),

@@ -1,7 +1,7 @@
 """Groups by attributes: users by mean stars per genre, items by their genres.
 
-Source: PAPER.md's method groups items by attribute (nine genre groups for MovieLens, ten categories for Amazon-Books)
-and falls back to attributes for users with too little history.
+Source: the method of arXiv 2408.05676 groups items by attribute (nine genre groups for MovieLens, ten categories for
+Amazon-Books) and falls back to attributes for users with too little history.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from sklearn.cluster import KMeans
 
 from laser_recsys.datasets.dataset import Item, Ratings
 from laser_recsys.groups.groups import Groups, check_num_groups, largest_first
+
+# Amazon-Books has thousands of categories: a table of users by genres must stay small.
+MOST_GENRES = 64
 
 
 def group_users_by_genre(ratings: Ratings, items: Mapping[int, Item], num_groups: int = 3, seed: int = 0) -> Groups:
@@ -44,8 +47,7 @@ def group_items_by_genre(items: Mapping[int, Item], num_groups: int) -> Groups:
         ValueError: num_groups out of range.
     """
     check_num_groups(num_groups, len(items), "items")
-    frequency = Counter(genre for item in items.values() for genre in set(item.genres))
-    chosen = sorted(frequency, key=lambda genre: (-frequency[genre], genre))[: num_groups - 1]
+    chosen = frequent_genres(items, num_groups - 1)
     place = {genre: number for number, genre in enumerate(chosen)}
     keys = np.array(sorted(items), np.int64)
     groups = [
@@ -56,11 +58,18 @@ def group_items_by_genre(items: Mapping[int, Item], num_groups: int) -> Groups:
     return Groups(keys, np.array(groups, np.int64), num_groups, f"the rarest of its genres among: {named}")
 
 
+def frequent_genres(items: Mapping[int, Item], most: int = MOST_GENRES) -> list[str]:
+    """The genres of most items, the most frequent first."""
+    frequency = Counter(genre for item in items.values() for genre in set(item.genres))
+    return sorted(frequency, key=lambda genre: (-frequency[genre], genre))[:most]
+
+
 def genre_profiles(ratings: Ratings, items: Mapping[int, Item]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """int64[U] user ids and float64[U, G] mean stars per genre (sorted by name); the user's overall mean where none."""
+    """int64[U] user ids and float64[U, G] mean stars per frequent genre (sorted by name); the user's overall mean
+    where none."""
     user_ids, user_idx = np.unique(ratings.user_ids, return_inverse=True)
     item_ids, item_idx = np.unique(ratings.item_ids, return_inverse=True)
-    genres = sorted({genre for item in items.values() for genre in item.genres})
+    genres = sorted(frequent_genres(items))
     stars = ratings.stars.astype(np.float64)
     means = np.bincount(user_idx, stars) / np.bincount(user_idx)
     profiles = np.repeat(means[:, None], len(genres), axis=1)

@@ -1,10 +1,9 @@
 """Groups of users by what they and others rated: implicit-feedback ALS, then k-means on the directions of the vectors.
 
-PAPER.md's reference trains LightGCN. On MovieLens-100k (32 dimensions, 3 layers, two cores;
-benchmarks/user_vectors.py) ALS
-of the library `implicit` took 0.1 s against 32 s, ranked held-back items better (recall@20 0.23 against 0.18), and its
-groups of three are as stable between seeds (adjusted Rand index 0.96 against 0.95) and hold texts as much alike. ALS
-also gives a newcomer's vector in closed form, so that the model need not be trained again.
+The paper trains LightGCN. On MovieLens-100k (32 dimensions, 3 layers, two cores; benchmarks/user_vectors.py) ALS of
+the library `implicit` took 0.1 s against 32 s, ranked held-back items better (recall@20 0.23 against 0.18), and
+its groups of three are as stable between seeds (adjusted Rand index 0.96 against 0.95) and hold texts as much alike.
+ALS also gives a newcomer's vector in closed form, so that the model need not be trained again.
 Source: Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008.
 """
 
@@ -27,6 +26,7 @@ from sklearn.preprocessing import normalize
 
 from laser_recsys.cache import building
 from laser_recsys.datasets.dataset import Item, Ratings, User
+from laser_recsys.groups.attributes import frequent_genres
 from laser_recsys.groups.groups import Groups, check_num_groups, largest_first
 
 NUM_FACTORS = 32
@@ -34,7 +34,7 @@ MIN_HISTORY = 3
 _CONFIDENCE = 10.0  # of a rating, against 1 of its absence
 _REGULARIZATION = 0.05
 _ITERATIONS = 15
-_FAR = 1e6
+_FAR = 1e6  # from any table of traits, whose entries lie between 0 and 1
 _MANY = 100_000  # users above which k-means sees them in batches
 
 
@@ -81,7 +81,7 @@ class UserModel:
         return Groups(keys, group_idx, len(self.centroids), how), num_cold
 
     def _fold_in(self, keys: NDArray[np.int64], past: Ratings) -> NDArray[np.float64]:
-        return _unit(_user_vectors(self.item_factors, _matrix(keys, self.item_ids, past)))
+        return _unit(user_vectors(self.item_factors, rating_matrix(keys, self.item_ids, past)))
 
     def save(self, path: Path) -> None:
         """Writes the model as .npz; the file appears complete or not at all."""
@@ -138,8 +138,8 @@ def train_user_groups(
     check_num_groups(num_groups, len(warm), f"users with at least {min_history} ratings")
     item_ids = np.unique(past.item_ids)
     warm_past = past.take(np.isin(past.user_ids, warm))
-    item_factors = _als(_matrix(warm, item_ids, warm_past), seed)
-    vectors = _unit(_user_vectors(item_factors, _matrix(warm, item_ids, warm_past)))
+    item_factors = item_vectors(rating_matrix(warm, item_ids, warm_past), seed)
+    vectors = _unit(user_vectors(item_factors, rating_matrix(warm, item_ids, warm_past)))
     kind = MiniBatchKMeans if len(warm) > _MANY else KMeans
     with warnings.catch_warnings():
         # Fewer distinct users than groups leave groups empty, which the caller is told by `Groups.empty`.
@@ -158,20 +158,21 @@ def train_user_groups(
     return model, model.assign(past, items, users)[0]
 
 
-def _matrix(keys: NDArray[np.int64], item_ids: NDArray[np.int64], past: Ratings) -> Any:
+def rating_matrix(keys: NDArray[np.int64], item_ids: NDArray[np.int64], past: Ratings) -> Any:
     """float32 csr_matrix[len(keys), len(item_ids)]: stars / 5 where rated, of an item rated twice the sum."""
     places = np.searchsorted(keys, past.user_ids), np.searchsorted(item_ids, past.item_ids)
     return csr_matrix((past.stars / 5, places), (len(keys), len(item_ids)), dtype=np.float32)
 
 
-def _als(matrix: Any, seed: int) -> NDArray[np.float32]:
+def item_vectors(matrix: Any, seed: int) -> NDArray[np.float32]:
+    """float32[I, D] by ALS, of a csr_matrix[U, I] of confidences; one seed gives the same."""
     model = _model(seed)
     with threadpoolctl.threadpool_limits(1, "blas"):
         model.fit(matrix, show_progress=False)
     return np.asarray(model.item_factors)
 
 
-def _user_vectors(item_factors: NDArray[np.float32], matrix: Any) -> NDArray[np.float32]:
+def user_vectors(item_factors: NDArray[np.float32], matrix: Any) -> NDArray[np.float32]:
     """float32[U, D]: each user's least-squares vector, given the items'."""
     model = _model(0)
     model.item_factors = item_factors
@@ -206,7 +207,7 @@ def _nearest(vectors: NDArray[np.float64], centroids: NDArray[np.float64]) -> ND
 
 
 def _trait_names(items: Mapping[int, Item], users: Mapping[int, User]) -> NDArray[np.str_]:
-    genres = {f"genre={genre}" for item in items.values() for genre in item.genres}
+    genres = {f"genre={genre}" for genre in frequent_genres(items)}
     values = {f"{name}={_bucket(value)}" for user in users.values() for name, value in user.attributes.items()}
     return np.array(sorted(genres | values), dtype=np.str_)
 

@@ -59,8 +59,7 @@ def check_num_groups(num_groups: int, num_members: int, kind: str) -> None:
 
 def largest_first(keys: NDArray[np.int64], labels: NDArray[np.int64], num_groups: int) -> NDArray[np.int64]:
     """int64[num_groups]: the new number of each label. k-means numbers its clusters as they come: largest first, ties
-    by
-    their smallest key, is a name that lasts."""
+    by their smallest key, is a name that lasts."""
     sizes = np.bincount(labels, minlength=num_groups)
     first_key = [int(keys[labels == label].min(initial=np.iinfo(np.int64).max)) for label in range(num_groups)]
     return np.argsort(np.lexsort((np.array(first_key), -sizes)))

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,7 +28,6 @@ from laser_client import (
     Overloaded,
 )
 from laser_recsys.errors import RecsysError
-from laser_recsys.knowledge.ledger import Ledger
 from laser_recsys.knowledge.rows import PLAIN, Knowledge, Mode, Task, TaskKey, make_row
 
 logger = logging.getLogger(__name__)
@@ -94,6 +93,15 @@ class Refused:
     reason: str
 
 
+class Sink(Protocol):
+    """Takes finished rows: the ledger, or what stands for it."""
+
+    done: set[TaskKey]
+
+    def record(self, knowledge: Sequence[Knowledge]) -> object:
+        """Takes rows for good; called on a thread, never twice at a time."""
+
+
 class Progress(Protocol):
     """Is told what happens, on the event loop."""
 
@@ -124,13 +132,13 @@ async def common_model(config: JobConfig) -> Model:
 
 
 async def run_job(
-    config: JobConfig, tasks: Sequence[Task], ledger: Ledger, model: str, progress: Progress
+    config: JobConfig, tasks: Iterable[Task], ledger: Sink, model: str, progress: Progress
 ) -> list[Refused]:
     """Does all tasks that the ledger does not hold.
 
     Args:
         config: how.
-        tasks: all of the job's; each at most once.
+        tasks: all of the job's; each at most once. Read as slots become free.
         ledger: takes the rows.
         model: name of the model, for the rows.
         progress: is told of every text.
@@ -142,7 +150,7 @@ async def run_job(
         JobFailed: no verifier answered for `patience_s`.
         LaserError: a failure that trying again does not mend, such as Unauthenticated.
     """
-    job = _Job(config, deque(task for task in tasks if task.key not in ledger.done), ledger, model, progress)
+    job = _Job(config, (task for task in tasks if task.key not in ledger.done), ledger, model, progress)
     await job.run()
     return job.refused
 
@@ -157,10 +165,8 @@ async def plain_rate(config: JobConfig, tasks: Sequence[Task]) -> float:
         while waiting:
             num_tokens += (await _ask(client, waiting.popleft(), PLAIN, config, learn=False)).stats.num_output_tokens
 
-    async with _clients(config) as clients, asyncio.TaskGroup() as group:
-        for client in clients:
-            for _ in range(config.concurrency):
-                group.create_task(work(client))
+    async with _clients(config) as clients:
+        await asyncio.gather(*(work(client) for client in clients for _ in range(config.concurrency)))
     return num_tokens / (time.perf_counter() - started)
 
 
@@ -190,9 +196,10 @@ async def _ask(client: AsyncLaserClient, task: Task, mode: Mode, config: JobConf
 class _Job:
     """One run. All state belongs to the event loop; parts are written on a thread."""
 
-    def __init__(self, config: JobConfig, waiting: deque[Task], ledger: Ledger, model: str, progress: Progress) -> None:
+    def __init__(self, config: JobConfig, tasks: Iterator[Task], ledger: Sink, model: str, progress: Progress) -> None:
         self._config = config
-        self._waiting = waiting
+        self._tasks = tasks
+        self._returned: deque[Task] = deque()
         self._num_open = 0
         self._ledger = ledger
         self._model = model
@@ -224,7 +231,7 @@ class _Job:
             await asyncio.shield(self._write_part())
 
     async def _work(self, address: str, client: AsyncLaserClient) -> None:
-        """One slot at one verifier: takes a task after the other. A failed task goes back to the front for any slot."""
+        """One slot at one verifier: takes a task after the other. A failed task comes next, at any slot."""
         pause_s = _FIRST_PAUSE_S
         while (task := await self._take()) is not None:
             try:
@@ -247,13 +254,15 @@ class _Job:
 
     async def _take(self) -> Task | None:
         """The next task; None once all are done. While others are open one of them may come back."""
-        while not self._waiting:
+        while True:
+            task = self._returned.popleft() if self._returned else next(self._tasks, None)
+            if task is not None:
+                self._num_open += 1
+                return task
             if self._num_open == 0:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        self._num_open += 1
-        return self._waiting.popleft()
 
     def _ended(self) -> None:
         self._num_open -= 1
@@ -264,13 +273,13 @@ class _Job:
         self._ended()
 
     def _retry(self, task: Task, error: LaserError) -> None:
-        """Back to the front, unless this prompt alone is what fails, or no verifier answers any more."""
+        """To be done next, unless this prompt alone is what fails, or no verifier answers any more."""
         if isinstance(error, _PERHAPS_THE_PROMPT):
             self._num_failures[task.key] += 1
             if self._num_failures[task.key] >= _MAX_FAILURES:
                 self._refuse(task, error)
                 return
-        self._waiting.appendleft(task)
+        self._returned.append(task)
         self._ended()
         silent_s = time.monotonic() - self._last_success
         if silent_s > self._config.patience_s:

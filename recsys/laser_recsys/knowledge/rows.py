@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,19 +108,6 @@ SCHEMA = pyarrow.schema(
     ]
 )
 
-PROMPT_SCHEMA = pyarrow.schema(
-    [
-        ("id", pyarrow.string()),
-        ("kind", pyarrow.string()),
-        ("framework", pyarrow.string()),
-        ("pool", pyarrow.string()),
-        ("system", pyarrow.string()),
-        ("prompt", pyarrow.string()),
-        ("num_dropped", pyarrow.int32()),
-        ("answer", pyarrow.string()),
-    ]
-)
-
 
 def pool_id(dataset: str, framework: str, kind: str, group: int) -> str:
     """The pool of one group: `ml-100k/kar/user/2`."""
@@ -149,46 +136,6 @@ def make_row(task: Task, made: Generation, mode: Mode, model: str) -> Knowledge:
 def write_knowledge(path: Path, knowledge: Sequence[Knowledge]) -> None:
     """Writes the rows; the file appears complete and on the disk, or not at all."""
     write_parquet(path, pyarrow.Table.from_pylist([asdict(row) for row in knowledge], schema=SCHEMA))
-
-
-def write_prompts(path: Path, tasks: Iterable[Task]) -> None:
-    """Writes prompts.parquet: what `read_prompts` reads."""
-    rows = [
-        {
-            "id": task.prompt.id,
-            "kind": task.prompt.kind,
-            "framework": task.prompt.framework,
-            "pool": task.pool,
-            "system": task.prompt.system,
-            "prompt": task.prompt.text,
-            "num_dropped": task.prompt.num_dropped,
-            "answer": task.prompt.answer,
-        }
-        for task in tasks
-    ]
-    write_parquet(path, pyarrow.Table.from_pylist(rows, schema=PROMPT_SCHEMA))
-
-
-def read_prompts(path: Path) -> list[Task]:
-    """The tasks of prompts.parquet.
-
-    Raises:
-        ValueError: the file is not to be read, lacks a column, or names a task twice.
-    """
-    rows = read_rows(path, PROMPT_SCHEMA)
-    tasks = [
-        Task(
-            Prompt(**{"text" if name == "prompt" else name: row[name] for name in row if name != "pool"}),
-            row["pool"],
-        )
-        for row in rows
-    ]
-    seen: set[TaskKey] = set()
-    for task in tasks:
-        if task.key in seen:
-            raise ValueError(f"{path}: {' '.join(task.key)} stands twice; must be once")
-        seen.add(task.key)
-    return tasks
 
 
 def read_rows(path: Path, schema: pyarrow.Schema, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from laser_recsys.errors import RecsysError
 from laser_recsys.frameworks.answers import parse_answer
 from laser_recsys.knowledge.job import JobConfig, JobFailed, Refused, common_model, plain_rate, run_job
 from laser_recsys.knowledge.ledger import Ledger, open_ledger
-from laser_recsys.knowledge.rows import Task
+from laser_recsys.knowledge.prompt_files import PromptFiles
 
 _SHOWN_REFUSALS = 3
 
@@ -66,7 +66,7 @@ class ProgressBar:
 
 
 async def run_session(
-    config: JobConfig, tasks: Sequence[Task], folder: Path, num_baseline: int, say: Callable[[str], None]
+    config: JobConfig, tasks: PromptFiles, folder: Path, num_baseline: int, say: Callable[[str], None]
 ) -> None:
     """Does what is left of the job in `folder` and merges it into knowledge.parquet.
 
@@ -92,14 +92,14 @@ async def run_session(
         "acceptance": config.mode.name,
         "max_new_tokens": config.max_new_tokens,
         "learn": config.learn,
-        "prompts_sha256": prompts_digest(tasks),
+        "prompts_sha256": tasks.sha256(),
     }
     with open_ledger(folder, settings) as ledger:
         num_done = len(ledger.done)
         if num_done:
             say(f"{num_done} of {len(tasks)} texts are done already")
-        left = [task for task in tasks if task.key not in ledger.done]
-        plain = await plain_rate(config, left[:num_baseline]) if num_baseline and left else 0.0
+        first = list(islice((task for task in tasks if task.key not in ledger.done), num_baseline))
+        plain = await plain_rate(config, first) if first else 0.0
         bar = ProgressBar(len(tasks), num_done, plain)
         try:
             refused = await run_job(config, tasks, ledger, model.name, bar)
@@ -108,18 +108,8 @@ async def run_session(
         _conclude(ledger, tasks, refused, bar, say)
 
 
-def prompts_digest(tasks: Sequence[Task]) -> str:
-    """sha256, hex, of all prompts with their ids and pools, in any order."""
-    digest = hashlib.sha256()
-    for task in sorted(tasks, key=lambda task: task.key):
-        for part in (*task.key, task.pool, task.prompt.system, task.prompt.text):
-            encoded = part.encode()
-            digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    return digest.hexdigest()
-
-
 def _conclude(
-    ledger: Ledger, tasks: Sequence[Task], refused: Sequence[Refused], bar: ProgressBar, say: Callable[[str], None]
+    ledger: Ledger, tasks: PromptFiles, refused: Sequence[Refused], bar: ProgressBar, say: Callable[[str], None]
 ) -> None:
     if bar.num_retries:
         say("tried again: " + ", ".join(f"{count} at {address}" for address, count in bar.num_retries.items()))
@@ -134,8 +124,7 @@ def _conclude(
     path = ledger.merge()
     num_tokens, num_steps = ledger.rates()
     say(f"{len(tasks)} texts, {num_tokens} tokens, {num_tokens / max(num_steps, 1):.2f} tokens per step: {path}")
-    asked = {task.prompt.framework for task in tasks if task.prompt.answer == "json"}
-    for framework in sorted(asked):
+    for framework in tasks.json_frameworks():
         num_failed, num_answers = count_unparsed(path, framework)
         say(f"{framework}: {num_failed} of {num_answers} answers are no JSON object with summarization and reasoning")
 
