@@ -1,6 +1,6 @@
 """What a forward costs against its floor, on the CPU: ours, our path through transformers, transformers itself.
 
-    python benchmarks/forward.py --model DIR [--dtype bfloat16] [--rounds 9]
+    python -m benchmarks.forward --model DIR [--dtype bfloat16] [--rounds 9]
 
 A case S x (1 + n) is S sequences with 300 cached tokens each, one verified token and a tree of n nodes. Its floor is
 what no arrangement can save: the model's linear layers on that many rows, packed (lm_head for all of them, as all are

@@ -1,6 +1,6 @@
 """Whether drafting and adding stall while a pool is sealed and compacted: latencies with and without, in one process.
 
-    python benchmarks/pool_stalls.py --tokens 2000000
+    python -m benchmarks.pool_stalls --tokens 2000000
 
 A pool is filled with random documents (Zipf over 20,000 tokens, 200 tokens each) in six segments. One thread drafts
 trees of 32 nodes for 16 sequences without pause, another adds a document every 20 ms, each made durable. First that is
