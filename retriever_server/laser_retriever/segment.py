@@ -156,7 +156,7 @@ def write_segment(disk: Disk, pool_directory: Path, content: SegmentContent) -> 
             tombstones=tuple(content.tombstones),
             checksums=checksums,
         )
-        disk.write_file(temporary / "meta.json", disk.write_file(temporary / "meta.json", meta.to_json()))
+        disk.write_file(temporary / "meta.json", meta.to_json())
         disk.sync_directory(temporary)
         disk.rename(temporary, pool_directory / name)
     except BaseException:
