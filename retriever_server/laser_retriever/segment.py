@@ -11,7 +11,7 @@ import contextlib
 import logging
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -80,14 +80,18 @@ class SegmentMeta:
     tombstones: tuple[str, ...]
     checksums: dict[str, int]
 
+    def to_json(self) -> bytes:
+        """The content of `meta.json`."""
+        return checked_json.encode({field.name: getattr(self, field.name) for field in fields(self)})
+
     @staticmethod
     def from_json(data: bytes) -> SegmentMeta:
-        """Raises CorruptSegment for anything but what `checked_json.encode` of a meta gave."""
+        """Raises CorruptSegment for anything but what `to_json` gave."""
         try:
-            fields = checked_json.decode(data, FORMAT_VERSION)
+            values = checked_json.decode(data, FORMAT_VERSION)
             for name in ("replaces", "ids", "tombstones"):
-                fields[name] = tuple(fields[name])
-            return SegmentMeta(**fields)
+                values[name] = tuple(values[name])
+            return SegmentMeta(**values)
         except (DamagedJson, KeyError, TypeError) as error:
             raise CorruptSegment(f"meta.json: {error}") from error
 
@@ -152,7 +156,7 @@ def write_segment(disk: Disk, pool_directory: Path, content: SegmentContent) -> 
             tombstones=tuple(content.tombstones),
             checksums=checksums,
         )
-        disk.write_file(temporary / "meta.json", checked_json.encode(asdict(meta)))
+        disk.write_file(temporary / "meta.json", meta.to_json())
         disk.sync_directory(temporary)
         disk.rename(temporary, pool_directory / name)
     except BaseException:

@@ -5,86 +5,70 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from killed_writers import POOL, tokens_of
 from test_retriever_cli import serving
 
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.pool import Pool
 
-POOL = "p/q"
 
+class KilledWriters:
+    """Starts writers of a pool and kills them."""
 
-def tokens_of(number: int) -> list[int]:
-    """What the document of this number holds, so that a wrong token shows."""
-    chance = random.Random(number)
-    return [chance.randrange(50_000) for _ in range(chance.randrange(1, 200))]
+    def __init__(self, directory: Path) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("killed_writers.py")), str(directory)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
+    def __enter__(self) -> KilledWriters:
+        return self
 
-def write_until_killed(directory: Path, first: int, acknowledged: int) -> None:
-    """Adds documents from number `first` on, telling of each that is acknowledged; seals and compacts now and then."""
-    config = RetrieverConfig(pools=directory, max_segments=3, seal_tokens=2000, unlink_after_s=0)
-    pool = Pool(POOL, config, lambda: "child:1")
-    number = first
-    while True:
-        pool.writer.add("f", [(str(number), np.array(tokens_of(number), np.int32))])
-        os.write(acknowledged, f"{number}\n".encode())
-        number += 1
-        if number % 7 == 0:
-            pool.refresh()
-            pool.upkeep()
-        if number % 31 == 0:
-            pool.writer.compact()
+    def __exit__(self, *error: object) -> None:
+        with self._process:
+            self._process.kill()
 
-
-def fork(work: Callable[[int], None]) -> tuple[int, int]:
-    """A child process, which starts at once where it has all this one has loaded. (its id, what it writes to)"""
-    read_end, write_end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(read_end)
-            work(write_end)
-        finally:
-            os._exit(1)
-    os.close(write_end)
-    return child, read_end
-
-
-def acknowledged_numbers(read_end: int) -> list[int]:
-    data = b""
-    while part := os.read(read_end, 65536):
-        data += part
-    os.close(read_end)
-    return [int(line) for line in data.split(b"\n")[:-1]]
+    def kill_one(self, first: int, after_s: float) -> list[int]:
+        """The documents acknowledged by a writer that adds them from number `first` on."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{first}\n")
+        self._process.stdin.flush()
+        numbers: list[int] = []
+        for line in self._process.stdout:
+            word, _, value = line.strip().partition(" ")
+            if word == "pid":
+                time.sleep(after_s)
+                os.kill(int(value), signal.SIGKILL)
+            elif word == "dead":
+                assert int(value) == signal.SIGKILL, "it was killed, and did not fail before"
+                return numbers
+            else:
+                numbers.append(int(word))
+        raise AssertionError("the process that starts writers is gone")
 
 
 def kill_in_a_loop(directory: Path, num_kills: int) -> int:
     """How many documents were acknowledged, all of which are there at the end and after every kill."""
-    Pool("warm", RetrieverConfig(pools=directory)).refresh()  # compiles kernels, so that the children need not
     chance = random.Random(5)
-    acknowledged = 0
-    first = 0
-    for _ in range(num_kills):
-        child, read_end = fork(lambda write_end, first=first: write_until_killed(directory, first, write_end))
-        time.sleep(chance.uniform(0.005, 0.15))
-        os.kill(child, signal.SIGKILL)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it was killed, and did not fail before"
-        numbers = acknowledged_numbers(read_end)
-        acknowledged += len(numbers)
-        found = contents(directory)
-        first = max([first, *(number + 1 for number in numbers)])
-        assert found.keys() >= set(range(first)), "acknowledged and lost"
-        assert found.keys() <= set(range(first + 1)), "at most the one under way came through"
-        assert all(tokens == tokens_of(number) for number, tokens in found.items()), "wrong tokens"
-        first = len(found)
-    return acknowledged
+    num_acknowledged = first = 0
+    with KilledWriters(directory) as writers:
+        for _ in range(num_kills):
+            numbers = writers.kill_one(first, chance.uniform(0.005, 0.15))
+            num_acknowledged += len(numbers)
+            found = contents(directory)
+            first = max([first, *(number + 1 for number in numbers)])
+            assert found.keys() >= set(range(first)), "acknowledged and lost"
+            assert found.keys() <= set(range(first + 1)), "at most the one under way came through"
+            assert all(tokens == tokens_of(number) for number, tokens in found.items()), "wrong tokens"
+            first = len(found)
+    return num_acknowledged
 
 
 def contents(directory: Path) -> dict[int, list[int]]:

@@ -72,21 +72,21 @@ def live(root: Path, disk: FailingDisk) -> tuple[Pool, list[str]]:
     return reopened, said
 
 
-def test_a_failure_at_any_one_operation_is_said_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_failure_at_any_one_operation_is_said_and_loses_nothing(memory_path: Path) -> None:
     counting = FailingDisk()
-    live(tmp_path / "counting", counting)
+    live(memory_path / "counting", counting)
     assert counting.num_operations > 80
     for at in range(counting.num_operations):
-        _, said = live(tmp_path / str(at), FailingDisk(NO_SPACE, at))
+        _, said = live(memory_path / str(at), FailingDisk(NO_SPACE, at))
         assert all("disk full" in message for message in said)
         assert len(said) <= 1, "the next write comes through"
 
 
 @pytest.mark.parametrize("error", [NO_SPACE, READ_ONLY], ids=["full", "read-only"])
-def test_from_any_operation_on_all_writes_are_refused_and_reads_go_on(tmp_path: Path, error: OSError) -> None:
+def test_from_any_operation_on_all_writes_are_refused_and_reads_go_on(memory_path: Path, error: OSError) -> None:
     for at in range(30, 90, 7):
         disk = FailingDisk(error, at, for_good=True)
-        pool, said = live(tmp_path / str(at), disk)
+        pool, said = live(memory_path / str(at), disk)
         assert said and all(REASONS[error.errno or 0] in message for message in said)
         disk.error = None
         add(pool, {"after": [1]})
@@ -95,10 +95,10 @@ def test_from_any_operation_on_all_writes_are_refused_and_reads_go_on(tmp_path: 
 
 
 def test_health_of_writes_follows_the_disk_and_failures_are_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    memory_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     disk = FailingDisk()
-    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1000), disk)
+    pools = Pools(RetrieverConfig(pools=memory_path, rescan_s=1000), disk)
     try:
         documents = [("a", np.array([1], np.int32))]
         pools.add_documents("p", "f", documents)
@@ -119,11 +119,11 @@ def test_health_of_writes_follows_the_disk_and_failures_are_counted(
         pools.close()
 
 
-def test_a_directory_that_is_read_only_from_the_start_is_served_and_known_not_to_be_writable(tmp_path: Path) -> None:
-    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1000))
+def test_a_directory_that_is_read_only_from_the_start_is_served_and_known_not_to_be_writable(memory_path: Path) -> None:
+    pools = Pools(RetrieverConfig(pools=memory_path, rescan_s=1000))
     pools.add_documents("p", "f", [("a", np.array([1], np.int32))])
     pools.close()
-    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1000), FailingDisk(READ_ONLY, for_good=True))
+    pools = Pools(RetrieverConfig(pools=memory_path, rescan_s=1000), FailingDisk(READ_ONLY, for_good=True))
     try:
         assert not pools.storage.writable
         assert pools.describe("p").num_documents == 1
@@ -134,16 +134,16 @@ def test_a_directory_that_is_read_only_from_the_start_is_served_and_known_not_to
 
 @pytest.mark.parametrize("damage", ["version", "content"])
 def test_a_pool_whose_identity_cannot_be_read_is_neither_served_nor_written_nor_lost(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+    memory_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    pool = Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())
+    pool = Pool("p", RetrieverConfig(pools=memory_path), str, UnsyncedDisk())
     add(pool, {"a": [1]})
     pool.writer.close()
-    path = tmp_path / "p" / IDENTITY_NAME
+    path = memory_path / "p" / IDENTITY_NAME
     whole = path.read_bytes()
     fields = checked_json.decode(whole, FORMAT_VERSION)
     path.write_bytes(checked_json.encode({**fields, "format_version": 99}) if damage == "version" else b"{}")
-    pool = Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())
+    pool = Pool("p", RetrieverConfig(pools=memory_path), str, UnsyncedDisk())
     with caplog.at_level(logging.ERROR):
         assert contents(pool) == {}
     message = "format version is 99, this program reads" if damage == "version" else "it is damaged"
@@ -151,15 +151,15 @@ def test_a_pool_whose_identity_cannot_be_read_is_neither_served_nor_written_nor_
     with pytest.raises(StorageUnavailable, match=message):
         add(pool, {"b": [2]})
     path.write_bytes(whole)
-    assert contents(Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())) == {"a": [1]}
+    assert contents(Pool("p", RetrieverConfig(pools=memory_path), str, UnsyncedDisk())) == {"a": [1]}
 
 
-def test_one_flipped_bit_in_a_pools_identity_changes_nothing(tmp_path: Path) -> None:
-    pool = Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())
+def test_one_flipped_bit_in_a_pools_identity_changes_nothing(memory_path: Path) -> None:
+    pool = Pool("p", RetrieverConfig(pools=memory_path), str, UnsyncedDisk())
     add(pool, {"a": [1]})
     pool.writer.close()
-    path = tmp_path / "p" / IDENTITY_NAME
+    path = memory_path / "p" / IDENTITY_NAME
     whole = path.read_bytes()
     for i in range(len(whole)):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
-        assert contents(Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())) == {"a": [1]}
+        assert contents(Pool("p", RetrieverConfig(pools=memory_path), str, UnsyncedDisk())) == {"a": [1]}
