@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from laser_protocol.acceptance import Strict
 from laser_verifier.config import EngineConfig, ModelConfig
+from laser_verifier.counters import EngineCounters
 from laser_verifier.drafts import DraftSource, NoDrafts
-from laser_verifier.engine import Engine, EngineCounters
+from laser_verifier.engine import Engine
 from laser_verifier.model import TargetModel, load_model
 from laser_verifier.runner import ModelRunner
 from laser_verifier.sequence import Request

@@ -11,18 +11,18 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from laser_protocol.errors import EngineDead, LaserError, NotReady, Overloaded
-from laser_protocol.tree import DraftTree, MalformedTree
+from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
 from laser_verifier.config import EngineConfig
-from laser_verifier.draft_budget import Choice
+from laser_verifier.counters import EngineCounters
 from laser_verifier.draft_policy import DraftPolicy
-from laser_verifier.drafts import Advanced, DraftSource, Opened
+from laser_verifier.drafting import Drafting, StepDrafts
+from laser_verifier.drafts import Advanced, DraftSource
 from laser_verifier.observer import NoObserver, Observer, StepRecord
 from laser_verifier.prefix_cache import PrefixCache
 from laser_verifier.runner import ModelRunner, Verdict
@@ -35,29 +35,6 @@ from laser_verifier.waiting import Waiting, WaitingQueue
 logger = logging.getLogger(__name__)
 
 Learn = Callable[[str, str, Seq[int]], None]
-
-
-@dataclass(slots=True)
-class EngineCounters:
-    """What the engine did since it started."""
-
-    num_steps: int = 0
-    num_output_tokens: int = 0
-    num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
-    num_malformed_trees: int = 0
-    num_stale_trees: int = 0
-    num_reused_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Drafts:
-    """A step's trees by sequence_id, cut to what is verified, and how they were chosen."""
-
-    trees: dict[int, DraftTree]
-    num_offered_nodes: int
-    num_missing: int
-    choice: Choice
 
 
 class Engine:
@@ -84,12 +61,15 @@ class Engine:
         observer: Observer | None = None,
     ) -> None:
         self.policy = DraftPolicy(config, cost)
+        self.counters = EngineCounters()
         self._runner = runner
         self._tokenizer = tokenizer
         self._drafts = drafts
         self._config = config
         self._learn = learn
         self._observer: Observer = observer or NoObserver()
+        vocab_size = runner.model.vocab_size
+        self._drafting = Drafting(drafts, config, self.policy, vocab_size, self.counters, self._observer)
         self._eos_token_ids = frozenset(runner.model.eos_token_ids)
         self._running: list[Sequence] = []
         self._free_slots = list(range(runner.num_slots))
@@ -99,7 +79,6 @@ class Engine:
         self._work = threading.Event()
         # How long a request holds its slot, averaged over the last ones: what a refused caller is told to wait by.
         self._service_s = 1.0
-        self.counters = EngineCounters()
 
     # From any thread.
 
@@ -169,7 +148,7 @@ class Engine:
         if not scheduled:
             return
         scheduled_s = time.perf_counter()
-        drafts = self._draft(scheduled)
+        drafts = self._drafting.collect(scheduled)
         drafted_s = time.perf_counter()
         inputs = [self._step_input(sequence, num_tokens, drafts.trees) for sequence, num_tokens in scheduled]
         num_prompt_tokens = sum(min(n, max(0, s.num_prompt_tokens - s.num_cached)) for s, n in scheduled)
@@ -213,9 +192,7 @@ class Engine:
         self._running.append(sequence)
         entry.sink(Admitted())
         if request.draft:
-            prompt = sequence.token_ids[: sequence.num_tokens]
-            budget = self._ask(sequence)
-            self._drafts.open(Opened(sequence.sequence_id, request.pool, prompt, request.acceptance, budget))
+            self._drafting.open(sequence)
 
     def _reuse_prefixes(self) -> list[Sequence]:
         """The running sequences without those whose prompt's beginning another computes just now.
@@ -237,48 +214,6 @@ class Engine:
                 self._prefixes.hold(sequence.slot_idx, sequence.prompt, sequence.num_cached)
             ready.append(sequence)
         return ready
-
-    def _ask(self, sequence: Sequence) -> int:
-        """Nodes to ask for in the sequence's next tree."""
-        # The last token needs no draft: the bonus token is it.
-        sequence.node_budget = self.policy.node_budget() if sequence.num_remaining > 1 else 0
-        return sequence.node_budget
-
-    def _draft(self, scheduled: list[tuple[Sequence, int]]) -> _Drafts:
-        """The checked trees, each cut to the nodes worth verifying."""
-        at_end = [sequence for sequence, num_tokens in scheduled if num_tokens == sequence.num_pending]
-        drafting = [s for s in at_end if s.request.draft and s.node_budget]
-        if not drafting:
-            return _Drafts({}, 0, 0, Choice([], 0.0, 0.0, 1.0))
-        timeout_s = self.policy.wait_s(len(at_end))
-        collected = self._drafts.collect({s.sequence_id: s.num_tokens for s in drafting}, timeout_s)
-        trees: dict[int, DraftTree] = {}
-        for sequence in drafting:
-            tree = collected.get(sequence.sequence_id)
-            if tree is not None and self._is_valid(sequence, tree):
-                trees[sequence.sequence_id] = _up_to_depth(tree, sequence.num_remaining - 1)
-        num_verified_tokens = sum(num_tokens for _, num_tokens in scheduled)
-        choice = self.policy.choose(list(trees.values()), num_verified_tokens, len(at_end))
-        return _Drafts(
-            {i: tree.prefix(n) for (i, tree), n in zip(trees.items(), choice.num_nodes, strict=True)},
-            sum(len(tree) for tree in trees.values()),
-            len(drafting) - len(collected),
-            choice,
-        )
-
-    def _is_valid(self, sequence: Sequence, tree: DraftTree) -> bool:
-        if tree.position != sequence.num_tokens:
-            self.counters.num_stale_trees += 1
-            self._observer.dropped_tree("stale")
-            return False
-        try:
-            tree.check(self._config.max_draft_nodes, self._runner.model.vocab_size)
-        except MalformedTree as error:
-            self.counters.num_malformed_trees += 1
-            self._observer.dropped_tree("malformed")
-            logger.warning("draft.malformed sequence_id=%d error=%s", sequence.sequence_id, error)
-            return False
-        return True
 
     def _step_input(self, sequence: Sequence, num_tokens: int, trees: dict[int, DraftTree]) -> StepInput:
         request, start = sequence.request, sequence.num_cached
@@ -322,7 +257,7 @@ class Engine:
                         np.asarray(kept.token_ids, np.int32),
                         len(entry.tree),
                         verdict.accepted_node_idx,
-                        self._ask(sequence),
+                        self._drafting.ask(sequence),
                     )
                 )
         # Before anything else: the retriever drafts while we emit.
@@ -339,7 +274,7 @@ class Engine:
         prefill: tuple[int, int],
         inputs: list[StepInput],
         outcomes: list[tuple[DraftTree, Verdict, Emitted]],
-        drafts: _Drafts,
+        drafts: StepDrafts,
         draft_s: float,
         forward_s: float,
         started_s: float,
@@ -405,14 +340,6 @@ class Engine:
         self._free_slots.append(sequence.slot_idx)
         if sequence.request.draft:
             self._drafts.close(sequence.sequence_id)
-
-
-def _up_to_depth(tree: DraftTree, max_depth: int) -> DraftTree:
-    """The longest prefix without a deeper node: deeper ones cannot be emitted, and would stand beyond the context."""
-    if len(tree) <= max_depth:
-        return tree
-    too_deep = np.flatnonzero(tree.depths() > max_depth)
-    return tree.prefix(int(too_deep[0])) if len(too_deep) else tree
 
 
 def run_engine(engine: Engine, stopping: threading.Event, on_death: Callable[[], None] = lambda: None) -> None:
