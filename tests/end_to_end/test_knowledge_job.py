@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,7 +16,7 @@ from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge.prompt_files import write_prompts
 from laser_recsys.knowledge.rows import Task
 from laser_recsys.processes import ServerProcess, command_path, free_address
-from tests.end_to_end.servers import kill, retriever
+from tests.end_to_end.servers import kill
 from tests.verifier.tiny import tiny_network, tiny_tokenizer
 
 NUM_USERS = 60
@@ -42,24 +41,19 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@contextmanager
-def serving(model: Path, log: Path, address: str, *retrievers: str) -> Iterator[ServerProcess]:
-    command = [
-        command_path("laser-verifier"),
-        "serve",
-        "--model",
-        str(model),
-        "--listen",
-        address,
-        "--dtype",
-        "float32",
-    ]
-    command += ["--draft-policy", "all", "--max-sequences", "4"]
+def serving(model: Path, log: Path, address: str, *retrievers: str) -> ServerProcess:
+    """A verifier, started but not waited for."""
+    command = [command_path("laser-verifier"), "serve", "--model", str(model), "--listen", address]
+    command += ["--dtype", "float32", "--draft-policy", "all", "--max-sequences", "4"]
     if retrievers:
         command += ["--retriever", ",".join(retrievers)]
-    with ServerProcess("verifier", command, address, log) as process:
-        process.wait_until_healthy(120)
-        yield process
+    return ServerProcess("verifier", command, address, log)
+
+
+def retrieving(pools: Path, log: Path, address: str) -> ServerProcess:
+    """A retriever, started but not waited for."""
+    command = [command_path("laser-retriever"), "serve", "--pools", str(pools), "--listen", address]
+    return ServerProcess("retriever", command, address, log)
 
 
 def generate(prompts: Path, output: Path, *verifiers: str, acceptance: str = "strict") -> list[str]:
@@ -85,34 +79,38 @@ def num_done(folder: Path) -> int:
 def test_kills_of_job_verifier_and_retriever_lose_no_id_repeat_none_and_change_no_strict_text(
     model: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    pools = tmp_path / "pools"
     addresses = [free_address(), free_address()]
     retriever_address = free_address()
-    with serving(model, tmp_path / "plain.log", addresses[0]):
-        undisturbed = generate(prompts, tmp_path / "undisturbed", addresses[0], acceptance="plain")
-        subprocess.run(undisturbed, check=True, timeout=120, capture_output=True)
     output = tmp_path / "disturbed"
     command = generate(prompts, output, *addresses)
     with ExitStack() as stack:
-        retrieving = stack.enter_context(retriever(pools, tmp_path / "r0.log", retriever_address))
-        verifiers = [
-            stack.enter_context(serving(model, tmp_path / f"v{n}.log", address, retriever_address))
-            for n, address in enumerate(addresses)
-        ]
-        for turn in range(3):
+
+        def start(which: str) -> ServerProcess:
+            log = tmp_path / f"{which}-{time.monotonic_ns()}.log"
+            if which == "retriever":
+                return stack.enter_context(retrieving(tmp_path / "pools", log, retriever_address))
+            return stack.enter_context(serving(model, log, addresses[int(which)], retriever_address))
+
+        servers = {which: start(which) for which in ("retriever", "0", "1")}
+        for server in servers.values():
+            server.wait_until_healthy(120)
+        undisturbed = generate(prompts, tmp_path / "undisturbed", addresses[0], acceptance="plain")
+        subprocess.run(undisturbed, check=True, timeout=120, capture_output=True)
+        for _ in range(3):
             before = num_done(output)
-            job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
                 wait_for_a_part(output, before, job)
-                kill(verifiers[1])
-                kill(retrieving)
-                verifiers[1] = stack.enter_context(
-                    serving(model, tmp_path / f"v1-{turn}.log", addresses[1], retriever_address)
-                )
-                retrieving = stack.enter_context(retriever(pools, tmp_path / f"r-{turn}.log", retriever_address))
+                for which in ("1", "retriever"):
+                    kill(servers[which])
+                wait_for_a_part(output, num_done(output), job)  # the other verifier goes on, without drafts
             finally:
                 job.kill()
-                job.communicate()
+                job.wait()
+            for which in ("1", "retriever"):
+                servers[which] = start(which)
+            for which in ("1", "retriever"):
+                servers[which].wait_until_healthy(120)
         finished = subprocess.run(command, check=False, timeout=200, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr
         assert "texts are done already" in finished.stdout
@@ -128,7 +126,7 @@ def test_on_a_local_ray_cluster_the_job_gives_the_same_ids_and_texts(
     addresses = [free_address(), free_address()]
     with ExitStack() as stack:
         for number, address in enumerate(addresses):
-            stack.enter_context(serving(model, tmp_path / f"v{number}.log", address))
+            stack.enter_context(serving(model, tmp_path / f"v{number}.log", address)).wait_until_healthy(120)
         alone = generate(prompts, tmp_path / "alone", addresses[0])
         subprocess.run(alone, check=True, timeout=120, capture_output=True)
         on_ray = [*generate(prompts, tmp_path / "knowledge.parquet", *addresses), "--ray", "local"]

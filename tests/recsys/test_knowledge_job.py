@@ -207,6 +207,16 @@ def _open(folder: Path) -> str:
         return str(error)
 
 
+def test_what_a_killed_process_left_unfinished_is_removed_and_never_read(tmp_path: Path) -> None:
+    left = tmp_path / "parts" / ".000001.parquet-x7" / "000001.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a part")
+    with serving(Verifier()) as address:
+        run(tmp_path, tasks(3), address)
+    assert len(ids(tmp_path)) == 3
+    assert not left.parent.exists()
+
+
 def test_a_part_that_holds_a_task_again_is_refused(tmp_path: Path) -> None:
     with serving(Verifier()) as address:
         run(tmp_path, tasks(3), address)

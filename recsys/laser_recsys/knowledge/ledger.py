@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,8 @@ def open_ledger(folder: Path, settings: Mapping[str, object]) -> Iterator[Ledger
             raise LedgerError(
                 f"another process runs the job in {folder}: wait for it, or name another folder"
             ) from None
+        for unfinished in (folder / "parts").glob(".*"):
+            shutil.rmtree(unfinished)  # a part that a killed process was writing
         _check_settings(folder / "job.json", json.loads(json.dumps(settings)))
         yield Ledger(folder)
 
