@@ -82,7 +82,11 @@ proto: $(VENV)/.dev ## Regenerate the stubs from protos/.
 .PHONY: bench
 bench: $(VENV)/.dev ## Run a script of benchmarks/ (BENCH=replay BENCH_ARGS="..."; without arguments, its help).
 	@echo "benchmarks: $(basename $(notdir $(wildcard benchmarks/*.py)))"
-	$(BIN)/python benchmarks/$(BENCH).py $(or $(BENCH_ARGS),--help)
+	$(BIN)/python -m benchmarks.$(BENCH) $(or $(BENCH_ARGS),--help)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/.dev ## LASER beside vLLM, in an environment of its own (BENCH_ARGS="--corpus FILE ...").
+	$(BIN)/python -m benchmarks.peers --environment .venv-peers $(or $(BENCH_ARGS),--help)
 
 .PHONY: wheelhouse
 wheelhouse: $(WHEELHOUSE)/pip.conf ## Fetch all packages of the images, so that they build without network.

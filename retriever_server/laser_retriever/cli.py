@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -16,6 +17,8 @@ from laser_protocol.errors import LaserError
 from laser_protocol.serving import LaserServer, ListenConfig, until_signal
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.drafter import DraftParams
+from laser_retriever.limits import NO_LIMITS, PoolLimits
+from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
 from laser_retriever.service import SERVICE_NAME, RetrieverService
 from laser_retriever.warmup import warm_up
@@ -23,12 +26,15 @@ from laser_retriever.warmup import warm_up
 logger = logging.getLogger(__name__)
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
+# A thread that builds an index or hashes ids may keep a drafting one waiting for this long; Python's default is 5 ms.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0 after an orderly stop, 2 for wrong arguments, 1 for other errors."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.basicConfig(
         level=arguments.log_level.upper(),
         stream=sys.stderr,
@@ -40,12 +46,14 @@ def main(argv: list[str] | None = None) -> int:
             name=arguments.name,
             advertise=arguments.advertise or "",
             num_threads=arguments.threads,
+            limits=PoolLimits(arguments.max_documents, arguments.max_tokens, arguments.max_age),
+            read_into_memory=arguments.read_into_memory,
         )
         listen = ListenConfig.from_arguments(arguments)
     except ValueError as error:
         parser.error(str(error))
     try:
-        uvloop.run(serve(config, listen))
+        uvloop.run(serve(config, listen, arguments.metrics_port))
     except (LaserError, OSError, ValueError) as error:
         print(f"laser-retriever: {error}", file=sys.stderr)
         return 1
@@ -69,36 +77,60 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="drafting threads (default: %(default)s)"
     )
     serve_parser.add_argument(
+        "--read-into-memory",
+        action="store_true",
+        help="read segments instead of mapping them: for pools on a network file system",
+    )
+    serve_parser.add_argument(
+        "--metrics-port", type=int, metavar="P", help="serve Prometheus metrics there (default: nowhere)"
+    )
+    _add_limits(serve_parser)
+    serve_parser.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: %(default)s"
     )
     ListenConfig.add_arguments(serve_parser, DEFAULT_LISTEN)
     return parser
 
 
-async def serve(config: RetrieverConfig, listen: ListenConfig) -> None:
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits = parser.add_argument_group("limits", "of each pool; beyond them its oldest documents go (default: none)")
+    limits.add_argument("--max-documents", type=int, default=NO_LIMITS.max_documents, metavar="N", help="documents")
+    limits.add_argument("--max-tokens", type=int, default=NO_LIMITS.max_tokens, metavar="N", help="output tokens")
+    limits.add_argument(
+        "--max-age", type=float, default=NO_LIMITS.max_age_s, metavar="SECONDS", help="since a document was added"
+    )
+
+
+async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int | None = None) -> None:
     """Serves until SIGTERM or SIGINT. Healthy once pools are open and kernels compiled.
 
     Args:
         config: of the pools.
         listen: where.
+        metrics_port: of Prometheus metrics, on the same host, or None.
     """
     loop = asyncio.get_running_loop()
     params = DraftParams()
     await loop.run_in_executor(None, warm_up, params)
     pools = await loop.run_in_executor(None, Pools, config)
-    service = RetrieverService(pools, config, params)
-    try:
+    metrics = RetrieverMetrics(pools)
+    service = RetrieverService(pools, config, params, metrics)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(loop.run_in_executor, None, pools.close)
+        stack.callback(service.close)
+        if metrics_port is not None:
+            host = listen.listen.rpartition(":")[0].strip("[]")
+            logger.info("metrics.listening port=%d", stack.enter_context(metrics.serving(host, metrics_port)))
         server = LaserServer(listen, [SERVICE_NAME], service.register)
         port = await server.start()
         pools.advertise(config.advertise or own_address(listen.listen, port))
         await server.set_serving(True)
+        health = loop.create_task(service.report_health(server))
         logger.info("laser_retriever.listening port=%d pools=%s name=%s", port, config.pools, config.name)
         await until_signal()
         logger.info("laser_retriever.stopping")
+        health.cancel()
         await server.stop()
-    finally:
-        service.close()
-        await loop.run_in_executor(None, pools.close)
     logger.info("laser_retriever.stopped")
 
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from laser_retriever.limits import NO_LIMITS, PoolLimits
+
 
 @dataclass(frozen=True, slots=True)
 class RetrieverConfig:
@@ -15,6 +17,8 @@ class RetrieverConfig:
         pools: directory of the pools.
         name: this shard's name, stable over restarts; pools are routed by it.
         advertise: HOST:PORT under which other shards' callers reach this one; "": the one listened on.
+        limits: how much each pool may hold.
+        read_into_memory: read segments instead of mapping them: for network file systems.
         rescan_s: seconds between looks at what other processes wrote.
         lock_idle_s: seconds without writes after which a pool's writer lock is given up.
         seal_tokens: a log of more tokens than this is sealed into a segment.
@@ -29,6 +33,8 @@ class RetrieverConfig:
     pools: Path
     name: str = "retriever"
     advertise: str = ""
+    limits: PoolLimits = NO_LIMITS
+    read_into_memory: bool = False
     rescan_s: float = 2.0
     lock_idle_s: float = 30.0
     seal_tokens: int = 262_144

@@ -1,53 +1,125 @@
-"""File operations that survive power loss: what is written here is on stable storage when the call returns."""
+"""The one place where pools' files are written, synced, renamed and removed.
+
+`Disk` builds operations that survive power loss out of primitives that map to one system call each. Tests put another
+`Disk` in its place that records the primitives, drops what was not synced, or fails; nothing else in the package may
+call them.
+"""
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
-def sync_directory(path: Path) -> None:
-    """Makes the directory's entries (created, renamed, removed names) durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
+class Disk:
+    """File operations on a local or network file system. Stateless; every method may raise OSError."""
+
+    # Primitives
+
+    def open(self, path: Path, flags: int) -> int:
+        """A descriptor; with os.O_CREAT the file is made."""
+        return os.open(path, flags | os.O_CLOEXEC, 0o644)
+
+    def close(self, descriptor: int) -> None:
+        """Gives a descriptor back."""
         os.close(descriptor)
 
+    def write(self, descriptor: int, data: memoryview, offset: int) -> int:
+        """Writes at an offset. Returns how many bytes were written, maybe fewer than given."""
+        return os.pwrite(descriptor, data, offset)
 
-def make_directories(path: Path) -> None:
-    """Creates a directory and its missing parents, each durable in the one above.
+    def sync(self, descriptor: int) -> None:
+        """Makes a file's content, or a directory's entries, durable."""
+        os.fsync(descriptor)
 
-    Raises:
-        NotADirectoryError, FileExistsError: a file stands in the way.
-    """
-    missing: list[Path] = []
-    while not path.is_dir():
-        missing.append(path)
-        path = path.parent
-    for directory in reversed(missing):
-        directory.mkdir(exist_ok=True)
-        sync_directory(directory.parent)
+    def sync_data(self, descriptor: int) -> None:
+        """Makes a file's content and size durable, not its times."""
+        os.fdatasync(descriptor)
 
+    def rename(self, source: Path, target: Path) -> None:
+        """Renames within a file system; a file at the target is replaced."""
+        source.rename(target)
 
-def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file and its content's durability; its name becomes durable with its directory."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    def unlink(self, path: Path) -> None:
+        """Removes a file."""
+        path.unlink()
 
+    def make_directory(self, path: Path) -> None:
+        """Makes a directory; none may stand there."""
+        path.mkdir()
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file so that at every moment either the old or the new content stands there, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    write_file(temporary, data)
-    temporary.rename(path)
-    sync_directory(path.parent)
+    def remove_directory(self, path: Path) -> None:
+        """Removes an empty directory."""
+        path.rmdir()
 
+    # What is built of them
 
-def json_bytes(value: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    def write_all(self, descriptor: int, data: bytes | memoryview, offset: int) -> None:
+        """Writes all bytes, not yet durable."""
+        view = memoryview(data)
+        while view:
+            written = self.write(descriptor, view, offset)
+            view = view[written:]
+            offset += written
+
+    def write_file(self, path: Path, data: bytes | memoryview) -> None:
+        """Writes a file and makes its content durable; its name becomes durable with its directory."""
+        with self._opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+            self.write_all(descriptor, data, 0)
+            self.sync(descriptor)
+
+    def replace_file(self, path: Path, data: bytes) -> None:
+        """Writes a file so that at every moment either the old or the new content stands there, whole. Durable."""
+        temporary = path.with_name(path.name + ".tmp")
+        self.write_file(temporary, data)
+        self.rename(temporary, path)
+        self.sync_directory(path.parent)
+
+    def sync_directory(self, path: Path) -> None:
+        """Makes the directory's entries (created, renamed, removed names) durable."""
+        with self._opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+            self.sync(descriptor)
+
+    def make_directories(self, path: Path) -> None:
+        """Makes a directory and its missing parents, each durable in the one above.
+
+        Raises:
+            NotADirectoryError, FileExistsError: a file stands in the way.
+        """
+        if path.is_dir():
+            return
+        self.make_directories(path.parent)
+        try:
+            self.make_directory(path)
+        except FileExistsError:
+            if not path.is_dir():  # else another process made it in the meantime
+                raise
+        self.sync_directory(path.parent)
+
+    def remove_tree(self, path: Path) -> None:
+        """Removes a directory and the files in it; its name is durably gone with the next sync of its parent."""
+        for file in path.iterdir():
+            self.unlink(file)
+        self.remove_directory(path)
+
+    def probe(self, directory: Path) -> None:
+        """Writes, syncs and removes a small file.
+
+        Raises:
+            OSError: nothing can be stored there at present.
+        """
+        path = directory / f"log.probe-{os.getpid()}"
+        try:
+            self.write_file(path, bytes(4096))
+        finally:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _opened(self, path: Path, flags: int) -> Iterator[int]:
+        descriptor = self.open(path, flags)
+        try:
+            yield descriptor
+        finally:
+            self.close(descriptor)

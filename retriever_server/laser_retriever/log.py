@@ -1,99 +1,142 @@
-"""The write-ahead log of a pool: documents added and deleted since the last segment, each record durable.
+"""The write-ahead log of a pool as a format, and following it. `log_writer.py` writes it.
 
-File: a header (magic, format version, number of the first record, CRC-32), then frames: magic, payload length, CRC-32
-of the payload, payload. A payload is the record's number, whether it deletes, the document id and its tokens. Readers
-take the valid frames; what follows the last of them was never acknowledged (or is not written to the end yet).
+File: a header (magic, format version, number of the first record, random id of the file, CRC-32 of these), then frames:
+magic, payload length, CRC-32 of the payload, payload. A payload is the record's number, its time, whether it deletes,
+the document id and its tokens. Header and records stand there twice, so that one damaged place loses no document that
+lies nowhere else yet. Readers take the valid frames; what follows the last of them was never acknowledged (or is not
+written to the end yet).
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_protocol.errors import StorageUnavailable
-from laser_retriever.durable import replace_file
-
 logger = logging.getLogger(__name__)
 
 LOG_NAME = "log.wal"
-FORMAT_VERSION = 1
-_HEADER = struct.Struct("<8sIQI")  # magic, format version, first record's number, CRC-32 of the fields before
+FORMAT_VERSION = 2
+COPIES = 2
+_HEADER = struct.Struct("<8sIQQ")  # magic, format version, first record's number, random id of the file
+_CHECKSUM = struct.Struct("<I")
 _HEADER_MAGIC = b"LASERLOG"
 _FRAME = struct.Struct("<4sII")  # magic, payload length, CRC-32 of the payload
 _FRAME_MAGIC = b"\xf1LSR"
-_PAYLOAD = struct.Struct("<QBH")  # record's number, kind, length of the id
+_PAYLOAD = struct.Struct("<QqBH")  # record's number, time, kind, length of the id
 _ADD, _DELETE = 1, 2
-HEADER_SIZE = _HEADER.size
+_HEADER_COPY_SIZE = _HEADER.size + _CHECKSUM.size
+HEADER_SIZE = COPIES * _HEADER_COPY_SIZE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One change to a pool: a document added (or replaced), or, with `token_ids` None, deleted."""
+    """One change to a pool: a document added (or replaced), or, with `token_ids` None, deleted.
+
+    Attributes:
+        document_id: of the document.
+        token_ids: int32[], or None.
+        time_ms: when, in milliseconds since 1970.
+    """
 
     document_id: str
     token_ids: NDArray[np.int32] | None
+    time_ms: int = 0
 
 
-def new_log_bytes(first_sequence: int) -> bytes:
-    """The file of an empty log whose first record will have this number."""
-    fields = struct.pack("<8sIQ", _HEADER_MAGIC, FORMAT_VERSION, first_sequence)
-    return fields + struct.pack("<I", zlib.crc32(fields))
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a log begins with: the number of its first record, and an id that no other log file has."""
+
+    first_sequence: int
+    file_id: int
 
 
-def read_header(data: bytes) -> int | None:
-    """The number of the log's first record; None: this is no log of this format."""
-    if len(data) < HEADER_SIZE:
-        return None
-    magic, version, first_sequence, checksum = _HEADER.unpack_from(data)
-    if magic != _HEADER_MAGIC or version != FORMAT_VERSION or checksum != zlib.crc32(data[: HEADER_SIZE - 4]):
-        return None
-    return int(first_sequence)
+class UnreadableLog(Exception):
+    """The file is no log of this format; the message says why."""
 
 
-def encode_frame(sequence: int, record: Record) -> bytes:
-    """The frame of a record."""
+def encode_header(first_sequence: int) -> bytes:
+    """The header of a new log file."""
+    fields = _HEADER.pack(_HEADER_MAGIC, FORMAT_VERSION, first_sequence, int.from_bytes(os.urandom(8)))
+    return (fields + _CHECKSUM.pack(zlib.crc32(fields))) * COPIES
+
+
+def decode_header(data: bytes) -> Header:
+    """The header in the first bytes of a log.
+
+    Raises:
+        UnreadableLog: both copies are damaged, or it is of another format version.
+    """
+    for start in range(0, HEADER_SIZE, _HEADER_COPY_SIZE):
+        copy = data[start : start + _HEADER_COPY_SIZE]
+        if len(copy) < _HEADER_COPY_SIZE or zlib.crc32(copy[: _HEADER.size]) != _CHECKSUM.unpack(copy[-4:])[0]:
+            continue
+        magic, version, first_sequence, file_id = _HEADER.unpack_from(copy)
+        if magic == _HEADER_MAGIC and version == FORMAT_VERSION:
+            return Header(first_sequence, file_id)
+    if data[:8] == _HEADER_MAGIC and len(data) >= _HEADER.size and _HEADER.unpack_from(data)[1] != FORMAT_VERSION:
+        version = _HEADER.unpack_from(data)[1]
+        raise UnreadableLog(f"its format version is {version}, this program reads {FORMAT_VERSION}")
+    raise UnreadableLog(f"its header is damaged: {len(data)} bytes without a valid copy")
+
+
+def encode_frames(first_sequence: int, records: Sequence[Record]) -> bytes:
+    """The bytes of records with consecutive numbers, as they are appended in one piece."""
+    return b"".join(_encode_frame(first_sequence + i, record) for i, record in enumerate(records)) * COPIES
+
+
+def _encode_frame(sequence: int, record: Record) -> bytes:
     document_id = record.document_id.encode()
     kind = _DELETE if record.token_ids is None else _ADD
     tokens = b"" if record.token_ids is None else np.ascontiguousarray(record.token_ids, "<i4").tobytes()
-    payload = _PAYLOAD.pack(sequence, kind, len(document_id)) + document_id + tokens
+    payload = _PAYLOAD.pack(sequence, record.time_ms, kind, len(document_id)) + document_id + tokens
     return _FRAME.pack(_FRAME_MAGIC, len(payload), zlib.crc32(payload)) + payload
 
 
 def scan_frames(data: bytes, source: str) -> tuple[list[tuple[int, Record]], int]:
     """Reads the valid frames of a log's bytes (without header).
 
-    A damaged frame with a valid one after it is skipped and reported: records after a flipped bit are not given up.
+    What is damaged before a valid frame is skipped and reported.
 
     Returns:
-        (number, record) pairs, and where the last valid frame ends.
+        (number, record) pairs in order of their numbers, each once; and where the last valid frame ends.
     """
-    records: list[tuple[int, Record]] = []
+    records: dict[int, Record] = {}
     offset = valid_end = 0
     while offset < len(data):
         frame = _decode_frame(data, offset)
         if frame is not None:
             sequence, record, offset = frame
-            records.append((sequence, record))
+            records.setdefault(sequence, record)
             valid_end = offset
             continue
         following = _next_valid_frame(data, offset + 1)
         if following is None:
             break
         logger.error(
-            "log.damaged source=%s offset=%d skipped_bytes=%d: a frame is damaged, its document is lost; reading on",
+            "log.damaged source=%s offset=%d skipped_bytes=%d: reading on behind it; its copy is used if it is whole",
             source, HEADER_SIZE + offset, following - offset,
         )  # fmt: skip
         offset = following
-    return records, valid_end
+    ordered = sorted(records.items())
+    for first, end in _gaps([sequence for sequence, _ in ordered]):
+        logger.error("log.lost source=%s records=%d-%d: all copies are damaged", source, first, end - 1)
+    return ordered, valid_end
+
+
+def _gaps(sequences: Sequence[int]) -> Iterator[tuple[int, int]]:
+    for before, after in pairwise(sequences):
+        if after != before + 1:
+            yield before + 1, after
 
 
 def _decode_frame(data: bytes, offset: int) -> tuple[int, Record, int] | None:
@@ -108,12 +151,11 @@ def _decode_frame(data: bytes, offset: int) -> tuple[int, Record, int] | None:
     payload = memoryview(data)[start:end]
     if zlib.crc32(payload) != checksum:
         return None
-    sequence, kind, id_len = _PAYLOAD.unpack_from(payload)
+    sequence, time_ms, kind, id_len = _PAYLOAD.unpack_from(payload)
     tokens_start = _PAYLOAD.size + id_len
     document_id = bytes(payload[_PAYLOAD.size : tokens_start]).decode(errors="replace")
-    if kind == _DELETE:
-        return sequence, Record(document_id, None), end
-    return sequence, Record(document_id, np.frombuffer(payload[tokens_start:], "<i4").astype(np.int32)), end
+    tokens = None if kind == _DELETE else np.frombuffer(payload[tokens_start:], "<i4").astype(np.int32)
+    return sequence, Record(document_id, tokens, time_ms), end
 
 
 def _next_valid_frame(data: bytes, offset: int) -> int | None:
@@ -125,12 +167,13 @@ def _next_valid_frame(data: bytes, offset: int) -> int | None:
 
 
 class LogReader:
-    """Follows a pool's log, whoever writes it."""
+    """Follows a pool's log, whoever writes it. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._identity: tuple[int, int] | None = None
+        self._header: Header | None = None
         self._offset = 0
+        self._next_sequence = 0
         self.size_bytes = 0
 
     def poll(self) -> tuple[bool, list[tuple[int, Record]]]:
@@ -142,134 +185,31 @@ class LogReader:
         """
         try:
             with self._path.open("rb") as file:
-                stat = os.fstat(file.fileno())
-                header = file.read(HEADER_SIZE)
-                first_sequence = read_header(header)
-                if first_sequence is None:
-                    return self._restart(None, stat.st_size), []
-                identity = (stat.st_ino, first_sequence)
-                restarted = identity != self._identity or stat.st_size < self._offset
+                header = decode_header(file.read(HEADER_SIZE))
+                size_bytes = os.fstat(file.fileno()).st_size
+                restarted = header != self._header or size_bytes < self._offset
+                if header == self._header and restarted:
+                    logger.error("log.shrunk path=%s: %d bytes that were there are gone, and the documents in them",
+                                 self._path, self._offset - size_bytes)  # fmt: skip
                 if restarted:
-                    self._restart(identity, stat.st_size)
+                    self._header, self._offset, self._next_sequence = header, HEADER_SIZE, 0
                 file.seek(self._offset)
                 data = file.read()
         except (FileNotFoundError, NotADirectoryError):
-            return self._restart(None, 0), []
+            return self._forget(), []
+        except UnreadableLog as error:
+            logger.error("log.unreadable path=%s: %s; its documents are not served", self._path, error)
+            return self._forget(), []
         records, valid_end = scan_frames(data, str(self._path))
         self._offset += valid_end
-        self.size_bytes = stat.st_size
-        return restarted, records
-
-    def _restart(self, identity: tuple[int, int] | None, size_bytes: int) -> bool:
-        changed = identity != self._identity or identity is not None
-        if identity is None and size_bytes:
-            logger.error("log.unreadable path=%s: no header of format %d", self._path, FORMAT_VERSION)
-        self._identity = identity
-        self._offset = HEADER_SIZE
         self.size_bytes = size_bytes
-        return changed
+        # The second copies of records may be read later than the first.
+        fresh = [(sequence, record) for sequence, record in records if sequence >= self._next_sequence]
+        if fresh:
+            self._next_sequence = fresh[-1][0] + 1
+        return restarted, fresh
 
-
-class LogWriter:
-    """Appends to a pool's log. Only whoever holds the pool's writer lock may have one.
-
-    Opening recovers: a torn end is cut off, with a message. After a failed sync `failed` is set for good.
-
-    Raises:
-        OSError: the storage failed.
-        StorageUnavailable: the file is no log of this format.
-    """
-
-    def __init__(self, path: Path, first_sequence: int) -> None:
-        self._path = path
-        self.failed = False
-        if not path.exists():
-            replace_file(path, new_log_bytes(first_sequence))
-        self._descriptor = os.open(path, os.O_RDWR)
-        try:
-            data = _read_all(self._descriptor)
-            first = read_header(data)
-            if first is None:
-                raise StorageUnavailable(
-                    f"{path.name} is damaged or of another format version, must be {FORMAT_VERSION}"
-                )
-            records, valid_end = scan_frames(data[HEADER_SIZE:], str(path))
-            self._end = HEADER_SIZE + valid_end
-            self.next_sequence = max([first, first_sequence, *(sequence + 1 for sequence, _ in records)])
-            if self._end < len(data):
-                logger.warning(
-                    "log.recovered path=%s cut_bytes=%d at=%d: the end was torn and never acknowledged",
-                    path, len(data) - self._end, self._end,
-                )  # fmt: skip
-                os.ftruncate(self._descriptor, self._end)
-            os.fsync(self._descriptor)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Appends records; all of them are durable when it returns.
-
-        Raises:
-            StorageUnavailable: the storage failed now or before; none may be assumed stored.
-        """
-        if self.failed:
-            raise StorageUnavailable("an earlier write to this pool's log failed; nothing more is stored in it")
-        data = b"".join(encode_frame(self.next_sequence + i, record) for i, record in enumerate(records))
-        try:
-            _write_all(self._descriptor, data, self._end)
-        except OSError as error:
-            self._undo(error)
-            raise storage_error(error) from error
-        try:
-            os.fdatasync(self._descriptor)
-        except OSError as error:
-            # What the page cache holds after a failed sync is unknown: never trust this file again.
-            self.failed = True
-            raise storage_error(error) from error
-        self._end += len(data)
-        self.next_sequence += len(records)
-
-    def _undo(self, error: OSError) -> None:
-        """After a failed write: back to the last acknowledged end, or out of use."""
-        logger.error("log.write_failed path=%s reason=%s", self._path, error.strerror)
-        try:
-            os.ftruncate(self._descriptor, self._end)
-            os.fdatasync(self._descriptor)
-        except OSError:
-            self.failed = True
-
-    def close(self) -> None:
-        """Releases the file."""
-        os.close(self._descriptor)
-
-
-def storage_error(error: OSError) -> StorageUnavailable:
-    """The caller's error for a failed file operation, without paths of this machine."""
-    reason = error.strerror or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        reason = f"disk full ({reason})"
-    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        reason = f"not writable ({reason})"
-    return StorageUnavailable(f"the pool directory cannot be used: {reason}")
-
-
-def _read_all(descriptor: int) -> bytes:
-    size = os.fstat(descriptor).st_size
-    parts: list[bytes] = []
-    offset = 0
-    while offset < size:
-        part = os.pread(descriptor, size - offset, offset)
-        if not part:
-            break
-        parts.append(part)
-        offset += len(part)
-    return b"".join(parts)
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view = view[written:]
-        offset += written
+    def _forget(self) -> bool:
+        known, self._header = self._header is not None, None
+        self._offset = self.size_bytes = 0
+        return known

@@ -1,27 +1,27 @@
-"""All pools under one directory, kept up to date in the background, and what a sequence is drafted from.
-
-An ancestor's sample: of all documents in pools below it, the `sample_documents` with the smallest hash of (pool, id).
-Any shard computes the same, deletions carry over, and nothing is stored for it.
-"""
+"""All pools under one directory, kept up to date in the background, and what a sequence is drafted from."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from enum import Enum
 
-import numpy as np
-
-from laser_protocol.errors import InvalidRequest, LaserError, StorageUnavailable, UnknownPool
+from laser_protocol.errors import InvalidRequest, LaserError, StorageUnavailable, UnknownPool, WriterElsewhere
 from laser_protocol.pool_id import ancestors, check_pool_id
+from laser_retriever.clock import Clock
 from laser_retriever.config import RetrieverConfig
-from laser_retriever.index import Sources, TokenIndex, build_index
-from laser_retriever.pool import IDENTITY_NAME, Documents, Pool, PoolSnapshot
+from laser_retriever.contents import IDENTITY_NAME
+from laser_retriever.counters import Event, EventCounters
+from laser_retriever.durable import Disk
+from laser_retriever.index import Sources, TokenIndex
+from laser_retriever.pool import Pool, Upkeep
+from laser_retriever.samples import Samples
+from laser_retriever.snapshot import PoolSnapshot
+from laser_retriever.storage_health import StorageHealth
+from laser_retriever.writer import Documents
 
 logger = logging.getLogger(__name__)
 
@@ -36,58 +36,63 @@ class PoolStatus(Enum):
     TOKENIZER_MISMATCH = "tokenizer_mismatch"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """The derived sample of an ancestor: per tokenizer fingerprint an index, and the snapshots it was made of."""
-
-    indexes: dict[str, TokenIndex]
-    snapshots: tuple[PoolSnapshot, ...]
-    built_at: float
-    build_s: float
-
-
 class Pools:
     """The pools of a directory. Thread-safe.
 
+    One thread takes in what is written, by any process; another does what takes long: sealing, compacting, evicting.
+
     Args:
         config: where they lie and how they are kept.
+        disk, clock: the file system and the time.
 
     Raises:
         StorageUnavailable: the directory cannot be made or read.
     """
 
-    def __init__(self, config: RetrieverConfig) -> None:
+    def __init__(self, config: RetrieverConfig, disk: Disk | None = None, clock: Clock | None = None) -> None:
         self._config = config
+        self._disk = disk or Disk()
+        self._clock = clock or Clock()
         self._address = config.advertise
         self._mutex = threading.Lock()
         self._pools: dict[str, Pool] = {}
-        self._samples: dict[str, Sample] = {}
+        self._samples = Samples(config.sample_documents, config.sample_interval_s, self._clock)
+        self._updating_samples = threading.Lock()
         self._sources: dict[tuple[str, str], tuple[PoolStatus, Sources]] = {}
-        self._wake = threading.Event()
-        self._closed = False
+        self._changed = threading.Event()
+        self._upkeep_due = threading.Event()
+        self._closing = threading.Event()
+        self.counters = EventCounters()
         try:
             config.pools.mkdir(parents=True, exist_ok=True)
             next(config.pools.iterdir(), None)
         except OSError as error:
             raise StorageUnavailable(f"pools is {str(config.pools)!r}, cannot be used: {error.strerror}") from error
+        self.storage = StorageHealth(self._disk, config.pools)
         self.refresh()
-        self._thread = threading.Thread(target=self._maintain, name="pools", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=args, name=f"pools-{name}", daemon=True)
+            for name, *args in (
+                ("refresh", self.refresh, self._changed),
+                ("upkeep", self.upkeep, self._upkeep_due),
+            )
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def advertise(self, address: str) -> None:
         """Sets the HOST:PORT at which this process's writes can be made, known once its port is bound."""
         self._address = address
 
-    def _make_pool(self, pool: str) -> Pool:
-        return Pool(pool, self._config, lambda: self._address)
-
     def close(self) -> None:
         """Stops the background work and gives up all writer locks."""
-        self._closed = True
-        self._wake.set()
-        self._thread.join()
+        self._closing.set()
+        self._changed.set()
+        self._upkeep_due.set()
+        for thread in self._threads:
+            thread.join()
         for pool in self._known():
-            pool.close()
+            pool.writer.close()
 
     # Drafting
 
@@ -121,8 +126,10 @@ class Pools:
             sample = self._samples.get(name)
             if sample is not None and fingerprint in sample.indexes:
                 indexes.append((sample.indexes[fingerprint], distance))
-        status = PoolStatus.OK if own is not None and own.exists else PoolStatus.NO_POOL
-        return status, Sources.of(indexes)
+        # A pool without documents of its own is drafted from those below it, where there are any.
+        sample = self._samples.get(pool)
+        known = (own is not None and own.exists) or (sample is not None and fingerprint in sample.indexes)
+        return PoolStatus.OK if known else PoolStatus.NO_POOL, Sources.of(indexes)
 
     def _snapshot(self, pool: str) -> PoolSnapshot | None:
         found = self._pools.get(pool)
@@ -139,23 +146,33 @@ class Pools:
         check_pool_id(pool)
         with self._mutex:
             target = self._pools.get(pool) or self._pools.setdefault(pool, self._make_pool(pool))
-        target.add(fingerprint, documents)
-        self._wake.set()
+        with self._writing(target):
+            target.writer.add(fingerprint, documents)
+        self.counters.count(Event.DOCUMENTS_ACKNOWLEDGED, len(documents))
+        self._changed.set()
 
     def delete_documents(self, pool: str, ids: Sequence[str]) -> int:
         """Deletes documents by id; durable when it returns. Returns how many existed."""
-        num_deleted = self._existing(pool).delete(ids)
-        self._wake.set()
+        target = self._existing(pool)
+        with self._writing(target):
+            num_deleted = target.writer.delete(ids)
+        self.counters.count(Event.DOCUMENTS_DELETED, num_deleted)
+        self._changed.set()
         return num_deleted
 
     def drop(self, pool: str) -> None:
         """Removes a pool, not its descendants."""
-        self._existing(pool).drop()
+        target = self._existing(pool)
+        with self._writing(target):
+            target.writer.drop()
         self.refresh()
 
     def compact(self, pool: str) -> PoolSnapshot:
         """Merges a pool into one segment without deleted documents."""
-        self._existing(pool).compact()
+        target = self._existing(pool)
+        with self._writing(target):
+            target.writer.compact()
+        self.counters.count(Event.COMPACTIONS)
         return self.describe(pool)
 
     def describe(self, pool: str) -> PoolSnapshot:
@@ -165,9 +182,8 @@ class Pools:
             InvalidRequest, UnknownPool
         """
         found = self._existing(pool)
-        if found.refresh():
-            self._sources = {}
-            self._wake.set()
+        if self._refresh_one(found):
+            self._changed.set()
         if not found.snapshot.exists:
             raise _unknown(pool)
         return found.snapshot
@@ -177,19 +193,32 @@ class Pools:
         if root:
             check_pool_id(root)
         self._discover()
-        return [
-            pool.snapshot
-            for pool in sorted(self._known(), key=lambda pool: pool.pool)
-            if (not root or pool.pool == root or pool.pool.startswith(root + "/"))
-            and self.describe_or_none(pool) is not None
-        ]
+        pools = sorted(self._known(), key=lambda pool: pool.pool)
+        listed = [pool for pool in pools if not root or pool.pool == root or pool.pool.startswith(root + "/")]
+        changed = [self._refresh_one(pool) for pool in listed]
+        if any(changed):
+            self._changed.set()
+        return [pool.snapshot for pool in listed if pool.snapshot.exists and pool.snapshot.num_documents]
 
-    def describe_or_none(self, pool: Pool) -> PoolSnapshot | None:
-        """The refreshed snapshot of a pool that exists and is not empty."""
-        if pool.refresh():
-            self._sources = {}
-            self._wake.set()
-        return pool.snapshot if pool.snapshot.exists and pool.snapshot.num_documents else None
+    def snapshots(self) -> list[PoolSnapshot]:
+        """All pools that exist, as of the last refresh."""
+        return [pool.snapshot for pool in self._known() if pool.snapshot.exists]
+
+    @contextmanager
+    def _writing(self, pool: Pool) -> Iterator[None]:
+        """Counts and remembers what goes wrong with a write."""
+        try:
+            yield
+        except WriterElsewhere:
+            self.counters.count(Event.WRITER_CONFLICTS)
+            raise
+        except StorageUnavailable as error:
+            self.counters.count(Event.STORAGE_ERRORS)
+            self.storage.failed(pool.directory, str(error))
+            raise
+
+    def _make_pool(self, pool: str) -> Pool:
+        return Pool(pool, self._config, lambda: self._address, self._disk, self._clock)
 
     def _existing(self, pool: str) -> Pool:
         check_pool_id(pool)
@@ -210,16 +239,40 @@ class Pools:
     def refresh(self) -> None:
         """Takes in everything written since, by any process, and rebuilds the samples that it changes."""
         self._discover()
-        changed = False
+        changed = [self._refresh_one(pool) for pool in self._known()]
+        if any(changed):
+            self._upkeep_due.set()
+        with self._updating_samples:
+            if self._samples.update(self.snapshots()):
+                self._sources = {}
+
+    def upkeep(self) -> None:
+        """Does for every pool what is due: evicting, sealing, compacting, tidying."""
+        self.storage.probe()
         for pool in self._known():
+            if self._closing.is_set() or self.storage.is_failing(pool.directory):
+                continue
             try:
-                changed |= pool.refresh()
-            except OSError as error:  # what one pool cannot read must not keep the others from being served
-                logger.error("pool.unreadable pool=%s reason=%s", pool.pool, error.strerror)
+                with self._writing(pool):
+                    done = pool.upkeep()
+            except LaserError as error:
+                logger.warning("pool.upkeep_failed pool=%s reason=%s", pool.pool, error)
+                continue
+            self.counters.count(Event.DOCUMENTS_EVICTED, done.num_evicted)
+            self.counters.count(Event.SEALS, done.num_seals)
+            self.counters.count(Event.COMPACTIONS, done.num_compactions)
+            if done != Upkeep():
+                self._changed.set()
+
+    def _refresh_one(self, pool: Pool) -> bool:
+        try:
+            changed = pool.refresh()
+        except OSError as error:  # what one pool cannot read must not keep the others from being served
+            logger.error("pool.unreadable pool=%s reason=%s", pool.pool, error.strerror)
+            return False
         if changed:
             self._sources = {}
-        if self._derive_samples():
-            self._sources = {}
+        return changed
 
     def _discover(self) -> None:
         for directory, names, files in os.walk(self._config.pools):
@@ -235,76 +288,22 @@ class Pools:
                     if pool not in self._pools:
                         self._pools[pool] = self._make_pool(pool)
 
-    def _derive_samples(self) -> bool:
-        """Brings the ancestors' samples up to date. Returns whether any changed."""
-        below: dict[str, list[PoolSnapshot]] = {}
-        for pool in self._known():
-            if pool.snapshot.exists:
-                for ancestor in ancestors(pool.pool):
-                    below.setdefault(ancestor, []).append(pool.snapshot)
-        changed = False
-        for name in [name for name in self._samples if name not in below]:
-            # Two threads may be here: a dropped pool refreshes at once, the maintainer every two seconds.
-            self._samples.pop(name, None)
-            changed = True
-        for name, snapshots in below.items():
-            old = self._samples.get(name)
-            if old is not None:
-                if set(old.snapshots) == set(snapshots):
-                    continue
-                # A busy ancestor is rebuilt a tenth of the time at most.
-                wait_s = min(max(self._config.sample_interval_s, 10 * old.build_s), 30.0)
-                if time.monotonic() - old.built_at < wait_s:
-                    continue
-            self._samples[name] = _build_sample(snapshots, self._config.sample_documents)
-            changed = True
-        return changed
-
-    def _maintain(self) -> None:
-        while not self._closed:
-            self._wake.wait(self._config.rescan_s)
-            self._wake.clear()
-            if self._closed:
+    def _repeat(self, work: Callable[[], None], due: threading.Event) -> None:
+        """Does the work whenever it is due, at least every `rescan_s`."""
+        while True:
+            due.wait(self._config.rescan_s)
+            due.clear()
+            if self._closing.is_set():
                 return
-            started = time.monotonic()
+            started_s = self._clock.monotonic_s()
             try:
-                self.refresh()
-                for pool in self._known():
-                    _keep_up(pool)
-            except Exception:  # upkeep must outlive any single fault
-                logger.exception("pools.maintenance_failed")
-            # Writes in quick succession are taken in together, and upkeep takes a quarter of a core at most.
-            took_s = time.monotonic() - started
-            time.sleep(min(max(0.05, 3 * took_s), 1.0, self._config.rescan_s))
-
-
-def _keep_up(pool: Pool) -> None:
-    try:
-        if pool.needs_sealing():
-            pool.seal()
-        pool.maintain()
-    except LaserError as error:
-        logger.warning("pool.maintenance_failed pool=%s reason=%s", pool.pool, error)
+                work()
+            except Exception:  # the background must outlive any single fault
+                logger.exception("pools.background_failed")
+            # Writes in quick succession are taken in together, and this takes a quarter of a core at most.
+            took_s = self._clock.monotonic_s() - started_s
+            self._closing.wait(min(max(0.05, 3 * took_s), 1.0, self._config.rescan_s))
 
 
 def _unknown(pool: str) -> UnknownPool:
     return UnknownPool(f"pool {pool!r} is not known here", field="pool")
-
-
-def _build_sample(snapshots: Sequence[PoolSnapshot], max_documents: int) -> Sample:
-    """The documents of these pools with the smallest hash of (pool, id), per tokenizer."""
-    started = time.monotonic()
-    by_fingerprint: dict[str, list[tuple[bytes, TokenIndex, int]]] = {}
-    for snapshot in snapshots:
-        base = hashlib.blake2b(snapshot.pool.encode() + b"\0", digest_size=8)
-        hashed = by_fingerprint.setdefault(snapshot.fingerprint, [])
-        for document_id, index, i in snapshot.documents():
-            state = base.copy()
-            state.update(document_id.encode())
-            hashed.append((state.digest(), index, i))
-    indexes = {}
-    for fingerprint, hashed in by_fingerprint.items():
-        smallest = sorted(hashed, key=lambda item: item[0])[:max_documents]
-        indexes[fingerprint] = build_index([np.asarray(index.document(i)) for _, index, i in smallest])
-    now = time.monotonic()
-    return Sample(indexes, tuple(snapshots), now, now - started)

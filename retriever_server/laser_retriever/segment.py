@@ -1,16 +1,17 @@
 """One immutable part of a pool on disk: documents, their suffix array, and what it replaces.
 
-A segment is a directory `seg-<ulid>` with `tokens.i32`, `offsets.i64`, `suffixes.i32` (little-endian arrays of an
-index) and `meta.json`. It is written beside, fsynced, and published by a rename; so a directory of that name is
-finished, and what is damaged in it shows in sizes and checksums when it is opened.
+A segment is a directory `seg-<ulid>` with the little-endian arrays `tokens.i32`, `offsets.i64`, `suffixes.i32` and
+`times.i64`, and `meta.json`. It is written beside, fsynced, and published by a rename; so a directory of that name is
+finished, and what is damaged in it shows in sizes and checksums when it is opened. What follows from the tokens is
+rebuilt then.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import contextlib
+import logging
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,31 +21,56 @@ import numpy as np
 from numpy.typing import NDArray
 from ulid import ULID
 
-from laser_retriever.durable import json_bytes, sync_directory, write_file
-from laser_retriever.index import MARKS_PER_DOCUMENT, TokenIndex, build_index
+from laser_retriever import checked_json
+from laser_retriever.checked_json import DamagedJson
+from laser_retriever.durable import Disk
+from laser_retriever.index import TokenIndex, build_index
+from laser_retriever.suffix_array import BEGIN_MARK, build_context_array
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 PREFIX = "seg-"
 UNFINISHED = ".tmp"
-_FILES = (("tokens.i32", "<i4"), ("offsets.i64", "<i8"), ("suffixes.i32", "<i4"))
+_DTYPES = {"tokens.i32": "<i4", "offsets.i64": "<i8", "suffixes.i32": "<i4", "times.i64": "<i8"}
+
+Array = NDArray[Any]
 
 
 class CorruptSegment(Exception):
-    """A segment that cannot be trusted; the message says what is wrong with it."""
+    """A segment that cannot be trusted; the message says which of its files is wrong, and what would be right."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredDocument:
+    """A document on its way into a segment: its id, int32[] tokens, and when it came, in milliseconds since 1970."""
+
+    document_id: str
+    token_ids: NDArray[np.int32]
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentContent:
+    """What a segment is to hold.
+
+    Attributes:
+        documents: with distinct ids, oldest first.
+        tombstones: ids deleted in its range that older segments may hold.
+        first_sequence, end_sequence: the log records [first, end) whose effect the segment holds.
+        replaces: names of segments that this one makes obsolete.
+    """
+
+    documents: Sequence[StoredDocument]
+    tombstones: Sequence[str]
+    first_sequence: int
+    end_sequence: int
+    replaces: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentMeta:
-    """What `meta.json` holds.
-
-    Attributes:
-        format_version: FORMAT_VERSION of the writer.
-        first_sequence, end_sequence: the log records [first, end) whose effect the segment holds.
-        replaces: names of segments that this one makes obsolete.
-        ids: document ids, in order.
-        tombstones: ids deleted in that range that older segments may hold.
-        checksums: CRC-32 of each array file.
-    """
+    """What `meta.json` holds: see SegmentContent; beside that `checksums`, the CRC-32 of each array file."""
 
     format_version: int
     first_sequence: int
@@ -56,27 +82,32 @@ class SegmentMeta:
 
     @staticmethod
     def from_json(data: bytes) -> SegmentMeta:
-        """Raises CorruptSegment for anything but what `asdict` of a meta gave, or another format version."""
+        """Raises CorruptSegment for anything but what `checked_json.encode` of a meta gave."""
         try:
-            fields: dict[str, Any] = json.loads(data)
-            version = fields["format_version"]
-            if version != FORMAT_VERSION:
-                raise CorruptSegment(f"format version is {version}, this program reads {FORMAT_VERSION}")
+            fields = checked_json.decode(data, FORMAT_VERSION)
             for name in ("replaces", "ids", "tombstones"):
-                fields[name] = tuple(str(item) for item in fields[name])
-            checksums = {str(key): int(value) for key, value in fields["checksums"].items()}
-            return SegmentMeta(**{**fields, "checksums": checksums})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CorruptSegment(f"meta.json is damaged: {error!r}") from error
+                fields[name] = tuple(fields[name])
+            return SegmentMeta(**fields)
+        except (DamagedJson, KeyError, TypeError) as error:
+            raise CorruptSegment(f"meta.json: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """A published segment, opened. Its arrays are memory-mapped and stay valid after its files are removed."""
+    """A published segment, opened. Mapped arrays stay valid after its files are removed.
+
+    Attributes:
+        name: of its directory.
+        meta: what it says of itself.
+        index: its documents, none of them dead.
+        times_ms: int64[D], when each document came.
+        size_bytes: on disk.
+    """
 
     name: str
     meta: SegmentMeta
     index: TokenIndex
+    times_ms: NDArray[np.int64]
     size_bytes: int
 
     @cached_property
@@ -85,91 +116,126 @@ class Segment:
         return {document_id: i for i, document_id in enumerate(self.meta.ids)}
 
 
-def write_segment(
-    pool_directory: Path,
-    documents: Sequence[tuple[str, NDArray[np.int32]]],
-    *,
-    tombstones: Sequence[str] = (),
-    first_sequence: int,
-    end_sequence: int,
-    replaces: Sequence[str] = (),
-) -> Segment:
+def write_segment(disk: Disk, pool_directory: Path, content: SegmentContent) -> str:
     """Builds, writes and publishes a segment; durable when it returns.
 
     Args:
+        disk: where the pool lies.
         pool_directory: where it is published.
-        documents: (id, int32 tokens) pairs with distinct ids.
-        tombstones, first_sequence, end_sequence, replaces: see SegmentMeta.
+        content: what it holds.
+
+    Returns:
+        Its name.
 
     Raises:
         OSError: the storage failed; nothing is published.
     """
-    index = build_index([tokens for _, tokens in documents])
+    index = build_index([document.token_ids for document in content.documents])
+    times_ms = np.array([document.time_ms for document in content.documents], np.int64)
+    arrays: tuple[Array, ...] = (index.tokens, index.offsets, index.suffixes, times_ms)
     name = PREFIX + str(ULID()).lower()
     temporary = pool_directory / (name + UNFINISHED)
-    temporary.mkdir()
+    disk.make_directory(temporary)
     try:
         checksums = {}
-        arrays: tuple[NDArray[Any], ...] = (index.tokens, index.offsets, index.suffixes)
-        for (file_name, dtype), array in zip(_FILES, arrays, strict=True):
+        for (file_name, dtype), array in zip(_DTYPES.items(), arrays, strict=True):
             data = _bytes_of(array.astype(dtype, copy=False))
             checksums[file_name] = zlib.crc32(data)
-            write_file(temporary / file_name, data)
+            disk.write_file(temporary / file_name, data)
         meta = SegmentMeta(
             format_version=FORMAT_VERSION,
-            first_sequence=first_sequence,
-            end_sequence=end_sequence,
-            replaces=tuple(replaces),
-            ids=tuple(document_id for document_id, _ in documents),
-            tombstones=tuple(tombstones),
+            first_sequence=content.first_sequence,
+            end_sequence=content.end_sequence,
+            replaces=tuple(content.replaces),
+            ids=tuple(document.document_id for document in content.documents),
+            tombstones=tuple(content.tombstones),
             checksums=checksums,
         )
-        write_file(temporary / "meta.json", json_bytes(asdict(meta)))
-        sync_directory(temporary)
-        temporary.rename(pool_directory / name)
+        disk.write_file(temporary / "meta.json", checked_json.encode(asdict(meta)))
+        disk.sync_directory(temporary)
+        disk.rename(temporary, pool_directory / name)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # else the next writer removes it
+            disk.remove_tree(temporary)
         raise
-    sync_directory(pool_directory)
-    return open_segment(pool_directory / name)
+    disk.sync_directory(pool_directory)
+    return name
 
 
-def open_segment(path: Path) -> Segment:
+def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
     """Opens a published segment and checks sizes, checksums and structure.
 
+    Offsets, suffixes and times that are damaged are made anew in memory, with a message.
+
+    Args:
+        path: its directory.
+        into_memory: read the arrays instead of mapping them, for file systems on which mapped files may change or
+            vanish.
+
     Raises:
-        CorruptSegment: it is damaged, incomplete or of another format version.
+        CorruptSegment: its tokens or what it says of itself are damaged, or it is of another format version.
         FileNotFoundError: it is gone altogether.
     """
     try:
         meta = SegmentMeta.from_json((path / "meta.json").read_bytes())
-        arrays = [_map_array(path / file_name, dtype, meta) for file_name, dtype in _FILES]
+        tokens = _read_array(path, "tokens.i32", meta, into_memory)
     except FileNotFoundError as error:
         if not path.is_dir():
             raise
-        raise CorruptSegment(f"{Path(error.filename).name} is missing") from error
-    tokens, offsets, suffixes = arrays
+        raise CorruptSegment(f"{Path(error.filename).name}: is missing") from error
     num_documents = len(meta.ids)
-    if len(offsets) != num_documents + 1 or offsets[0] != 0 or offsets[-1] != len(tokens):
-        raise CorruptSegment(f"offsets.i64 does not fit {num_documents} documents of {len(tokens)} tokens")
-    if len(suffixes) != len(tokens) or (num_documents and int(np.diff(offsets).min()) <= MARKS_PER_DOCUMENT):
-        raise CorruptSegment("suffixes.i32 or offsets.i64 does not fit tokens.i32")
+
+    def array_or(file_name: str, length: int, derive: Callable[[], Array]) -> Array:
+        try:
+            array = _read_array(path, file_name, meta, into_memory)
+            if len(array) != length:
+                raise CorruptSegment(f"{file_name}: has {len(array)} items, must have {length}")
+            return array
+        except (CorruptSegment, FileNotFoundError) as error:
+            reason = error if isinstance(error, CorruptSegment) else f"{file_name}: is missing"
+            logger.error("segment.repaired segment=%s reason=%s: made anew in memory; compact the pool", path, reason)
+            return derive()
+
+    index = TokenIndex(
+        tokens,
+        array_or("offsets.i64", num_documents + 1, lambda: _derive_offsets(tokens)),
+        array_or("suffixes.i32", len(tokens), lambda: build_context_array(tokens)),
+    )
+    times_ms = array_or("times.i64", num_documents, lambda: np.full(num_documents, _created_ms(path.name), np.int64))
     size_bytes = sum(file.stat().st_size for file in path.iterdir())
-    return Segment(path.name, meta, TokenIndex(tokens, offsets, suffixes), size_bytes)
+    return Segment(path.name, meta, index, times_ms, size_bytes)
 
 
-def _bytes_of(array: NDArray[Any]) -> memoryview:
+def _derive_offsets(tokens: NDArray[np.int32]) -> NDArray[np.int64]:
+    return np.append(np.flatnonzero(tokens == BEGIN_MARK), len(tokens)).astype(np.int64)
+
+
+def _created_ms(name: str) -> int:
+    try:
+        return ULID.from_str(name.removeprefix(PREFIX).upper()).milliseconds
+    except ValueError:
+        return 0
+
+
+def _bytes_of(array: Array) -> memoryview:
     """The bytes of a contiguous array, without a copy."""
     return memoryview(array.view(np.uint8).data)
 
 
-def _map_array(path: Path, dtype: str, meta: SegmentMeta) -> NDArray[Any]:
+def _read_array(directory: Path, file_name: str, meta: SegmentMeta, into_memory: bool) -> Array:
+    path = directory / file_name
+    dtype = _DTYPES[file_name]
     size = path.stat().st_size
     item = np.dtype(dtype).itemsize
     if size % item:
-        raise CorruptSegment(f"{path.name} has {size} bytes, no multiple of {item}")
-    array: NDArray[Any] = np.asarray(np.memmap(path, dtype, "r")) if size else np.empty(0, dtype)
-    found = zlib.crc32(_bytes_of(array))
-    if found != meta.checksums.get(path.name):
-        raise CorruptSegment(f"{path.name} has CRC-32 {found:#010x}, meta.json says {meta.checksums.get(path.name)}")
+        raise CorruptSegment(f"{file_name}: has {size} bytes, must have a multiple of {item}")
+    if not size:
+        array: Array = np.empty(0, dtype)
+    elif into_memory:
+        array = np.fromfile(path, dtype)
+    else:
+        array = np.asarray(np.memmap(path, dtype, "r"))
+    found, expected = zlib.crc32(_bytes_of(array)), meta.checksums.get(file_name)
+    if found != expected:
+        raise CorruptSegment(f"{file_name}: has CRC-32 {found:#010x}, must have {expected or 0:#010x} by meta.json")
     return array

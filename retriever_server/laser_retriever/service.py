@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
@@ -15,13 +16,16 @@ from numpy.typing import NDArray
 from laser_protocol.acceptance import Strict, acceptance_from_message
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.pool_id import check_pool_id
+from laser_protocol.serving import LaserServer
 from laser_protocol.tree import tree_to_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.drafter import DraftParams
-from laser_retriever.pool import PoolSnapshot
+from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
 from laser_retriever.pools import Pools, PoolStatus
 from laser_retriever.sequence import Drafter
+from laser_retriever.snapshot import PoolSnapshot
+from laser_retriever.writer_lock import WriterLock
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +33,15 @@ T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 SERVICE_NAME = "laser.v1.Retriever"
+# Health of this name says whether pools can be written to; reading and drafting go on without.
+WRITES_NAME = "laser.v1.Retriever.writes"
 MAX_ID_BYTES = 256
 MAX_DOCUMENT_TOKENS = 1_048_576
 # Documents of one call are made durable whenever so many tokens have come, so that a call may be longer than memory.
 FLUSH_TOKENS = 1_048_576
+# Documents of one message of an export.
+EXPORT_BYTES = 4 * 1024 * 1024
+HEALTH_INTERVAL_S = 0.5
 
 _POOL_STATES = {
     PoolStatus.OK: retriever_pb2.POOL_STATE_OK,
@@ -50,12 +59,20 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         pools: opened; closed by whoever opened them.
         config: limits, threads and the shard's name.
         params: how matches become probabilities.
+        metrics: of the same pools.
     """
 
-    def __init__(self, pools: Pools, config: RetrieverConfig, params: DraftParams | None = None) -> None:
+    def __init__(
+        self,
+        pools: Pools,
+        config: RetrieverConfig,
+        params: DraftParams | None = None,
+        metrics: RetrieverMetrics | None = None,
+    ) -> None:
         self._pools = pools
         self._config = config
         self._params = params or DraftParams()
+        self._metrics = metrics or RetrieverMetrics(pools)
         self._draft_threads = ThreadPoolExecutor(config.num_threads, "draft")
         # Writers wait for disks; drafting must never wait behind them.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
@@ -75,6 +92,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         loop = asyncio.get_running_loop()
         drafter: Drafter | None = None
         verifier = ""
+        metrics = self._metrics.open_stream()
         try:
             async for request in request_iterator:
                 if drafter is None:
@@ -86,11 +104,14 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                     continue
                 if request.HasField("handshake"):
                     raise InvalidRequest("handshake is set, must be only in the first message", field="handshake")
+                arrived_s = time.perf_counter()
                 response = await loop.run_in_executor(self._draft_threads, answer, drafter, request)
+                _measure(metrics, request, response, time.perf_counter() - arrived_s, len(drafter))
                 if response.opened or response.trees or response.faults:
                     yield response
         finally:
             # Reached however the stream ends; the sequences go with the drafter.
+            metrics.close()
             if drafter is not None:
                 feedback = drafter.feedback
                 logger.info(
@@ -150,13 +171,13 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         self, request: retriever_pb2.ListPoolsRequest, context: Context
     ) -> retriever_pb2.ListPoolsResponse:
         snapshots = await self._in_storage(self._pools.list_pools, request.root)
-        return retriever_pb2.ListPoolsResponse(pools=[_description(snapshot) for snapshot in snapshots])
+        return retriever_pb2.ListPoolsResponse(pools=[self._description(snapshot) for snapshot in snapshots])
 
     async def DescribePool(  # noqa: N802
         self, request: retriever_pb2.DescribePoolRequest, context: Context
     ) -> retriever_pb2.DescribePoolResponse:
         snapshot = await self._in_storage(self._pools.describe, request.pool)
-        return retriever_pb2.DescribePoolResponse(description=_description(snapshot))
+        return retriever_pb2.DescribePoolResponse(description=self._description(snapshot))
 
     async def DropPool(  # noqa: N802
         self, request: retriever_pb2.DropPoolRequest, context: Context
@@ -169,7 +190,43 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         self, request: retriever_pb2.CompactPoolRequest, context: Context
     ) -> retriever_pb2.CompactPoolResponse:
         snapshot = await self._in_storage(self._pools.compact, request.pool)
-        return retriever_pb2.CompactPoolResponse(description=_description(snapshot))
+        return retriever_pb2.CompactPoolResponse(description=self._description(snapshot))
+
+    async def ExportDocuments(  # noqa: N802
+        self, request: retriever_pb2.ExportDocumentsRequest, context: Context
+    ) -> AsyncIterator[retriever_pb2.ExportDocumentsResponse]:
+        snapshot = await self._in_storage(self._pools.describe, request.pool)
+        yield retriever_pb2.ExportDocumentsResponse(description=self._description(snapshot))
+        batches = _batches(snapshot)
+        while (batch := await self._in_storage(next, batches, None)) is not None:
+            yield retriever_pb2.ExportDocumentsResponse(documents=batch)
+        logger.info("documents.exported pool=%s documents=%d", request.pool, snapshot.num_documents)
+
+    async def report_health(self, server: LaserServer) -> None:
+        """Keeps the health of writes up to date, until cancelled."""
+        while True:
+            await server.set_serving(self._pools.storage.writable, [WRITES_NAME])
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+
+    def _description(self, snapshot: PoolSnapshot) -> retriever_pb2.PoolDescription:
+        limits = self._config.limits
+        return retriever_pb2.PoolDescription(
+            pool=snapshot.pool,
+            tokenizer_fingerprint=snapshot.fingerprint,
+            num_documents=snapshot.num_documents,
+            num_tokens=snapshot.num_tokens,
+            num_segments=len(snapshot.segments),
+            size_bytes=snapshot.size_bytes,
+            num_log_documents=len(snapshot.tail_ids),
+            num_dead_tokens=snapshot.num_dead_tokens,
+            log_size_bytes=snapshot.log_size_bytes,
+            oldest_unix_ms=snapshot.oldest_ms,
+            newest_unix_ms=snapshot.newest_ms,
+            writer=WriterLock.last_holder(self._config.pools / snapshot.pool),
+            limits=retriever_pb2.PoolLimits(
+                max_documents=limits.max_documents, max_tokens=limits.max_tokens, max_age_s=limits.max_age_s
+            ),
+        )
 
     async def _in_storage(self, function: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._storage_threads, function, *arguments)
@@ -279,13 +336,29 @@ def _document(message: retriever_pb2.Document) -> tuple[str, NDArray[np.int32]]:
     return message.id, tokens
 
 
-def _description(snapshot: PoolSnapshot) -> retriever_pb2.PoolDescription:
-    return retriever_pb2.PoolDescription(
-        pool=snapshot.pool,
-        tokenizer_fingerprint=snapshot.fingerprint,
-        num_documents=snapshot.num_documents,
-        num_tokens=snapshot.num_tokens,
-        num_segments=len(snapshot.segments),
-        size_bytes=snapshot.size_bytes,
-        num_log_documents=len(snapshot.tail_ids),
-    )
+def _measure(
+    metrics: StreamMetrics,
+    request: retriever_pb2.DraftRequest,
+    response: retriever_pb2.DraftResponse,
+    took_s: float,
+    num_sequences: int,
+) -> None:
+    num_wanted = sum(opened.node_budget > 0 for opened in request.opens)
+    num_wanted += sum(advanced.node_budget > 0 for advanced in request.advances)
+    node_counts = [len(tree.token_ids) for tree in response.trees]
+    metrics.answered(num_wanted - len(response.faults), node_counts, took_s, num_sequences)
+
+
+def _batches(snapshot: PoolSnapshot) -> Iterator[Sequence[retriever_pb2.Document]]:
+    """The documents of a pool, oldest first, in portions for one message each."""
+    batch: list[retriever_pb2.Document] = []
+    size_bytes = 0
+    for document_id, index, i in snapshot.documents():
+        document = retriever_pb2.Document(id=document_id, token_ids=index.document(i).astype("<i4").tobytes())
+        if batch and size_bytes + len(document.token_ids) > EXPORT_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(document)
+        size_bytes += len(document.token_ids) + len(document_id)
+    if batch:
+        yield batch

@@ -52,6 +52,14 @@ class WriterLock:
                 return WriterLock(descriptor)
             os.close(descriptor)  # dropped together with its pool since it was opened
 
+    @staticmethod
+    def last_holder(directory: Path) -> str:
+        """HOST:PORT of who holds the pool's lock, or, if that was killed, held it last; "" where it was given up."""
+        try:
+            return (directory / LOCK_NAME).read_text(errors="replace").strip()
+        except OSError:
+            return ""
+
     def release(self) -> None:
         """Gives the lock up."""
         os.ftruncate(self._descriptor, 0)

@@ -25,19 +25,21 @@ from laser_protocol.errors import (
 )
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.pool import Pool
+from retriever_disks import UnsyncedDisk
 
 FINGERPRINT = "f" * 64
 POOL = "shop/user/1"
 
 
 def pool_at(directory: Path, pool: str = POOL, address: str = "here:1", **settings_: float) -> Pool:
-    opened = Pool(pool, RetrieverConfig(pools=directory, **settings_), lambda: address)  # type: ignore[arg-type]
+    config = RetrieverConfig(pools=directory, **settings_)  # type: ignore[arg-type]
+    opened = Pool(pool, config, lambda: address, UnsyncedDisk())
     opened.refresh()
     return opened
 
 
 def add(pool: Pool, documents: dict[str, list[int]], fingerprint: str = FINGERPRINT) -> None:
-    pool.add(fingerprint, [(key, np.array(tokens, np.int32)) for key, tokens in documents.items()])
+    pool.writer.add(fingerprint, [(key, np.array(tokens, np.int32)) for key, tokens in documents.items()])
 
 
 def contents(pool: Pool) -> dict[str, list[int]]:
@@ -53,7 +55,7 @@ def test_added_documents_are_there_and_survive_reopening(tmp_path: Path) -> None
     add(pool, {"a": [1, 2], "b": [3]})
     assert contents(pool) == {"a": [1, 2], "b": [3]}
     assert (pool.snapshot.num_documents, pool.snapshot.num_tokens, pool.snapshot.fingerprint) == (2, 3, FINGERPRINT)
-    pool.close()
+    pool.writer.close()
     assert contents(pool_at(tmp_path)) == {"a": [1, 2], "b": [3]}
 
 
@@ -64,7 +66,7 @@ from pathlib import Path
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.pool import Pool
 pool = Pool({POOL!r}, RetrieverConfig(pools=Path({str(tmp_path)!r})))
-pool.add({FINGERPRINT!r}, [("a", numpy.array([1, 2], numpy.int32))])
+pool.writer.add({FINGERPRINT!r}, [("a", numpy.array([1, 2], numpy.int32))])
 os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
@@ -72,49 +74,49 @@ os.kill(os.getpid(), 9)
     assert contents(pool) == {"a": [1, 2]}
     add(pool, {"b": [3]})
     assert contents(pool) == {"a": [1, 2], "b": [3]}
-    pool.close()
+    pool.writer.close()
 
 
 def test_adding_an_id_again_replaces_its_document_wherever_it_lies(tmp_path: Path) -> None:
     pool = pool_at(tmp_path)
     add(pool, {"a": [1], "b": [2]})
-    pool.seal()
+    pool.writer.seal()
     add(pool, {"a": [3]})
     assert contents(pool) == {"b": [2], "a": [3]}
-    pool.seal()
+    pool.writer.seal()
     add(pool, {"a": [4], "c": [5]})
     assert contents(pool) == {"b": [2], "a": [4], "c": [5]}
     assert pool.snapshot.num_tokens == 3
-    pool.close()
+    pool.writer.close()
 
 
 def test_deleted_documents_are_gone_and_only_existing_ids_count(tmp_path: Path) -> None:
     pool = pool_at(tmp_path)
     add(pool, {"a": [1], "b": [2]})
-    pool.seal()
+    pool.writer.seal()
     add(pool, {"c": [3]})
-    assert pool.delete(["a", "c", "nobody", "a"]) == 2
+    assert pool.writer.delete(["a", "c", "nobody", "a"]) == 2
     assert contents(pool) == {"b": [2]}
-    pool.seal()
-    assert pool.delete(["a"]) == 0
+    pool.writer.seal()
+    assert pool.writer.delete(["a"]) == 0
     assert contents(pool) == {"b": [2]}
-    pool.close()
+    pool.writer.close()
     assert contents(pool_at(tmp_path)) == {"b": [2]}
 
 
 def test_compaction_leaves_one_segment_without_the_bytes_of_deleted_documents(tmp_path: Path) -> None:
     pool = pool_at(tmp_path, unlink_after_s=0)
     add(pool, {"a": [77_777], "b": [2]})
-    pool.seal()
+    pool.writer.seal()
     add(pool, {"c": [3]})
-    pool.delete(["a"])
-    pool.compact()
+    pool.writer.delete(["a"])
+    pool.writer.compact()
     assert contents(pool) == {"b": [2], "c": [3]}
     assert len(pool.snapshot.segments) == 1
-    pool.maintain()
+    pool.writer.tidy()
     secret = np.array([77_777], "<i4").tobytes()
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()]
-    pool.close()
+    pool.writer.close()
     assert contents(pool_at(tmp_path)) == {"b": [2], "c": [3]}
 
 
@@ -122,17 +124,17 @@ def test_dropped_means_gone_but_pools_below_stay(tmp_path: Path) -> None:
     pool, below = pool_at(tmp_path, "shop"), pool_at(tmp_path, "shop/user")
     add(pool, {"a": [1]})
     add(below, {"b": [2]})
-    pool.seal()
-    pool.drop()
+    pool.writer.seal()
+    pool.writer.drop()
     assert contents(pool) == {}
     assert not pool.snapshot.exists
     with pytest.raises(UnknownPool):
-        pool.delete(["a"])
+        pool.writer.delete(["a"])
     assert contents(pool_at(tmp_path, "shop/user")) == {"b": [2]}
     add(pool, {"c": [3]}, "0" * 64)
     assert contents(pool) == {"c": [3]}
-    below.drop()
-    pool.drop()
+    below.writer.drop()
+    pool.writer.drop()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,7 +144,7 @@ def test_documents_of_another_tokenizer_are_refused_naming_both(tmp_path: Path) 
     with pytest.raises(PoolMismatch, match=f"'other'.*{FINGERPRINT}") as caught:
         add(pool, {"b": [2]}, "other")
     assert caught.value.field == "tokenizer_fingerprint"
-    pool.close()
+    pool.writer.close()
 
 
 def test_a_second_writer_is_sent_to_the_first_until_it_gives_up_the_lock(tmp_path: Path) -> None:
@@ -152,12 +154,12 @@ def test_a_second_writer_is_sent_to_the_first_until_it_gives_up_the_lock(tmp_pat
         add(second, {"b": [2]})
     assert caught.value.holder == "first:1"
     assert contents(second) == {"a": [1]}, "readers need no lock"
-    first.maintain()
+    first.writer.tidy()
     add(second, {"b": [2]})
     with pytest.raises(WriterElsewhere, match="second:2"):
-        first.delete(["a"])
+        first.writer.delete(["a"])
     assert contents(first) == contents(second) == {"a": [1], "b": [2]}
-    second.close()
+    second.writer.close()
 
 
 def test_a_reader_follows_sealing_and_compaction_by_another_process(tmp_path: Path) -> None:
@@ -166,12 +168,12 @@ def test_a_reader_follows_sealing_and_compaction_by_another_process(tmp_path: Pa
     for i in range(12):
         add(writer, {f"d{i}": [i + 1]})
         expected[f"d{i}"] = [i + 1]
-        writer.seal()
+        writer.writer.seal()
         assert contents(reader) == expected
     assert len(reader.snapshot.segments) <= 8
-    writer.compact()
+    writer.writer.compact()
     assert contents(reader) == expected
-    writer.close()
+    writer.writer.close()
 
 
 def test_a_damaged_segment_is_skipped_with_a_message_and_the_rest_is_served(
@@ -179,10 +181,10 @@ def test_a_damaged_segment_is_skipped_with_a_message_and_the_rest_is_served(
 ) -> None:
     pool = pool_at(tmp_path)
     add(pool, {"a": [1, 2, 3]})
-    pool.seal()
+    pool.writer.seal()
     add(pool, {"b": [4]})
-    pool.seal()
-    pool.close()
+    pool.writer.seal()
+    pool.writer.close()
     first = min(path for path in (tmp_path / POOL).iterdir() if path.name.startswith("seg-"))
     data = bytearray((first / "tokens.i32").read_bytes())
     data[5] ^= 1
@@ -193,38 +195,16 @@ def test_a_damaged_segment_is_skipped_with_a_message_and_the_rest_is_served(
     assert "CRC-32" in caplog.text
 
 
-def test_a_crash_between_publishing_a_segment_and_the_new_log_shows_every_document_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = pool_at(tmp_path)
-    add(pool, {"a": [1], "b": [2]})
-
-    def crash(path: Path, data: bytes) -> None:
-        raise OSError(5, "crash")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("laser_retriever.pool.replace_file", crash)
-        with pytest.raises(StorageUnavailable):
-            pool.seal()
-    pool._log_writer = None  # as after the crash
-    pool.close()
-    reopened = pool_at(tmp_path)
-    assert contents(reopened) == {"a": [1], "b": [2]}
-    add(reopened, {"c": [3]})
-    reopened.close()
-    assert contents(pool_at(tmp_path)) == {"a": [1], "b": [2], "c": [3]}
-
-
 def test_an_unfinished_segment_is_ignored_and_removed_by_the_next_writer(tmp_path: Path) -> None:
     pool = pool_at(tmp_path)
     add(pool, {"a": [1]})
-    pool.close()
+    pool.writer.close()
     (tmp_path / POOL / "seg-x.tmp").mkdir()
     reopened = pool_at(tmp_path)
     add(reopened, {"b": [2]})
     assert contents(reopened) == {"a": [1], "b": [2]}
     assert not (tmp_path / POOL / "seg-x.tmp").exists()
-    reopened.close()
+    reopened.writer.close()
 
 
 def test_a_storage_that_refuses_names_the_reason_and_reading_goes_on(
@@ -232,7 +212,7 @@ def test_a_storage_that_refuses_names_the_reason_and_reading_goes_on(
 ) -> None:
     pool = pool_at(tmp_path)
     add(pool, {"a": [1]})
-    pool.close()
+    pool.writer.close()
 
     def refuse(*arguments: object) -> int:
         raise OSError(30, "Read-only file system")
@@ -250,7 +230,7 @@ def test_a_pool_named_like_a_file_of_another_pool_is_refused(tmp_path: Path) -> 
     with pytest.raises(InvalidRequest) as caught:
         add(pool_at(tmp_path, "shop/writer.lock"), {"b": [2]})
     assert caught.value.field == "pool"
-    pool.close()
+    pool.writer.close()
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -266,7 +246,7 @@ class PoolMachine(RuleBasedStateMachine):
     ids = st.sampled_from("abcdef")
 
     def writer(self, which: int) -> Pool:
-        self.pools[1 - which].close()
+        self.pools[1 - which].writer.close()
         return self.pools[which]
 
     @rule(which=st.integers(0, 1), documents=st.dictionaries(ids, st.lists(st.integers(0, 9), min_size=1), min_size=1))
@@ -278,24 +258,24 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1), ids=st.lists(ids, max_size=3))
     def delete(self, which: int, ids: list[str]) -> None:
-        assert self.writer(which).delete(ids) == len(set(ids) & self.model.keys())
+        assert self.writer(which).writer.delete(ids) == len(set(ids) & self.model.keys())
         for key in ids:
             self.model.pop(key, None)
 
     @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1))
     def seal(self, which: int) -> None:
-        self.writer(which).seal()
+        self.writer(which).writer.seal()
 
     @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1))
     def compact(self, which: int) -> None:
-        self.writer(which).compact()
+        self.writer(which).writer.compact()
 
     @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1))
     def drop(self, which: int) -> None:
-        self.writer(which).drop()
+        self.writer(which).writer.drop()
         self.model.clear()
         self.exists = False
 
@@ -303,7 +283,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 1), size=st.integers(1, 30))
     def crash_with_a_torn_end(self, which: int, size: int) -> None:
         for pool in self.pools:
-            pool.close()
+            pool.writer.close()
         with (self.directory / POOL / "log.wal").open("ab") as file:
             file.write(b"\xf1LSR" + bytes(size))
         self.pools[which] = pool_at(self.directory, max_segments=3)
@@ -319,7 +299,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for pool in self.pools:
-            pool.close()
+            pool.writer.close()
         shutil.rmtree(self.directory)
 
 

@@ -11,10 +11,10 @@ import pytest
 from laser_protocol.acceptance import Relaxed
 from laser_protocol.errors import EngineDead, NotReady, Overloaded
 from laser_protocol.tree import DraftTree
-from laser_verifier.draft_budget import StepCost
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.engine import run_engine
 from laser_verifier.sequence import DraftStatus, FinishReason
+from laser_verifier.step_cost import StepCost
 from tests.oracles import plain_decoding
 from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_model, tiny_network
 from tests.verifier.trees import GoodDrafts, RandomDrafts, make_tree
@@ -159,6 +159,36 @@ def test_a_long_prompt_is_prefilled_in_chunks_while_others_decode(network: Any) 
     server.run()
     assert long.token_ids == plain_decoding(network, long_prompt, 4)
     assert long.finished.stats.num_steps == 4
+
+
+def test_beside_decoding_sequences_a_prompt_takes_no_more_of_a_step_than_their_pace_allows(network: Any) -> None:
+    """A step costs 9 and 1 a token, so 10 alone: five times as long leaves 40 tokens for a prompt."""
+    cost = StepCost(np.asarray([1, 2, 512]), np.asarray([10.0, 11.0, 521.0]))
+    server = TinyServer(
+        tiny_model(network), NoDrafts(), max_sequences=4, draft_policy="value", cost=cost, max_slowdown=5.0
+    )
+    short = server.submit(PROMPT, 60)
+    server.engine.step()
+    server.submit(tuple(i % VOCAB_SIZE for i in range(100)), 4)
+    lengths: list[int] = []
+    for _ in range(3):
+        before = sum(sequence.num_cached for sequence in server.engine._running)
+        server.engine.step()
+        lengths.append(sum(sequence.num_cached for sequence in server.engine._running) - before - 1)
+    assert lengths == [40, 40, 20]
+    assert len(short.token_ids) == 4
+
+
+def test_short_prompts_overtake_a_long_one_and_the_long_one_ends_all_the_same(network: Any) -> None:
+    server = TinyServer(tiny_model(network), NoDrafts(), max_sequences=2, max_step_tokens=8)
+    long_prompt = tuple(i % VOCAB_SIZE for i in range(120))
+    long = server.submit(long_prompt, 2)
+    shorts = [server.submit(PROMPT, 2) for _ in range(12)]
+    while not long.token_ids:
+        server.engine.step()
+    assert sum(len(short.token_ids) == 2 for short in shorts) >= 6
+    server.run()
+    assert long.token_ids == plain_decoding(network, long_prompt, 2)
 
 
 def test_learn_hands_over_pool_id_and_output_once_it_is_finished(network: Any) -> None:

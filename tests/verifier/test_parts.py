@@ -15,10 +15,16 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
+from laser_protocol.acceptance import Strict
+from laser_verifier.calibration import Calibration, isotonic
 from laser_verifier.config import EngineConfig, ModelConfig, RetrieverConfig
-from laser_verifier.draft_budget import StepCost, choose_num_nodes
+from laser_verifier.draft_budget import choose_nodes
 from laser_verifier.model import check_model_path, tokenizer_fingerprint
+from laser_verifier.schedule import share_room
+from laser_verifier.sequence import Request
+from laser_verifier.sequence import Sequence as RunningSequence
 from laser_verifier.shards import choose_shard, rendezvous_order
+from laser_verifier.step_cost import LearnedCost, StepCost
 from laser_verifier.text import TextStream
 
 FREE = StepCost(np.asarray([1, 512]), np.asarray([1.0, 1.0]))
@@ -26,20 +32,30 @@ LINEAR = StepCost(np.asarray([1, 512]), np.asarray([1.0, 512.0]))
 
 
 def falling(*probs: float) -> np.ndarray:
-    return np.asarray(probs, np.float32)
+    return np.asarray(probs, np.float64)
 
 
 def test_where_tokens_cost_nothing_every_node_is_verified() -> None:
-    assert choose_num_nodes([falling(0.9, 0.1), falling(0.01)], 2, 2, FREE) == [2, 1]
+    assert choose_nodes([falling(0.9, 0.1), falling(0.01)], 2, 2, FREE).num_nodes == [2, 1]
 
 
 def test_where_a_token_costs_a_whole_step_none_is() -> None:
-    assert choose_num_nodes([falling(0.9, 0.5), falling(0.8)], 2, 2, LINEAR) == [0, 0]
+    choice = choose_nodes([falling(0.9, 0.5), falling(0.8)], 2, 2, LINEAR)
+    assert choice.num_nodes == [0, 0] and choice.gain == 1.0 and choice.price >= 0.9
 
 
 def test_the_most_probable_nodes_of_the_batch_are_taken_first() -> None:
     cost = StepCost(np.asarray([1, 4, 5, 512]), np.asarray([1.0, 1.0, 100.0, 1e6]))
-    assert choose_num_nodes([falling(0.9, 0.8, 0.1), falling(0.5, 0.4)], 2, 2, cost) == [2, 0]
+    choice = choose_nodes([falling(0.9, 0.8, 0.1), falling(0.5, 0.4)], 2, 2, cost)
+    assert choice.num_nodes == [2, 0] and choice.expected_tokens == pytest.approx(1.7)
+
+
+@pytest.mark.parametrize(("num_prompt_tokens", "num_nodes"), [(0, 2), (60, 1)])
+def test_a_step_that_prefills_values_its_time_as_one_that_does_not(num_prompt_tokens: int, num_nodes: int) -> None:
+    """Up to 8 tokens all cost the same; beyond them, where a prompt moves the step, a node must be worth its time."""
+    cost = StepCost(np.asarray([1, 8, 80]), np.asarray([1.0, 1.0, 28.0]))
+    choice = choose_nodes([falling(0.95, 0.1)], 1 + num_prompt_tokens, 1, cost)
+    assert choice.num_nodes == [num_nodes]
 
 
 @given(
@@ -47,23 +63,70 @@ def test_the_most_probable_nodes_of_the_batch_are_taken_first() -> None:
     st.integers(1, 40),
 )
 def test_the_choice_is_the_best_prefix_cut_by_expected_tokens_per_second(
-    probs: list[list[float]], verified: int
+    probs: list[list[float]], num_sequences: int
 ) -> None:
     cost = StepCost(np.asarray([1, 8, 64]), np.asarray([1.0, 1.2, 4.0]))
     trees = [falling(*p) for p in probs]
-    chosen = choose_num_nodes(trees, verified, max(1, len(trees)), cost)
+    chosen = choose_nodes(trees, num_sequences, num_sequences, cost).num_nodes
 
-    def rate(counts: list[int]) -> float:
-        expected = max(1, len(trees)) + sum(
-            float(t[:n].astype(np.float64).sum()) for t, n in zip(trees, counts, strict=True)
-        )
-        return expected / float(cost(np.asarray(verified + sum(counts))))
+    def rate(expected: float, num_nodes: int) -> float:
+        return (num_sequences + expected) / cost.of(num_sequences + num_nodes)
 
     assert all(0 <= n <= len(t) for t, n in zip(trees, chosen, strict=True))
+    chosen_rate = rate(sum(float(t[:n].sum()) for t, n in zip(trees, chosen, strict=True)), sum(chosen))
     flat = sorted((float(p) for t in trees for p in t), reverse=True)
     for k in range(len(flat) + 1):
-        best = max(1, len(trees)) + sum(flat[:k])
-        assert rate(chosen) >= best / float(cost(np.asarray(verified + k))) - 1e-6
+        assert chosen_rate >= rate(sum(flat[:k]), k) - 1e-6
+
+
+def test_the_cost_follows_steps_that_take_longer_and_forgets_an_outlier() -> None:
+    cost = LearnedCost(StepCost(np.asarray([1, 8, 64]), np.asarray([1.0, 2.0, 8.0])))
+    cost.observe(8, 2000.0)
+    assert cost.now.of(8) < 2.2
+    for _ in range(100):
+        cost.observe(8, 4.0)
+    assert cost.now.of(8) == pytest.approx(4.0, rel=0.05)
+    # Sizes not run follow in part, and more tokens never cost less.
+    assert cost.now.of(64) > 8.0 and cost.now.of(1) <= cost.now.of(8)
+
+
+def test_said_probabilities_are_believed_until_nodes_show_otherwise() -> None:
+    calibration = Calibration()
+    said = np.asarray([0.9, 0.5, 0.01], np.float32)
+    assert calibration(said) == pytest.approx(said, abs=0.01)
+    for _ in range(300):
+        calibration.observe(np.full(20, 0.5, np.float32), np.arange(20) < 2)
+    assert calibration(np.asarray([0.5], np.float32))[0] == pytest.approx(0.1, abs=0.05)
+    many = calibration(np.linspace(0, 1, 101, dtype=np.float32))
+    assert np.all(np.diff(many) >= 0.0) and many.min() >= 0.0 and many.max() <= 1.0
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.1, 10)), min_size=1, max_size=8))
+def test_isotonic_equals_pooling_adjacent_violators(points: list[tuple[float, float]]) -> None:
+    blocks: list[list[float]] = []
+    for value, weight in points:
+        blocks.append([value, weight, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (v, w, n), (x, y, m) = blocks[-2:]
+            blocks[-2:] = [[(v * w + x * y) / (w + y), w + y, n + m]]
+    expected = [value for value, _, n in blocks for _ in range(int(n))]
+    values, weights = (np.asarray(column) for column in zip(*points, strict=True))
+    assert isotonic(values, weights) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_long_prompt_leaves_half_of_the_room_to_shorter_ones_behind_it() -> None:
+    def waiting(num_tokens: int) -> RunningSequence:
+        request = Request(f"r{num_tokens}", (1,) * num_tokens, "p", Strict(), 4)
+        return RunningSequence(request, lambda event: None, TextStream(None, ()), num_tokens, 0, 0.0, 0.0)
+
+    def shares(lengths: list[int], room: int) -> list[tuple[int, int]]:
+        return [(s.num_pending, n) for s, n in share_room([waiting(n) for n in lengths], room)]
+
+    assert shares([1000, 30, 20, 500], 100) == [(1000, 50), (30, 30), (20, 20)]
+    assert shares([1000], 100) == [(1000, 100)]
+    assert shares([1000, 10], 100) == [(1000, 90), (10, 10)]
+    assert shares([1000, 10], 1) == [(1000, 1)]
+    assert shares([1000, 10], 0) == []
 
 
 def test_a_new_shard_takes_only_its_own_share_of_the_pools() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from laser_client import InvalidRequest, LaserClient, Relaxed, Strict
 from laser_protocol.acceptance import Acceptance, acceptance_to_message
-from laser_protocol.errors import EngineDead, from_rpc_error
+from laser_protocol.errors import EngineDead, Overloaded, from_rpc_error
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.serving import LaserServer, ListenConfig
 from laser_protocol.v1 import acceptance_pb2, verifier_pb2, verifier_pb2_grpc
@@ -187,6 +187,49 @@ def test_cancelling_frees_the_slots_for_others(network: Any) -> None:
         while engine.is_busy and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not engine.is_busy
+
+
+def test_a_deadline_that_passes_frees_the_slot_for_others(network: Any) -> None:
+    class Slow(NoDrafts):
+        def collect(self, positions: Any, timeout_s: float) -> dict[int, Any]:
+            time.sleep(0.02)
+            return {}
+
+    with serving(network, Slow()) as (target, engine), grpc.insecure_channel(target) as channel:
+        stub = verifier_pb2_grpc.VerifierStub(channel)
+        for _ in range(2):
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stub.Generate(request(max_new_tokens=60), timeout=0.2))
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        until = time.monotonic() + 5
+        while engine.num_running and time.monotonic() < until:
+            time.sleep(0.01)
+        assert engine.num_running == 0
+        assert list(stub.Generate(request(), timeout=10))[-1].HasField("finished")
+
+
+def test_a_full_queue_is_resource_exhausted_with_the_time_to_come_back(network: Any) -> None:
+    class Slow(NoDrafts):
+        def collect(self, positions: Any, timeout_s: float) -> dict[int, Any]:
+            time.sleep(0.05)
+            return {}
+
+    with serving(network, Slow(), max_queue=0) as (target, engine), grpc.insecure_channel(target) as channel:
+        stub = verifier_pb2_grpc.VerifierStub(channel)
+        running = [stub.Generate(request(max_new_tokens=60)) for _ in range(2)]
+        for call in running:
+            while not next(call).HasField("delta"):
+                pass
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Generate(request(), timeout=10))
+        error = from_rpc_error(caught.value)
+        assert isinstance(error, Overloaded)
+        assert error.retry_after_s is not None and 0.1 <= error.retry_after_s <= 30
+        for call in running:
+            call.cancel()
+        until = time.monotonic() + 5
+        while engine.is_busy and time.monotonic() < until:
+            time.sleep(0.01)
 
 
 def test_an_engine_fault_reaches_every_caller_as_engine_dead(network: Any) -> None:

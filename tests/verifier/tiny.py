@@ -109,6 +109,7 @@ class TinyServer:
 
     def __init__(self, model: TargetModel, drafts: DraftSource, max_sequences: int = 4, **config: Any) -> None:
         cost = config.pop("cost", None)
+        observer = config.pop("observer", None)
         settings = {"max_model_len": 256, "draft_policy": "all", "max_draft_nodes": 32, **config}
         self.config = EngineConfig(max_sequences=max_sequences, **settings)
         self.learned: list[tuple[str, str, list[int]]] = []
@@ -120,6 +121,7 @@ class TinyServer:
             self.config,
             cost,
             learn=lambda pool, document_id, token_ids: self.learned.append((pool, document_id, list(token_ids))),
+            observer=observer,
         )
         self._next_id = 0
 

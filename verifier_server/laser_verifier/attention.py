@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laser_verifier.batch import AttentionGroup, StepBatch
+from laser_verifier.attention_groups import AttentionGroup
 from laser_verifier.kv_cache import KVCache
 
 
@@ -23,12 +23,13 @@ class TreeAttention:
     Args:
         cache: where keys and values live.
 
-    `batch` must be set before each forward.
+    `places` and `groups` must be set before each forward.
     """
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
-        self.batch: StepBatch | None = None
+        self.places: Tensor | None = None
+        self.groups: list[AttentionGroup] = []
         self.num_calls = 0
 
     def __call__(
@@ -54,15 +55,15 @@ class TreeAttention:
         Returns:
             [1, M, Hq, D] and no weights.
         """
-        assert self.batch is not None
+        assert self.places is not None
         self.num_calls += 1
-        batch, cache, layer_idx = self.batch, self._cache, int(module.layer_idx)  # type: ignore[arg-type]
-        cache.write(layer_idx, batch.places, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        cache, layer_idx = self._cache, int(module.layer_idx)  # type: ignore[arg-type]
+        cache.write(layer_idx, self.places, key[0].transpose(0, 1), value[0].transpose(0, 1))
         query = query[0].transpose(0, 1)
         out = torch.empty_like(query)
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         sinks = kwargs.get("s_aux")
-        for group in batch.groups:
+        for group in self.groups:
             keys, values = cache.read(layer_idx, group.first_slot, group.num_slots, group.length)
             mask = group.mask
             if sliding_window is not None:
@@ -76,14 +77,14 @@ class TreeAttention:
 def _attend(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
 ) -> Tensor:
-    """Grouped-query attention: query [B, q, Hq, D], keys, values [B, H, T, D], mask [B, 1, q, T] -> [B, q, Hq, D]."""
+    """Grouped-query attention: query [B, q, Hq, D], keys, values [B, H, T, D], mask
+    [B, 1, Hq / H * q, T] -> [B, q, Hq, D]."""
     num_slots, num_queries, num_query_heads, head_size = query.shape
     num_heads = keys.shape[1]
     shared = num_query_heads // num_heads
     # Heads that share keys become further queries of one head, so that keys are never repeated in memory.
     folded = query.view(num_slots, num_queries, num_heads, shared, head_size).permute(0, 2, 3, 1, 4)
     folded = folded.reshape(num_slots, num_heads, shared * num_queries, head_size)
-    mask = mask.repeat(1, 1, shared, 1) if shared > 1 else mask
     if softcap is None and sinks is None:
         attended = F.scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scale)
     else:
@@ -113,6 +114,3 @@ def needs_distances(config: Any) -> bool:
     return bool(getattr(config, "sliding_window", None)) or "sliding_attention" in (
         getattr(config, "layer_types", None) or ()
     )
-
-
-__all__ = ["AttentionGroup", "TreeAttention", "needs_distances"]

@@ -51,160 +51,70 @@ class StepInput:
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionGroup:
-    """Sequences attended in one call: neighbouring slots, queries padded to the longest.
-
-    Attributes:
-        first_slot, num_slots: the slots B that are read.
-        length: places read per slot.
-        gather: int64[B, q], row of the packed step for each padded query.
-        scatter: int64[m], place in the flattened [B * q] of each of the group's rows.
-        rows: int64[m], the group's rows in the packed step.
-        mask: bool[B, 1, q, length], True where a query sees a place.
-        distances: int64[B, 1, q, length], position of the query minus that of the place, for sliding windows.
-    """
-
-    first_slot: int
-    num_slots: int
-    length: int
-    gather: Tensor
-    scatter: Tensor
-    rows: Tensor
-    mask: Tensor
-    distances: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
 class StepBatch:
-    """M packed tokens of a step.
+    """M packed tokens of a step, on the host.
 
     Attributes:
-        token_ids, position_ids: int64[1, M].
-        places: int64[M], where in the cache each goes.
-        groups: how they attend.
+        inputs: the sequences, in the order their rows are packed.
+        token_ids: int64[M]. position_ids: int64[M], of each token in its sequence.
+        slots, places: int64[M], where in the cache each goes: a node of a tree stands in tree order behind the chain.
+        parents: int64[M], of a node its parent in the tree (-1: the last verified token), of other rows -1.
+        sequences: int64[inputs, 5]: slot, first row, rows, rows before the tree, places below the tree.
         logit_rows: int64[R], rows whose logits are wanted; R may be 0.
-        trees: the trees of the sequences that want logits, in order; None if there are none.
+        trees: the trees of the sequences that want logits, in order, on the device; None if there are none.
         relaxed, sampled: settings of those rows.
     """
 
-    token_ids: Tensor
-    position_ids: Tensor
-    places: Tensor
-    groups: tuple[AttentionGroup, ...]
-    logit_rows: Tensor
+    inputs: tuple[StepInput, ...]
+    token_ids: NDArray[np.int64]
+    position_ids: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    places: NDArray[np.int64]
+    parents: NDArray[np.int64]
+    sequences: NDArray[np.int64]
+    logit_rows: NDArray[np.int64]
     trees: PackedTrees | None
     relaxed: RelaxedRows | None
     sampled: SampledRows | None
 
+    @property
+    def num_tokens(self) -> int:
+        """M."""
+        return len(self.token_ids)
 
-# A sequence with more verified tokens than this to run is attended alone: padding the others to it would cost more.
-_MAX_GROUPED_TOKENS = 8
 
-
-def pack(inputs: Seq[StepInput], slot_len: int, device: torch.device, needs_distances: bool = False) -> StepBatch:
+def pack(inputs: Seq[StepInput], device: torch.device) -> StepBatch:
     """Packs a step.
 
     Args:
         inputs: at least one sequence, each with its own slot.
-        slot_len: places per slot.
-        needs_distances: True for models with sliding windows.
+        device: of the tensors that verification needs.
     """
     starts = np.cumsum([0, *(entry.num_tokens for entry in inputs)])
-    token_ids = np.empty(starts[-1], np.int64)
-    position_ids = np.empty(starts[-1], np.int64)
-    places = np.empty(starts[-1], np.int64)
-    for entry, start in zip(inputs, starts, strict=False):
-        n, m = entry.num_tokens, len(entry.token_ids)
+    token_ids, position_ids, slots, places = (np.empty(starts[-1], np.int64) for _ in range(4))
+    parents = np.full(starts[-1], -1, np.int64)
+    sequences = np.empty((len(inputs), 5), np.int64)
+    for k, (entry, start) in enumerate(zip(inputs, starts.tolist(), strict=False)):
+        n, m, cached = entry.num_tokens, len(entry.token_ids), entry.num_cached
+        sequences[k] = entry.slot_idx, start, n, m, cached + m
         token_ids[start : start + m] = entry.token_ids
-        position_ids[start : start + m] = np.arange(entry.num_cached, entry.num_cached + m)
-        if entry.tree is not None:
+        slots[start : start + n] = entry.slot_idx
+        places[start : start + n] = range(cached, cached + n)
+        position_ids[start : start + m] = range(cached, cached + m)
+        if n > m:
+            assert entry.tree is not None
             token_ids[start + m : start + n] = entry.tree.token_ids
-            position_ids[start + m : start + n] = entry.num_cached + m - 1 + entry.tree.depths()
-        places[start : start + n] = entry.slot_idx * slot_len + np.arange(entry.num_cached, entry.num_cached + n)
-    positions_of = [
-        position_ids[start : start + entry.num_tokens] for entry, start in zip(inputs, starts, strict=False)
-    ]
-    groups = [
-        _attention_group([inputs[i] for i in members], [int(starts[i]) for i in members], device,
-                         [positions_of[i] for i in members] if needs_distances else None)
-        for members in _group(inputs)
-    ]  # fmt: skip
+            parents[start + m : start + n] = entry.tree.parents
+            position_ids[start + m : start + n] = cached + m - 1 + entry.tree.depths()
     logit_rows, trees, relaxed, sampled = _pack_trees(inputs, starts, device)
     return StepBatch(
-        token_ids=torch.from_numpy(token_ids).to(device).unsqueeze(0),
-        position_ids=torch.from_numpy(position_ids).to(device).unsqueeze(0),
-        places=torch.from_numpy(places).to(device),
-        groups=tuple(groups),
-        logit_rows=logit_rows,
-        trees=trees,
-        relaxed=relaxed,
-        sampled=sampled,
+        tuple(inputs), token_ids, position_ids, slots, places, parents, sequences, logit_rows, trees, relaxed, sampled
     )
-
-
-def _group(inputs: Seq[StepInput]) -> list[list[int]]:
-    """Indices of the sequences that attend together: all that decode in one call, each that prefills in its own."""
-    decoding = [i for i, entry in enumerate(inputs) if len(entry.token_ids) <= _MAX_GROUPED_TOKENS]
-    alone = [[i] for i, entry in enumerate(inputs) if len(entry.token_ids) > _MAX_GROUPED_TOKENS]
-    return ([decoding] if decoding else []) + alone
-
-
-def _attention_group(
-    members: list[StepInput], starts: list[int], device: torch.device, positions: list[NDArray[np.int64]] | None
-) -> AttentionGroup:
-    first_slot = min(entry.slot_idx for entry in members)
-    num_slots = max(entry.slot_idx for entry in members) - first_slot + 1
-    longest = max(entry.num_tokens for entry in members)
-    length = max(entry.num_cached + entry.num_tokens for entry in members)
-    gather = np.zeros((num_slots, longest), np.int64)
-    mask = np.zeros((num_slots, longest, length), bool)
-    # Padded queries and idle slots look at place 0, so that no softmax runs over nothing; nobody reads them.
-    mask[:, :, 0] = True
-    distances = np.zeros((num_slots, longest, length), np.int64) if positions is not None else None
-    rows: list[NDArray[np.int64]] = []
-    scatter: list[NDArray[np.int64]] = []
-    for k, (entry, start) in enumerate(zip(members, starts, strict=True)):
-        row, n, cached = entry.slot_idx - first_slot, entry.num_tokens, entry.num_cached
-        gather[row, :n] = np.arange(start, start + n)
-        rows.append(np.arange(start, start + n))
-        scatter.append(row * longest + np.arange(n))
-        mask[row, :n, :cached] = True
-        mask[row, :n, cached : cached + n] = _visible(entry)
-        mask[row, :n, 0] |= cached > 0
-        if distances is not None and positions is not None:
-            places = np.concatenate((np.arange(cached), positions[k]))
-            distances[row, :n, : cached + n] = positions[k][:, None] - places[None, :]
-
-    def to_device(array: NDArray[np.int64] | NDArray[np.bool_]) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    return AttentionGroup(
-        first_slot,
-        num_slots,
-        length,
-        to_device(gather),
-        to_device(np.concatenate(scatter)),
-        to_device(np.concatenate(rows)),
-        to_device(mask).unsqueeze(1),
-        to_device(distances).unsqueeze(1) if distances is not None else None,
-    )
-
-
-def _visible(entry: StepInput) -> NDArray[np.bool_]:
-    """bool[n, n]: which of a sequence's tokens of the step each of them sees: the chain, its ancestors, itself."""
-    m, n = len(entry.token_ids), entry.num_tokens
-    visible = np.zeros((n, n), bool)
-    visible[:m, :m] = np.tri(m, dtype=bool)
-    if entry.tree is not None:
-        for i, parent in enumerate(entry.tree.parents):
-            visible[m + i] = visible[m + parent] if parent >= 0 else visible[m - 1]
-            visible[m + i, m + i] = True
-    return visible
 
 
 def _pack_trees(
     inputs: Seq[StepInput], starts: NDArray[np.int64], device: torch.device
-) -> tuple[Tensor, PackedTrees | None, RelaxedRows | None, SampledRows | None]:
+) -> tuple[NDArray[np.int64], PackedTrees | None, RelaxedRows | None, SampledRows | None]:
     logit_rows: list[int] = []
     token_ids: list[int] = []
     parents: list[int] = []
@@ -230,7 +140,7 @@ def _pack_trees(
         return torch.tensor(values, dtype=torch.int64, device=device)
 
     if not wanting:
-        return tensor([]), None, None, None
+        return np.empty(0, np.int64), None, None, None
     entries = [entry for entry, _ in wanting]
     trees = PackedTrees(
         token_ids=tensor(token_ids),
@@ -242,7 +152,7 @@ def _pack_trees(
         max_depth=max(depths),
     )
     relaxed = _relaxed_rows(entries, parents, sequence_rows, root_rows, device)
-    return tensor(logit_rows), trees, relaxed, _sampled_rows(entries, depths, sequence_rows, device)
+    return np.array(logit_rows, np.int64), trees, relaxed, _sampled_rows(entries, depths, sequence_rows, device)
 
 
 def _relaxed_rows(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client import start_http_server
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.channel import Endpoint
@@ -31,14 +32,15 @@ from laser_protocol.serving import LaserServer, ListenConfig, read_token, until_
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
 from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
-from laser_verifier.draft_budget import StepCost, measure_step_cost
 from laser_verifier.drafts import DraftSource, NoDrafts
 from laser_verifier.engine import Engine, run_engine
+from laser_verifier.metrics import VerifierMetrics
 from laser_verifier.model import TargetModel, check_model_path, load_model, load_tokenizer, tokenizer_fingerprint
 from laser_verifier.remote_drafts import Handshake, RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
 from laser_verifier.runner import ModelRunner
 from laser_verifier.service import SERVICE_NAME, ModelDescription, VerifierService, register
+from laser_verifier.step_cost import StepCost, measure_step_cost
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         engine_config = _engine_config(arguments)
         retriever_config = _retriever_config(arguments)
         check_model_path(arguments.model)
-        asyncio.run(_serve(listen, model_config, engine_config, retriever_config))
+        asyncio.run(_serve(listen, model_config, engine_config, retriever_config, arguments.metrics_port))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
@@ -88,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
                             f"at most {defaults.max_model_len})")  # fmt: skip
     serve.add_argument("--max-queue", type=int, default=defaults.max_queue, metavar="N",
                        help="requests that may wait (default: %(default)s)")  # fmt: skip
+    serve.add_argument("--max-slowdown", type=float, default=defaults.max_slowdown, metavar="X",
+                       help="a prompt makes a step beside decoding sequences at most X times as long "
+                            "(default: %(default)s)")  # fmt: skip
+    serve.add_argument("--metrics-port", type=_port, default=0, metavar="P",
+                       help="serve Prometheus metrics on this port of --listen's host (default: none)")  # fmt: skip
     serve.add_argument(
         "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="default: %(default)s"
     )
@@ -117,6 +124,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, must be from 0 to 65535")
+    return int(text)
+
+
 def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
     relaxed = Relaxed(top_k=arguments.top_k, min_prob=arguments.min_prob)
     acceptance: Acceptance = relaxed if arguments.acceptance == "relaxed" else Strict()
@@ -124,6 +137,7 @@ def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
         max_sequences=arguments.max_sequences,
         max_queue=arguments.max_queue,
         max_step_tokens=max(EngineConfig().max_step_tokens, arguments.max_sequences),
+        max_slowdown=arguments.max_slowdown,
         max_draft_nodes=arguments.max_draft_nodes,
         draft_policy=arguments.draft_policy,
         default_acceptance=acceptance,
@@ -180,7 +194,11 @@ def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
 
 
 async def _serve(
-    listen: ListenConfig, model_config: ModelConfig, engine_config: EngineConfig, retriever_config: RetrieverConfig
+    listen: ListenConfig,
+    model_config: ModelConfig,
+    engine_config: EngineConfig,
+    retriever_config: RetrieverConfig,
+    metrics_port: int,
 ) -> None:
     """Loads and measures, listens, serves until a signal or the engine's death, stops in the reverse order."""
     logger.info("model.loading model=%s", model_config.model)
@@ -190,14 +208,20 @@ async def _serve(
     cost = await asyncio.to_thread(measure_runner, runner, config.max_step_tokens)
     logger.info(
         "model.ready name=%s type=%s dtype=%s device=%s kv_cache_bytes=%d step_ms=%s",
-        model.name, model.model_type, model.dtype, model.device, runner.cache.size_bytes,
+        model.name, model.model_type, model.dtype, model.device, runner.cache_size_bytes,
         ",".join(f"{size}:{seconds * 1e3:.1f}" for size, seconds in zip(cost.sizes, cost.seconds, strict=True)),
     )  # fmt: skip
     fingerprint = tokenizer_fingerprint(tokenizer.get_vocab())
     async with contextlib.AsyncExitStack() as stack:
         drafts, pools = await _connect(stack, retriever_config, fingerprint, model)
         learn = pools.learn if pools is not None else _learn_nothing
-        engine = Engine(runner, tokenizer, drafts, config, cost, learn)
+        metrics = VerifierMetrics(model.name, config.max_draft_nodes)
+        engine = Engine(runner, tokenizer, drafts, config, cost, learn, metrics)
+        metrics.watch_engine(engine)
+        if isinstance(drafts, RemoteDrafts):
+            metrics.watch_drafts(drafts.shards, drafts.counters)
+        if metrics_port:
+            _expose(stack, metrics, listen.listen.rpartition(":")[0], metrics_port)
         description = ModelDescription(
             name=model.name,
             model_type=model.model_type,
@@ -232,6 +256,19 @@ async def _serve(
             await pools.drain(_DRAIN_S)
         if died.is_set():
             raise OSError("the engine ended after a fault, see the log")
+
+
+def _expose(stack: contextlib.AsyncExitStack, metrics: VerifierMetrics, host: str, port: int) -> None:
+    """Serves the metrics at /metrics until the stack closes. Raises OSError if the address cannot be bound."""
+    server, thread = start_http_server(port, host.strip("[]"), metrics.registry)
+    logger.info("metrics.listening address=%s:%d", host, port)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    stack.callback(stop)
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:

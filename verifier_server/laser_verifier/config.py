@@ -24,6 +24,7 @@ class EngineConfig:
         max_queue: requests that may wait for a slot; one more is Overloaded.
         max_step_tokens: verified tokens one forward takes at most, draft nodes not counted; longer prompts are
             prefilled in chunks, so they do not hold up the sequences that decode.
+        max_slowdown: a step that prefills beside decoding sequences takes at most so many times as long as without.
         max_draft_nodes: draft nodes per sequence and step.
         draft_policy: "value" verifies the nodes that are worth their cost over the whole batch, "all" all of them.
         draft_wait_ms: longest wait for missing trees; never more than a quarter of a plain step.
@@ -34,6 +35,7 @@ class EngineConfig:
     max_model_len: int = 2048
     max_queue: int = 1024
     max_step_tokens: int = 512
+    max_slowdown: float = 4.0
     max_draft_nodes: int = 32
     draft_policy: str = "value"
     draft_wait_ms: float = 5.0
@@ -45,6 +47,7 @@ class EngineConfig:
             ("max_model_len", 2, 2**20),
             ("max_queue", 0, 2**20),
             ("max_step_tokens", 1, 2**20),
+            ("max_slowdown", 1, 1000),
             ("max_draft_nodes", 0, MAX_NODES),
             ("draft_wait_ms", 0, 1000),
         ):

@@ -6,74 +6,57 @@ the whole batch are a prefix of every tree, and their sum is what they are expec
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from laser_verifier.step_cost import StepCost
+
 
 @dataclass(frozen=True, slots=True)
-class StepCost:
-    """Seconds of a forward over M tokens, measured, linear between and beyond the measured sizes.
+class Choice:
+    """What a step verifies.
 
     Attributes:
-        sizes: int64[K], increasing, K >= 2. seconds: float64[K], non-decreasing.
+        num_nodes: per tree, the length of the prefix that is verified.
+        expected_tokens: that these nodes emit, the sum of their probabilities.
+        price: probability a further node would have needed to be worth its place.
+        gain: tokens per second with them over those without, at least 1.
     """
 
-    sizes: NDArray[np.int64]
-    seconds: NDArray[np.float64]
-
-    def __call__(self, num_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Seconds for each number of tokens."""
-        inside = np.interp(num_tokens, self.sizes, self.seconds)
-        slope = (self.seconds[-1] - self.seconds[-2]) / (self.sizes[-1] - self.sizes[-2])
-        beyond: NDArray[np.float64] = inside + np.maximum(num_tokens - self.sizes[-1], 0) * slope
-        return beyond
+    num_nodes: list[int]
+    expected_tokens: float
+    price: float
+    gain: float
 
 
-def measure_step_cost(run: Callable[[int], None], sizes: Sequence[int], repeats: int = 3) -> StepCost:
-    """Measures `run(M)` for each size: the median of `repeats` after one warm-up.
+def choose_nodes(
+    probs: Sequence[NDArray[np.float64]], num_verified_tokens: int, num_sequences: int, cost: StepCost
+) -> Choice:
+    """Chooses the nodes so that tokens per second are highest.
 
-    Args:
-        run: a forward over M tokens. sizes: increasing, at least two.
-    """
-    medians: list[float] = []
-    for size in sizes:
-        run(size)
-        seconds: list[float] = []
-        for _ in range(repeats):
-            started = time.perf_counter()
-            run(size)
-            seconds.append(time.perf_counter() - started)
-        medians.append(float(np.median(seconds)))
-    # More tokens never cost less: a dip is noise, and would draw the budget towards it.
-    return StepCost(np.asarray(sizes, np.int64), np.maximum.accumulate(np.asarray(medians)))
-
-
-def choose_num_nodes(
-    probs: Sequence[NDArray[np.float32]], num_verified_tokens: int, num_sequences: int, cost: StepCost
-) -> list[int]:
-    """How many nodes of each tree to verify, so that expected tokens per second are highest.
+    A second is worth the tokens that the decoding sequences alone, with the best choice of their nodes, emit in it. A
+    step that also prefills is judged by that rate: the time it takes for prompts is not the nodes' fault, nor does it
+    make them cheaper.
 
     Args:
-        probs: one non-increasing float32[n] per tree.
-        num_verified_tokens: tokens the step runs anyway, at least 1.
-        num_sequences: sequences that get their bonus token from this step.
+        probs: one non-increasing float64[n] per tree.
+        num_verified_tokens: tokens the step runs anyway, prefill included, at least `num_sequences`.
+        num_sequences: sequences that get their bonus token from this step, at least 1.
         cost: of a forward.
-
-    Returns:
-        A prefix length per tree.
     """
-    if not probs or not any(len(p) for p in probs):
-        return [0] * len(probs)
+    flat = np.concatenate([*probs, np.empty(0)])
     owner = np.repeat(np.arange(len(probs)), [len(p) for p in probs])
-    flat = np.concatenate(probs).astype(np.float64)
     # Stable, so that among equal probabilities a tree's earlier nodes come first and the choice stays a prefix.
     order = np.argsort(-flat, kind="stable")
-    expected = num_sequences + np.concatenate(([0.0], np.cumsum(flat[order])))
-    seconds = cost(num_verified_tokens + np.arange(len(flat) + 1))
-    best = int(np.argmax(expected / seconds))
-    counts: list[int] = np.bincount(owner[order[:best]], minlength=len(probs)).tolist()
-    return counts
+    expected = np.concatenate(([0.0], np.cumsum(flat[order])))
+    counts = np.arange(len(flat) + 2)
+    rates = (num_sequences + expected) / cost(num_sequences + counts[:-1])
+    rate = float(rates.max())
+    seconds = cost(num_verified_tokens + counts)
+    num_chosen = int(np.argmax(expected - rate * seconds[:-1]))
+    num_nodes: list[int] = np.bincount(owner[order[:num_chosen]], minlength=len(probs)).tolist()
+    price = rate * float(seconds[num_chosen + 1] - seconds[num_chosen])
+    return Choice(num_nodes, float(expected[num_chosen]), price, rate / float(rates[0]))

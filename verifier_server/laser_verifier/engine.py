@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -21,11 +20,16 @@ from laser_protocol.errors import EngineDead, LaserError, NotReady, Overloaded
 from laser_protocol.tree import DraftTree, MalformedTree
 from laser_verifier.batch import StepInput
 from laser_verifier.config import EngineConfig
-from laser_verifier.draft_budget import StepCost, choose_num_nodes
+from laser_verifier.draft_budget import Choice
+from laser_verifier.draft_policy import DraftPolicy
 from laser_verifier.drafts import Advanced, DraftSource, Opened
+from laser_verifier.observer import NoObserver, Observer, StepRecord
 from laser_verifier.runner import ModelRunner, Verdict
+from laser_verifier.schedule import schedule
 from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Finished, Request, Sequence, Sink
+from laser_verifier.step_cost import StepCost
 from laser_verifier.text import TextStream
+from laser_verifier.waiting import Waiting, WaitingQueue
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +38,7 @@ Learn = Callable[[str, str, Seq[int]], None]
 
 @dataclass(slots=True)
 class EngineCounters:
-    """What the engine did since it started; read by tests and metrics."""
+    """What the engine did since it started."""
 
     num_steps: int = 0
     num_output_tokens: int = 0
@@ -45,10 +49,13 @@ class EngineCounters:
 
 
 @dataclass(frozen=True, slots=True)
-class _Queued:
-    request: Request
-    sink: Sink
-    arrived_s: float
+class _Drafts:
+    """A step's trees by sequence_id, cut to what is verified, and how they were chosen."""
+
+    trees: dict[int, DraftTree]
+    num_offered_nodes: int
+    num_missing: int
+    choice: Choice
 
 
 class Engine:
@@ -61,6 +68,7 @@ class Engine:
         config: limits and policy.
         cost: seconds of a forward over M tokens; None only with draft_policy "all".
         learn: takes (pool, document id, output token ids) of finished requests that asked for it; must not block.
+        observer: told of steps and ends.
     """
 
     def __init__(
@@ -71,24 +79,23 @@ class Engine:
         config: EngineConfig,
         cost: StepCost | None = None,
         learn: Learn = lambda pool, document_id, token_ids: None,
+        observer: Observer | None = None,
     ) -> None:
-        if cost is None and config.draft_policy != "all":
-            raise ValueError(f"draft_policy is {config.draft_policy!r}, which needs the measured cost of a step")
+        self.policy = DraftPolicy(config, cost)
         self._runner = runner
         self._tokenizer = tokenizer
         self._drafts = drafts
         self._config = config
-        self._cost = cost
         self._learn = learn
+        self._observer: Observer = observer or NoObserver()
         self._eos_token_ids = frozenset(runner.model.eos_token_ids)
         self._running: list[Sequence] = []
         self._free_slots = list(range(runner.num_slots))
         self._next_sequence_id = 1
-        self._lock = threading.Lock()
-        self._queue: deque[_Queued] = deque()
-        self._cancelled: set[str] = set()
-        self._closed: LaserError | None = None
+        self._waiting = WaitingQueue(config.max_queue)
         self._work = threading.Event()
+        # How long a request holds its slot, averaged over the last ones: what a refused caller is told to wait by.
+        self._service_s = 1.0
         self.counters = EngineCounters()
 
     # From any thread.
@@ -99,43 +106,50 @@ class Engine:
         Raises:
             Overloaded: the queue is full. NotReady, EngineDead: no more requests are taken.
         """
-        with self._lock:
-            if self._closed is not None:
-                raise type(self._closed)(str(self._closed))
-            if len(self._queue) >= self._config.max_queue + len(self._free_slots):
-                raise Overloaded(
-                    f"{len(self._queue)} requests wait already, at most {self._config.max_queue} may", retry_after_s=1.0
-                )
-            self._queue.append(_Queued(request, sink, time.monotonic()))
+        retry_after_s = min(30.0, max(0.1, self._service_s / self._config.max_sequences))
+        try:
+            self._waiting.add(request, sink, len(self._free_slots), retry_after_s)
+        except Overloaded:
+            self._observer.ended("overloaded")
+            raise
         self._work.set()
 
     def cancel(self, request_id: str) -> None:
         """Ends a request without a further event: at once if it waits, at the next step if it runs."""
-        with self._lock:
-            waiting = next((entry for entry in self._queue if entry.request.request_id == request_id), None)
-            if waiting is not None:
-                self._queue.remove(waiting)
-            else:
-                self._cancelled.add(request_id)
+        self._waiting.cancel(request_id)
         self._work.set()
 
     def num_ahead(self, request_id: str) -> int:
         """Requests that wait ahead of this one."""
-        with self._lock:
-            ids = [entry.request.request_id for entry in self._queue]
-        return ids.index(request_id) if request_id in ids else 0
+        return self._waiting.num_ahead(request_id)
 
     # From the engine thread.
 
     @property
     def is_busy(self) -> bool:
         """Whether a request runs or waits."""
-        return bool(self._running or self._queue)
+        return bool(self._running or len(self._waiting))
 
     @property
     def cache_size_bytes(self) -> int:
         """Bytes of the KV cache."""
-        return self._runner.cache.size_bytes
+        return self._runner.cache_size_bytes
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold a slot."""
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    @property
+    def cache_usage(self) -> float:
+        """Of the places in the KV cache, the share that holds keys and values, 0 to 1."""
+        num_cached = sum(sequence.num_cached for sequence in list(self._running))
+        return num_cached / (self._config.max_sequences * self._config.max_model_len)
 
     def wait_for_work(self, timeout_s: float) -> None:
         """Returns at once if something runs or waits, else when something comes or the time is over."""
@@ -145,42 +159,44 @@ class Engine:
 
     def step(self) -> None:
         """One forward over all running sequences. Does nothing if none runs or waits."""
+        started_s = time.perf_counter()
         self._admit()
-        scheduled = self._schedule()
+        cost = self.policy.cost.now if self.policy.cost is not None else None
+        scheduled = schedule(self._running, self._config, cost)
         if not scheduled:
             return
-        at_end = [sequence for sequence, num_tokens in scheduled if num_tokens == sequence.num_pending]
-        trees = self._draft(at_end, sum(num_tokens for _, num_tokens in scheduled))
-        inputs = [self._step_input(sequence, num_tokens, trees) for sequence, num_tokens in scheduled]
+        scheduled_s = time.perf_counter()
+        drafts = self._draft(scheduled)
+        drafted_s = time.perf_counter()
+        inputs = [self._step_input(sequence, num_tokens, drafts.trees) for sequence, num_tokens in scheduled]
+        num_prompt_tokens = sum(min(n, max(0, s.num_prompt_tokens - s.num_cached)) for s, n in scheduled)
+        packed_s = time.perf_counter()
         verdicts = self._runner.run(inputs)
-        self._emit([sequence for sequence, _ in scheduled], inputs, verdicts)
+        run_s = time.perf_counter()
+        emitted = self._emit([sequence for sequence, _ in scheduled], inputs, verdicts)
+        self._observe(num_prompt_tokens, inputs, emitted, drafts, drafted_s - scheduled_s, run_s - packed_s, started_s)
 
     def close(self, error: LaserError | None = None) -> None:
         """Ends every request with `error` and takes no more."""
         error = error or NotReady("the server is stopping")
-        with self._lock:
-            self._closed = error
-            waiting, self._queue = list(self._queue), deque()
-        for entry in waiting:
+        for entry in self._waiting.close(error):
             entry.sink(error)
+            self._observer.ended("error")
         for sequence in list(self._running):
             sequence.sink(error)
             self._release(sequence)
+            self._observer.ended("error")
 
     def _admit(self) -> None:
         """Gives free slots to waiting requests, first come first served; frees the slots of cancelled ones."""
-        with self._lock:
-            cancelled, self._cancelled = self._cancelled, set()
+        cancelled = self._waiting.take_cancelled()
         for sequence in [s for s in self._running if s.request.request_id in cancelled]:
             self._release(sequence)
-        while self._free_slots and (entry := self._next_waiting()) is not None:
+            self._observer.ended("cancelled")
+        while self._free_slots and (entry := self._waiting.take()) is not None:
             self._start(entry)
 
-    def _next_waiting(self) -> _Queued | None:
-        with self._lock:
-            return self._queue.popleft() if self._queue else None
-
-    def _start(self, entry: _Queued) -> None:
+    def _start(self, entry: Waiting) -> None:
         # The lowest slot: attention reads the range of slots in use, so it should stay short.
         slot_idx = min(self._free_slots)
         self._free_slots.remove(slot_idx)
@@ -194,56 +210,47 @@ class Engine:
         entry.sink(Admitted())
         if request.draft:
             prompt = sequence.token_ids[: sequence.num_tokens]
-            budget = self._node_budget(sequence)
+            budget = self._ask(sequence)
             self._drafts.open(Opened(sequence.sequence_id, request.pool, prompt, request.acceptance, budget))
 
-    def _node_budget(self, sequence: Sequence) -> int:
+    def _ask(self, sequence: Sequence) -> int:
+        """Nodes to ask for in the sequence's next tree."""
         # The last token needs no draft: the bonus token is it.
-        return self._config.max_draft_nodes if sequence.num_remaining > 1 else 0
+        sequence.node_budget = self.policy.node_budget() if sequence.num_remaining > 1 else 0
+        return sequence.node_budget
 
-    def _schedule(self) -> list[tuple[Sequence, int]]:
-        """Who runs how many of its pending tokens: all that decode, then prompts in chunks up to the step's limit."""
-        room = self._config.max_step_tokens
-        scheduled: list[tuple[Sequence, int]] = []
-        for sequence in sorted(self._running, key=lambda s: s.num_pending > 1):
-            num_tokens = min(sequence.num_pending, room)
-            if num_tokens > 0:
-                scheduled.append((sequence, num_tokens))
-                room -= num_tokens
-        return scheduled
-
-    def _draft(self, sequences: list[Sequence], num_verified_tokens: int) -> dict[int, DraftTree]:
-        """The checked trees worth verifying, by sequence_id.
-
-        Args:
-            sequences: those that get tokens from this step.
-            num_verified_tokens: tokens the step runs anyway, prefill included.
-        """
-        drafting = [s for s in sequences if s.request.draft and self._node_budget(s)]
+    def _draft(self, scheduled: list[tuple[Sequence, int]]) -> _Drafts:
+        """The checked trees, each cut to the nodes worth verifying."""
+        at_end = [sequence for sequence, num_tokens in scheduled if num_tokens == sequence.num_pending]
+        drafting = [s for s in at_end if s.request.draft and s.node_budget]
         if not drafting:
-            return {}
-        plain_s = float(self._cost(np.asarray(len(sequences)))) if self._cost is not None else 1.0
-        timeout_s = min(self._config.draft_wait_ms / 1e3, plain_s / 4)
+            return _Drafts({}, 0, 0, Choice([], 0.0, 0.0, 1.0))
+        timeout_s = self.policy.wait_s(len(at_end))
         collected = self._drafts.collect({s.sequence_id: s.num_tokens for s in drafting}, timeout_s)
         trees: dict[int, DraftTree] = {}
         for sequence in drafting:
             tree = collected.get(sequence.sequence_id)
             if tree is not None and self._is_valid(sequence, tree):
                 trees[sequence.sequence_id] = _up_to_depth(tree, sequence.num_remaining - 1)
-        if self._config.draft_policy == "all" or self._cost is None:
-            return trees
-        probs = [tree.probs for tree in trees.values()]
-        chosen = choose_num_nodes(probs, num_verified_tokens, len(sequences), self._cost)
-        return {i: tree.prefix(n) for (i, tree), n in zip(trees.items(), chosen, strict=True)}
+        num_verified_tokens = sum(num_tokens for _, num_tokens in scheduled)
+        choice = self.policy.choose(list(trees.values()), num_verified_tokens, len(at_end))
+        return _Drafts(
+            {i: tree.prefix(n) for (i, tree), n in zip(trees.items(), choice.num_nodes, strict=True)},
+            sum(len(tree) for tree in trees.values()),
+            len(drafting) - len(collected),
+            choice,
+        )
 
     def _is_valid(self, sequence: Sequence, tree: DraftTree) -> bool:
         if tree.position != sequence.num_tokens:
             self.counters.num_stale_trees += 1
+            self._observer.dropped_tree("stale")
             return False
         try:
             tree.check(self._config.max_draft_nodes, self._runner.model.vocab_size)
         except MalformedTree as error:
             self.counters.num_malformed_trees += 1
+            self._observer.dropped_tree("malformed")
             logger.warning("draft.malformed sequence_id=%d error=%s", sequence.sequence_id, error)
             return False
         return True
@@ -265,12 +272,14 @@ class Engine:
             max_depth=sequence.num_remaining,
         )
 
-    def _emit(self, sequences: list[Sequence], inputs: list[StepInput], verdicts: list[Verdict | None]) -> None:
+    def _emit(
+        self, sequences: list[Sequence], inputs: list[StepInput], verdicts: list[Verdict | None]
+    ) -> list[tuple[DraftTree, Verdict, Emitted]]:
         """Gives each sequence its tokens, tells the retriever what became of the trees, ends what is finished."""
         now_s = time.monotonic()
-        self.counters.num_steps += 1
         advanced: list[Advanced] = []
         emitted: list[tuple[Sequence, Emitted]] = []
+        outcomes: list[tuple[DraftTree, Verdict, Emitted]] = []
         for sequence, entry, verdict in zip(sequences, inputs, verdicts, strict=True):
             if verdict is None or entry.tree is None:
                 sequence.num_cached += len(entry.token_ids)
@@ -278,6 +287,7 @@ class Engine:
             position = sequence.num_tokens
             kept = self._apply(sequence, entry.tree, verdict, now_s)
             emitted.append((sequence, kept))
+            outcomes.append((entry.tree, verdict, kept))
             if sequence.request.draft and sequence.finish_reason is None:
                 advanced.append(
                     Advanced(
@@ -286,7 +296,7 @@ class Engine:
                         np.asarray(kept.token_ids, np.int32),
                         len(entry.tree),
                         verdict.accepted_node_idx,
-                        self._node_budget(sequence),
+                        self._ask(sequence),
                     )
                 )
         # Before anything else: the retriever drafts while we emit.
@@ -296,6 +306,40 @@ class Engine:
             sequence.sink(kept)
             if sequence.finish_reason is not None:
                 self._finish(sequence)
+        return outcomes
+
+    def _observe(
+        self,
+        num_prompt_tokens: int,
+        inputs: list[StepInput],
+        outcomes: list[tuple[DraftTree, Verdict, Emitted]],
+        drafts: _Drafts,
+        draft_s: float,
+        forward_s: float,
+        started_s: float,
+    ) -> None:
+        """Tells policy and observer of the step."""
+        num_tokens = sum(entry.num_tokens for entry in inputs)
+        self.policy.observe(num_tokens, forward_s, is_plain=num_prompt_tokens == 0)
+        self.policy.observe_trees([(tree, verdict.path) for tree, verdict, _ in outcomes])
+        self.counters.num_steps += 1
+        record = StepRecord(
+            num_sequences=len(outcomes),
+            num_prompt_tokens=num_prompt_tokens,
+            num_offered_nodes=drafts.num_offered_nodes,
+            num_nodes=sum(len(tree) for tree, _, _ in outcomes),
+            expected_tokens=drafts.choice.expected_tokens,
+            num_missing_trees=drafts.num_missing,
+            accepted_lengths=tuple(kept.accepted_length for tree, _, kept in outcomes if len(tree)),
+            num_relaxed_tokens=sum(sum(verdict.relaxed[: kept.accepted_length]) for _, verdict, kept in outcomes),
+            num_output_tokens=sum(len(kept.token_ids) for _, _, kept in outcomes),
+            price=drafts.choice.price,
+            gain=drafts.choice.gain,
+            draft_s=draft_s,
+            forward_s=forward_s,
+            host_s=time.perf_counter() - started_s - draft_s - forward_s,
+        )
+        self._observer.step(record)
 
     def _apply(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, now_s: float) -> Emitted:
         """Appends accepted path and bonus token to the sequence and counts them."""
@@ -317,10 +361,13 @@ class Engine:
         assert sequence.finish_reason is not None
         request = sequence.request
         status = self._drafts.status(sequence.sequence_id) if request.draft else DraftStatus.OFF
-        stats = sequence.stats(time.monotonic(), status)
+        now_s = time.monotonic()
+        stats = sequence.stats(now_s, status)
+        self._service_s += 0.1 * (now_s - sequence.admitted_s - self._service_s)
         text = sequence.text.finish(sequence.stopped_by_text)
         self._release(sequence)
         sequence.sink(Finished(sequence.finish_reason, text, stats))
+        self._observer.finished(sequence.finish_reason, stats)
         if request.learn:
             output = sequence.token_ids[sequence.num_prompt_tokens : sequence.num_tokens].tolist()
             self._learn(request.pool, request.document_id or request.request_id, output)

@@ -61,10 +61,10 @@ class KVCache:
         both = both.view(2, num_slots, self.slot_len, *both.shape[2:])[:, :, :length].transpose(2, 3)
         return both[0], both[1]
 
-    def compact(self, sources: list[int], targets: list[int]) -> None:
-        """Moves places in all layers: `targets[i]` takes what `sources[i]` held; all are read before any is written."""
-        if not sources:
+    def compact(self, slots: list[int], sources: list[int], targets: list[int]) -> None:
+        """Moves places in all layers: in slot `slots[i]`, `targets[i]` takes what `sources[i]` held before."""
+        if not slots:
             return
-        device = self._data.device
-        moved = self._data.index_select(2, torch.tensor(sources, device=device))
-        self._data.index_copy_(2, torch.tensor(targets, device=device), moved)
+        rows, from_places, to_places = torch.tensor((slots, sources, targets), device=self._data.device)
+        moved = self._data.index_select(2, rows * self.slot_len + from_places)
+        self._data.index_copy_(2, rows * self.slot_len + to_places, moved)

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from laser_verifier.config import ModelConfig
+from laser_verifier.cpu.llama import PackedLlama, pack
 from laser_verifier.kv_cache import KVShape
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class TargetModel:
         vocab_size: columns of its logits.
         context_len: tokens it was made for, or None where its configuration does not say.
         eos_token_ids: of its generation_config; nothing else of that is used.
+        packed: its weights for the processor's own forward; `network` has lost its linear layers then. Else None.
     """
 
     name: str
@@ -39,6 +41,7 @@ class TargetModel:
     eos_token_ids: tuple[int, ...]
     dtype: torch.dtype
     device: torch.device
+    packed: PackedLlama | None
 
     @property
     def model_type(self) -> str:
@@ -62,24 +65,29 @@ def load_model(config: ModelConfig) -> TargetModel:
 
 
 def wrap_model(network: Any, name: str) -> TargetModel:
-    """A TargetModel of a transformers causal LM that is already in memory, on its device and in its float type."""
+    """A TargetModel of a transformers causal LM that is already in memory, on its device and in its float type.
+
+    Takes the network over: where its weights can be packed they are, and its own are given back.
+    """
     network.eval()
     text_config = network.config.get_text_config()
     num_heads = text_config.num_attention_heads
     eos = network.generation_config.eos_token_id
+    shape = KVShape(
+        num_layers=text_config.num_hidden_layers,
+        num_heads=getattr(text_config, "num_key_value_heads", None) or num_heads,
+        head_size=getattr(text_config, "head_dim", None) or text_config.hidden_size // num_heads,
+    )
     return TargetModel(
         name=name,
         network=network,
-        kv_shape=KVShape(
-            num_layers=text_config.num_hidden_layers,
-            num_heads=getattr(text_config, "num_key_value_heads", None) or num_heads,
-            head_size=getattr(text_config, "head_dim", None) or text_config.hidden_size // num_heads,
-        ),
+        kv_shape=shape,
         vocab_size=network.get_output_embeddings().weight.shape[0],
         context_len=getattr(text_config, "max_position_embeddings", None),
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
         dtype=network.dtype,
         device=network.device,
+        packed=pack(network, shape),
     )
 
 

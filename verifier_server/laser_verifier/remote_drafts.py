@@ -151,6 +151,15 @@ class DraftCounters:
     num_faults: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ShardState:
+    """A shard as metrics show it; `name` is its address until it told its name."""
+
+    name: str
+    connected: bool
+    num_open: int
+
+
 class RemoteDrafts:
     """Draft trees from all shards behind the configured names.
 
@@ -197,8 +206,13 @@ class RemoteDrafts:
 
     def advance(self, steps: list[Advanced]) -> None:
         """Sends a step's outcome, one message per shard."""
+        now_s = time.monotonic()
         with self._condition:
-            self._asked_s.update(dict.fromkeys((step.sequence_id for step in steps), time.monotonic()))
+            for step in steps:
+                # Without a budget no tree is asked for, and none can be late.
+                self._asked_s.pop(step.sequence_id, None)
+                if step.node_budget:
+                    self._asked_s[step.sequence_id] = now_s
         self._loop.call_soon_threadsafe(self._on_advance, steps)
 
     def close(self, sequence_id: int) -> None:
@@ -258,6 +272,13 @@ class RemoteDrafts:
     def connected(self) -> dict[str, str]:
         """Name to address of every shard that can be reached."""
         return {shard.name: shard.address for shard in self._shards.values() if shard.connected}
+
+    def shards(self) -> list[ShardState]:
+        """All shards known at present. May be called from any thread."""
+        return [
+            ShardState(shard.name or shard.address, shard.connected, shard.num_open)
+            for shard in list(self._shards.values())
+        ]
 
     async def _resolve(self) -> None:
         addresses = await resolve(self._config.targets)

@@ -9,17 +9,12 @@ import logging
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
-from laser_protocol.acceptance import Strict
-from laser_protocol.tree import DraftTree
 from laser_verifier.acceptance import verify
-from laser_verifier.attention import TreeAttention, needs_distances
-from laser_verifier.batch import StepBatch, StepInput, pack
-from laser_verifier.kv_cache import KVCache
+from laser_verifier.batch import StepInput, pack
+from laser_verifier.forward import make_forward
 from laser_verifier.model import TargetModel
 
 logger = logging.getLogger(__name__)
@@ -46,7 +41,7 @@ class ModelRunner:
     """A target model with its KV cache. Used by one thread.
 
     Args:
-        model: loaded; its attention is replaced by ours.
+        model: loaded; it belongs to the runner from now on.
         num_slots: S, sequences at once.
         max_model_len: tokens of a sequence. max_draft_nodes: nodes of a tree.
 
@@ -58,29 +53,13 @@ class ModelRunner:
         self.model = model
         self.num_slots = num_slots
         self.slot_len = max_model_len + max_draft_nodes
-        self.cache = KVCache(model.kv_shape, num_slots, self.slot_len, model.dtype, model.device)
-        self._attention = TreeAttention(self.cache)
-        self._needs_distances = needs_distances(model.network.config.get_text_config())
+        self._forward = make_forward(model, num_slots, self.slot_len)
         self._eos_token_ids = torch.tensor(model.eos_token_ids, dtype=torch.int64, device=model.device)
-        # transformers finds attention functions by name in a table of its own; one name per runner keeps runners apart.
-        name = f"laser_{id(self)}"
-        AttentionInterface.register(name, self._attention)
-        try:
-            model.network.set_attn_implementation(name)
-        except (ValueError, ImportError) as error:
-            raise ValueError(f"model type {model.model_type!r} takes no attention function: {error}") from error
-        self._check_attention()
 
-    def _check_attention(self) -> None:
-        """transformers only warns where a model ignores the function: one token shows whether it was asked."""
-        probe = StepInput(0, 0, np.zeros(1, np.int32), DraftTree.empty(1), Strict(), 0.0, 0, 0, 1)
-        self.run([probe])
-        calls, layers = self._attention.num_calls, self.model.kv_shape.num_layers
-        if calls != layers:
-            raise ValueError(
-                f"model type {self.model.model_type!r} is not supported: {calls} of its {layers} layers took our "
-                "attention; must be a causal LM with attention in every layer, through transformers' AttentionInterface"
-            )
+    @property
+    def cache_size_bytes(self) -> int:
+        """Bytes of the KV cache."""
+        return self._forward.cache.size_bytes
 
     @torch.inference_mode()
     def run(self, inputs: Seq[StepInput]) -> list[Verdict | None]:
@@ -93,7 +72,8 @@ class ModelRunner:
             In the order of inputs; None where no tree was given. The accepted nodes' keys and values are in line in the
             cache afterwards: a sequence has cached its `token_ids` and its accepted path.
         """
-        logits, batch = self._forward(inputs)
+        batch = pack(inputs, self.model.device)
+        logits = self._forward.logits(batch)
         verdicts: list[Verdict | None] = [None] * len(inputs)
         if batch.trees is None:
             return verdicts
@@ -111,28 +91,19 @@ class ModelRunner:
     @torch.inference_mode()
     def logits(self, inputs: Seq[StepInput]) -> Tensor:
         """The logits of a step's roots and nodes, [R, V], without verification: for tests and for measuring gaps."""
-        return self._forward(inputs)[0]
-
-    def _forward(self, inputs: Seq[StepInput]) -> tuple[Tensor, StepBatch]:
-        batch = pack(inputs, self.slot_len, self.model.device, self._needs_distances)
-        self._attention.batch = batch
-        output = self.model.network(
-            input_ids=batch.token_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            logits_to_keep=batch.logit_rows,
-        )
-        return output.logits[0], batch
+        return self._forward.logits(pack(inputs, self.model.device))
 
     def _compact(self, inputs: Seq[StepInput], verdicts: Seq[Verdict | None]) -> None:
+        slots: list[int] = []
         sources: list[int] = []
         targets: list[int] = []
         for entry, verdict in zip(inputs, verdicts, strict=True):
-            if verdict is None or entry.tree is None:
+            if verdict is None:
                 continue
-            base = entry.slot_idx * self.slot_len + entry.num_cached + len(entry.token_ids)
+            base = entry.num_cached + len(entry.token_ids)
             for depth, node_idx in enumerate(verdict.path):
                 if node_idx != depth:
+                    slots.append(entry.slot_idx)
                     sources.append(base + node_idx)
                     targets.append(base + depth)
-        self.cache.compact(sources, targets)
+        self._forward.compact(slots, sources, targets)

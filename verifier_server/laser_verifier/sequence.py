@@ -110,6 +110,7 @@ class Sequence:
         slot_idx: its row of the KV cache.
         token_ids: int32[capacity], prompt and output; the first `num_tokens` are set.
         num_cached: verified tokens whose keys and values are in the cache.
+        node_budget: nodes asked for in the tree of the next step; 0 if none was.
     """
 
     request: Request
@@ -122,6 +123,7 @@ class Sequence:
     token_ids: np.ndarray[tuple[int], np.dtype[np.int32]] = field(init=False)
     num_tokens: int = field(init=False)
     num_cached: int = 0
+    node_budget: int = 0
     num_steps: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0

@@ -175,7 +175,7 @@ class DescribePoolResponse(_message.Message):
     def __init__(self, description: _Optional[_Union[PoolDescription, _Mapping]] = ...) -> None: ...
 
 class PoolDescription(_message.Message):
-    __slots__ = ("pool", "tokenizer_fingerprint", "num_documents", "num_tokens", "num_segments", "size_bytes", "num_log_documents")
+    __slots__ = ("pool", "tokenizer_fingerprint", "num_documents", "num_tokens", "num_segments", "size_bytes", "num_log_documents", "num_dead_tokens", "log_size_bytes", "oldest_unix_ms", "newest_unix_ms", "writer", "limits")
     POOL_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     NUM_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +183,12 @@ class PoolDescription(_message.Message):
     NUM_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NUM_LOG_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOG_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    WRITER_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     pool: str
     tokenizer_fingerprint: str
     num_documents: int
@@ -190,7 +196,23 @@ class PoolDescription(_message.Message):
     num_segments: int
     size_bytes: int
     num_log_documents: int
-    def __init__(self, pool: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., num_documents: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_segments: _Optional[int] = ..., size_bytes: _Optional[int] = ..., num_log_documents: _Optional[int] = ...) -> None: ...
+    num_dead_tokens: int
+    log_size_bytes: int
+    oldest_unix_ms: int
+    newest_unix_ms: int
+    writer: str
+    limits: PoolLimits
+    def __init__(self, pool: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., num_documents: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_segments: _Optional[int] = ..., size_bytes: _Optional[int] = ..., num_log_documents: _Optional[int] = ..., num_dead_tokens: _Optional[int] = ..., log_size_bytes: _Optional[int] = ..., oldest_unix_ms: _Optional[int] = ..., newest_unix_ms: _Optional[int] = ..., writer: _Optional[str] = ..., limits: _Optional[_Union[PoolLimits, _Mapping]] = ...) -> None: ...
+
+class PoolLimits(_message.Message):
+    __slots__ = ("max_documents", "max_tokens", "max_age_s")
+    MAX_DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    max_documents: int
+    max_tokens: int
+    max_age_s: float
+    def __init__(self, max_documents: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_age_s: _Optional[float] = ...) -> None: ...
 
 class DropPoolRequest(_message.Message):
     __slots__ = ("pool",)
@@ -213,3 +235,17 @@ class CompactPoolResponse(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     description: PoolDescription
     def __init__(self, description: _Optional[_Union[PoolDescription, _Mapping]] = ...) -> None: ...
+
+class ExportDocumentsRequest(_message.Message):
+    __slots__ = ("pool",)
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    def __init__(self, pool: _Optional[str] = ...) -> None: ...
+
+class ExportDocumentsResponse(_message.Message):
+    __slots__ = ("description", "documents")
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    description: PoolDescription
+    documents: _containers.RepeatedCompositeFieldContainer[Document]
+    def __init__(self, description: _Optional[_Union[PoolDescription, _Mapping]] = ..., documents: _Optional[_Iterable[_Union[Document, _Mapping]]] = ...) -> None: ...

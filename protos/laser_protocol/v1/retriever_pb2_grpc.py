@@ -70,6 +70,11 @@ class RetrieverStub:
                 request_serializer=laser__protocol_dot_v1_dot_retriever__pb2.CompactPoolRequest.SerializeToString,
                 response_deserializer=laser__protocol_dot_v1_dot_retriever__pb2.CompactPoolResponse.FromString,
                 _registered_method=True)
+        self.ExportDocuments = channel.unary_stream(
+                '/laser.v1.Retriever/ExportDocuments',
+                request_serializer=laser__protocol_dot_v1_dot_retriever__pb2.ExportDocumentsRequest.SerializeToString,
+                response_deserializer=laser__protocol_dot_v1_dot_retriever__pb2.ExportDocumentsResponse.FromString,
+                _registered_method=True)
 
 
 class RetrieverServicer:
@@ -134,6 +139,15 @@ class RetrieverServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportDocuments(self, request, context):
+        """Reads a pool's documents back, oldest first, as they were when the call began. The first message carries the
+        description alone; the others carry documents, at most 4 MiB each unless a single one is larger.
+        NOT_FOUND: unknown pool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RetrieverServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -171,6 +185,11 @@ def add_RetrieverServicer_to_server(servicer, server):
                     servicer.CompactPool,
                     request_deserializer=laser__protocol_dot_v1_dot_retriever__pb2.CompactPoolRequest.FromString,
                     response_serializer=laser__protocol_dot_v1_dot_retriever__pb2.CompactPoolResponse.SerializeToString,
+            ),
+            'ExportDocuments': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportDocuments,
+                    request_deserializer=laser__protocol_dot_v1_dot_retriever__pb2.ExportDocumentsRequest.FromString,
+                    response_serializer=laser__protocol_dot_v1_dot_retriever__pb2.ExportDocumentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -363,6 +382,33 @@ class Retriever:
             '/laser.v1.Retriever/CompactPool',
             laser__protocol_dot_v1_dot_retriever__pb2.CompactPoolRequest.SerializeToString,
             laser__protocol_dot_v1_dot_retriever__pb2.CompactPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/laser.v1.Retriever/ExportDocuments',
+            laser__protocol_dot_v1_dot_retriever__pb2.ExportDocumentsRequest.SerializeToString,
+            laser__protocol_dot_v1_dot_retriever__pb2.ExportDocumentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

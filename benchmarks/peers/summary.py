@@ -1,0 +1,117 @@
+"""Medians and ratios over the runs of all cells, and how they are written as text."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.peers.cell import MODES, Cell, Run
+
+# Ours over theirs, in one workload at one concurrency.
+RATIOS = (
+    ("laser-plain", "vllm-plain"),
+    ("laser-strict", "vllm-suffix"),
+    ("laser-relaxed", "vllm-suffix"),
+    ("laser-relaxed", "laser-plain"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A cell's runs together.
+
+    Attributes:
+        tokens_per_s: of each run, in the order measured.
+        tokens_per_step, draft_tokens_per_step: ours only.
+        outside_forward: ours only: share of the steps' time that is not the forward.
+        num_equal: of `num_prompts` outputs, those that equal the same engine's plain output at the same concurrency.
+    """
+
+    cell: Cell
+    version: str
+    num_prompts: int
+    num_documents: int
+    tokens_per_s: tuple[float, ...]
+    tokens_per_step: float | None
+    draft_tokens_per_step: float | None
+    outside_forward: float | None
+    num_equal: int | None
+
+    @property
+    def median(self) -> float:
+        """Output tokens per second of the median run."""
+        return statistics.median(self.tokens_per_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """One median over another."""
+
+    workload: str
+    concurrency: int
+    ours: str
+    theirs: str
+    value: float
+
+
+def summarise(runs: Sequence[Run]) -> tuple[list[Row], list[Ratio]]:
+    """Rows in the order of workload, concurrency and mode, and the ratios of those that have both sides."""
+    by_cell: dict[Cell, list[Run]] = {}
+    for run in runs:
+        by_cell.setdefault(run.cell, []).append(run)
+    order = sorted(by_cell, key=lambda cell: (cell.workload, cell.concurrency, MODES.index(cell.mode)))
+    rows = [_row(by_cell[cell], _plain_of(by_cell, cell)) for cell in order]
+    medians = {row.cell: row.median for row in rows}
+    ratios = [
+        Ratio(workload, concurrency, ours, theirs, medians[mine] / medians[other])
+        for workload, concurrency in dict.fromkeys((cell.workload, cell.concurrency) for cell in order)
+        for ours, theirs in RATIOS
+        for mine, other in [(Cell(workload, ours, concurrency), Cell(workload, theirs, concurrency))]
+        if mine in medians and other in medians
+    ]
+    return rows, ratios
+
+
+def text_table(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
+    """The table and the ratios as lines of text."""
+    heading = f"{'prompts':>12}{'at once':>9}{'mode':>16}{'tokens/s':>10}{'runs':>26}"
+    lines = [f"{heading}{'tokens/step':>13}{'drafted':>9}{'= plain':>10}"]
+    for row in rows:
+        runs = " ".join(f"{value:.0f}" for value in row.tokens_per_s)
+        per_step = f"{row.tokens_per_step:.2f}" if row.tokens_per_step is not None else "-"
+        drafted = f"{row.draft_tokens_per_step:.1f}" if row.draft_tokens_per_step is not None else "-"
+        equal = f"{row.num_equal}/{row.num_prompts}" if row.num_equal is not None else "-"
+        lines.append(
+            f"{row.cell.workload:>8}{row.num_prompts:>4}{row.cell.concurrency:>9}{row.cell.mode:>16}"
+            f"{row.median:>10.1f}{runs:>26}{per_step:>13}{drafted:>9}{equal:>10}"
+        )
+    lines += ["", *(f"{r.workload:>8} at {r.concurrency:<4} {r.ours} / {r.theirs}: {r.value:.2f}" for r in ratios)]
+    return "\n".join(lines) + "\n"
+
+
+def _plain_of(by_cell: dict[Cell, list[Run]], cell: Cell) -> Run | None:
+    engine = cell.mode.partition("-")[0]
+    runs = by_cell.get(Cell(cell.workload, f"{engine}-plain", cell.concurrency))
+    return runs[0] if runs else None
+
+
+def _row(runs: list[Run], plain: Run | None) -> Row:
+    first = runs[0]
+    num_steps = sum(run.stats.get("num_steps", 0.0) for run in runs)
+    num_drafted = sum(run.stats.get("num_draft_tokens", 0.0) for run in runs)
+    phases = {
+        phase: sum(run.stats.get(f"laser_step_phase_seconds_total/{phase}", 0.0) for run in runs)
+        for phase in ("drafts", "forward", "host")
+    }
+    num_equal = None
+    if plain is not None and plain.num_prompts == first.num_prompts:
+        num_equal = sum(mine == theirs for mine, theirs in zip(first.outputs, plain.outputs, strict=True))
+    return Row(
+        first.cell, first.version, first.num_prompts, first.num_documents,
+        tuple(run.tokens_per_s for run in runs),
+        sum(run.num_tokens for run in runs) / num_steps if num_steps else None,
+        num_drafted / num_steps if num_steps else None,
+        1 - phases["forward"] / sum(phases.values()) if any(phases.values()) else None,
+        num_equal,
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""What the next segment of a pool is to hold: the log's effect, or a run of older segments merged. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from laser_retriever.contents import PoolContents
+from laser_retriever.segment import Segment, SegmentContent, StoredDocument
+
+
+def sealed(contents: PoolContents, end_sequence: int) -> SegmentContent:
+    """The log as a segment.
+
+    Args:
+        contents: of the pool, with all of the log's records below `end_sequence`.
+        end_sequence: number of the first record that the segment does not hold.
+    """
+    held = _ids(contents.segments)
+    return SegmentContent(
+        documents=[
+            StoredDocument(key, record.token_ids, record.time_ms)
+            for key, record in contents.logged_documents
+            if record.token_ids is not None
+        ],
+        tombstones=[key for key, record in contents.log.items() if record.token_ids is None and key in held],
+        first_sequence=contents.end_sequence,
+        end_sequence=end_sequence,
+    )
+
+
+def merged(contents: PoolContents, run: Sequence[Segment], on_disk: Collection[str]) -> SegmentContent:
+    """A run of neighbouring segments as one, without the documents that later segments hide.
+
+    Args:
+        contents: of the pool.
+        run: some of its segments, oldest first.
+        on_disk: names of the segments in its directory, replaced ones included.
+    """
+    held = _ids(contents.segments[: contents.segments.index(run[0])])
+    documents = [
+        StoredDocument(key, segment.index.document(i), int(segment.times_ms[i]))
+        for segment in run
+        for i, key in enumerate(segment.meta.ids)
+        if i not in contents.hidden[segment.name]
+    ]
+    # An id that the run holds, even if hidden by now, must go on hiding what older segments hold of it.
+    named = _ids(run).union(*(segment.meta.tombstones for segment in run))
+    live = {document.document_id for document in documents}
+    replaced = {name for segment in run for name in (segment.name, *segment.meta.replaces)}
+    return SegmentContent(
+        documents=documents,
+        tombstones=sorted((named - live) & held),
+        first_sequence=run[0].meta.first_sequence,
+        end_sequence=run[-1].meta.end_sequence,
+        # Names whose removal is durable cannot come back, so the list stays as short as what lies on disk.
+        replaces=sorted(replaced.intersection(on_disk)),
+    )
+
+
+def choose_run(segments: Sequence[Segment]) -> Sequence[Segment]:
+    """The newest segments whose merging leaves sizes that at least halve from old to new; at least two."""
+    start = len(segments) - 2
+    total = sum(len(segment.index.tokens) for segment in segments[start:])
+    while start > 0 and len(segments[start - 1].index.tokens) < 2 * total:
+        start -= 1
+        total += len(segments[start].index.tokens)
+    return segments[start:]
+
+
+def _ids(segments: Sequence[Segment]) -> set[str]:
+    return set[str]().union(*(segment.document_idxs for segment in segments))

@@ -1,0 +1,90 @@
+"""Ancestors' samples: of all documents in pools below one, those with the smallest hash of (pool, id).
+
+Any shard computes the same, deletions carry over, and nothing is stored for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from laser_protocol.pool_id import ancestors
+from laser_retriever.clock import Clock
+from laser_retriever.index import TokenIndex, build_index
+from laser_retriever.snapshot import PoolSnapshot
+
+# However busy a root is and however long its sample takes, what was deleted below it is gone from it after this.
+MAX_WAIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """The derived sample of an ancestor: per tokenizer fingerprint an index, and the snapshots it was made of."""
+
+    indexes: dict[str, TokenIndex]
+    snapshots: tuple[PoolSnapshot, ...]
+    built_at_s: float
+    build_s: float
+
+
+class Samples:
+    """The samples of all ancestors. One thread updates, any may read.
+
+    Args:
+        max_documents: of one sample and tokenizer.
+        interval_s: least seconds between two builds of a sample.
+        clock: the time.
+    """
+
+    def __init__(self, max_documents: int, interval_s: float, clock: Clock) -> None:
+        self._max_documents = max_documents
+        self._interval_s = interval_s
+        self._clock = clock
+        self._samples: dict[str, Sample] = {}
+
+    def get(self, pool: str) -> Sample | None:
+        """The sample of a pool that has descendants."""
+        return self._samples.get(pool)
+
+    def update(self, snapshots: Sequence[PoolSnapshot]) -> bool:
+        """Brings the samples up to date with all pools that exist. Returns whether any changed."""
+        below: dict[str, list[PoolSnapshot]] = {}
+        for snapshot in snapshots:
+            for ancestor in ancestors(snapshot.pool):
+                below.setdefault(ancestor, []).append(snapshot)
+        due = [name for name, parts in below.items() if self._is_due(name, parts)]
+        samples = {name: sample for name, sample in self._samples.items() if name in below}
+        changed = bool(due) or len(samples) < len(self._samples)
+        samples.update({name: self._build(below[name]) for name in due})
+        self._samples = samples
+        return changed
+
+    def _is_due(self, name: str, snapshots: Sequence[PoolSnapshot]) -> bool:
+        known = self._samples.get(name)
+        if known is None:
+            return True
+        # A busy ancestor is rebuilt a tenth of the time at most.
+        wait_s = min(max(self._interval_s, 10 * known.build_s), MAX_WAIT_S)
+        return set(known.snapshots) != set(snapshots) and self._clock.monotonic_s() - known.built_at_s >= wait_s
+
+    def _build(self, snapshots: Sequence[PoolSnapshot]) -> Sample:
+        started_s = self._clock.monotonic_s()
+        indexes = {}
+        for fingerprint in sorted({snapshot.fingerprint for snapshot in snapshots}):
+            hashed = (
+                item for snapshot in snapshots if snapshot.fingerprint == fingerprint for item in _hashed(snapshot)
+            )
+            smallest = heapq.nsmallest(self._max_documents, hashed, key=lambda item: item[0])
+            indexes[fingerprint] = build_index([index.document(i) for _, index, i in smallest])
+        now_s = self._clock.monotonic_s()
+        return Sample(indexes, tuple(snapshots), now_s, now_s - started_s)
+
+
+def _hashed(snapshot: PoolSnapshot) -> Iterator[tuple[bytes, TokenIndex, int]]:
+    base = hashlib.blake2b(snapshot.pool.encode() + b"\0", digest_size=8)
+    for document_id, index, i in snapshot.documents():
+        state = base.copy()
+        state.update(document_id.encode())
+        yield state.digest(), index, i

@@ -1,0 +1,317 @@
+"""Changes one pool, as its only writer: adds, deletes, evicts, seals, compacts, drops.
+
+Whoever holds the pool's lock writes it. Two mutexes order the threads of this process: `_building`, taken first, is
+held through everything that makes or removes segments; `_writing` only for what must not come between two records, so
+that adding waits for a disk, never for an index to be built.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laser_protocol.errors import InvalidRequest, PoolMismatch, StorageUnavailable, UnknownPool
+from laser_retriever import checked_json
+from laser_retriever.checked_json import DamagedJson
+from laser_retriever.clock import Clock
+from laser_retriever.compaction import choose_run, merged, sealed
+from laser_retriever.config import RetrieverConfig
+from laser_retriever.contents import (
+    FORMAT_VERSION,
+    IDENTITY_NAME,
+    PoolReader,
+    live_documents,
+    read_fingerprint,
+    segment_names,
+)
+from laser_retriever.durable import Disk
+from laser_retriever.log import LOG_NAME, Record
+from laser_retriever.log_writer import LogWriter, storage_error
+from laser_retriever.segment import PREFIX, UNFINISHED, SegmentContent, write_segment
+from laser_retriever.writer_lock import LOCK_NAME, WriterLock
+
+logger = logging.getLogger(__name__)
+
+Documents = Sequence[tuple[str, NDArray[np.int32]]]
+
+
+class PoolWriter:
+    """Writes one pool. Thread-safe. Every method may raise WriterElsewhere and StorageUnavailable.
+
+    Args:
+        pool: its id.
+        config: where it lies and how it is kept.
+        reader: of the same pool.
+        address: HOST:PORT of this process, for whoever finds the lock taken.
+        disk, clock: the file system and the time.
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        config: RetrieverConfig,
+        reader: PoolReader,
+        address: Callable[[], str],
+        disk: Disk,
+        clock: Clock,
+    ) -> None:
+        self._pool = pool
+        self._directory = config.pools / pool
+        self._config = config
+        self._reader = reader
+        self._address = address
+        self._disk = disk
+        self._clock = clock
+        self._building = threading.Lock()
+        self._writing = threading.Lock()
+        self._lock: WriterLock | None = None
+        self._log: LogWriter | None = None
+        self._fingerprint = ""
+        self._last_write_s = 0.0
+        self._replaced_since_s: dict[str, float] = {}
+
+    @property
+    def holds_lock(self) -> bool:
+        """Whether this process is the pool's writer at present."""
+        return self._lock is not None
+
+    def add(self, fingerprint: str, documents: Documents) -> None:
+        """Adds documents, replacing those of the same id; durable when it returns.
+
+        Args:
+            fingerprint: of the tokenizer whose ids they are made of; founds the pool if there is none.
+            documents: (id, int32 tokens) pairs, valid.
+
+        Raises:
+            PoolMismatch
+        """
+        with self._as_writer(fingerprint) as log:
+            now_ms = self._now_ms()
+            log.append([Record(document_id, token_ids, now_ms) for document_id, token_ids in documents])
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Deletes documents by id; durable when it returns. Returns how many of the ids existed.
+
+        Raises:
+            UnknownPool
+        """
+        with self._as_writer() as log:
+            contents = self._reader.poll()
+            return self._bury(log, [document_id for document_id in dict.fromkeys(ids) if contents.has(document_id)])
+
+    def evict(self) -> int:
+        """Deletes the oldest documents until the pool is within its limits. Returns how many.
+
+        Raises:
+            UnknownPool
+        """
+        with self._as_writer() as log:
+            # Chosen under the mutex: a document replaced in the meantime is no longer an old one.
+            documents = live_documents(self._reader.poll())
+            num_evicted = self._bury(log, self._config.limits.evicted(documents, self._clock.unix_s()))
+        if num_evicted:
+            logger.info("pool.evicted pool=%s documents=%d", self._pool, num_evicted)
+        return num_evicted
+
+    def seal(self) -> None:
+        """Turns the log into a segment; merges segments where there are too many.
+
+        Raises:
+            UnknownPool
+        """
+        with self._building:
+            self._seal()
+            segments = self._reader.poll().segments
+            if len(segments) > self._config.max_segments:
+                self._merge(len(choose_run(segments)))
+
+    def compact(self) -> None:
+        """Merges log and segments into one segment without deleted documents.
+
+        Raises:
+            UnknownPool
+        """
+        with self._building:
+            self._seal()
+            contents = self._reader.poll()
+            dead = any(contents.hidden[segment.name] or segment.meta.tombstones for segment in contents.segments)
+            if len(contents.segments) > 1 or dead:
+                self._merge(len(contents.segments))
+
+    def drop(self) -> None:
+        """Removes the pool with all its documents. Pools below it stay.
+
+        Raises:
+            UnknownPool
+        """
+        with self._building, self._as_writer():
+            # Without its identity a pool does not exist: whatever a crash leaves is removed before it exists again.
+            self._disk.unlink(self._directory / IDENTITY_NAME)
+            self._disk.sync_directory(self._directory)
+            self._remove_remains()
+            # Before the lock is given up: who waits for it finds that the file is gone, and makes a new one.
+            self._disk.unlink(self._directory / LOCK_NAME)
+            self._release()
+            self._remove_empty_directories()
+
+    def tidy(self) -> None:
+        """Removes segments replaced long ago; gives the lock up after a time without writes. Waits for no build."""
+        if not self._building.acquire(blocking=False):
+            return
+        try:
+            if (
+                not self._unlink_replaced()
+                and self._clock.monotonic_s() - self._last_write_s >= self._config.lock_idle_s
+            ):
+                with self._writing:
+                    self._release()
+        except OSError as error:
+            raise storage_error(error) from error
+        finally:
+            self._building.release()
+
+    def close(self) -> None:
+        """Gives up the writer lock, if held."""
+        with self._building, self._writing:
+            self._release()
+
+    # Becoming the writer
+
+    @contextmanager
+    def _as_writer(self, founding: str = "") -> Iterator[LogWriter]:
+        """The log, with the lock held and no other thread writing. `founding`: fingerprint of a pool to found."""
+        with self._writing:
+            try:
+                if self._log is None:
+                    self._log = self._take_over(founding)
+                self._check_fingerprint(self._fingerprint, founding)
+                yield self._log
+            except OSError as error:
+                raise storage_error(error) from error
+            except DamagedJson as error:
+                raise StorageUnavailable(f"{IDENTITY_NAME} of pool {self._pool!r} cannot be read: {error}") from error
+            self._last_write_s = self._clock.monotonic_s()
+
+    def _take_over(self, founding: str) -> LogWriter:
+        """Takes the lock, recovers the log, removes what an earlier writer did not finish."""
+        self._check_fingerprint(read_fingerprint(self._directory), founding)
+        try:
+            self._disk.make_directories(self._directory)
+        except (NotADirectoryError, FileExistsError) as error:
+            raise InvalidRequest(f"pool {self._pool!r} has the name of a file in a pool", field="pool") from error
+        self._lock = WriterLock.acquire(self._directory, self._pool, self._address())
+        try:
+            self._fingerprint = read_fingerprint(self._directory)
+            self._check_fingerprint(self._fingerprint, founding)
+            if not self._fingerprint:
+                self._found(founding)
+            contents = self._reader.poll(look_closely=True)
+            log = LogWriter(self._disk, self._directory / LOG_NAME, contents.end_sequence)
+            for path in self._directory.glob(f"{PREFIX}*{UNFINISHED}"):
+                self._disk.remove_tree(path)
+        except BaseException:
+            self._release()
+            raise
+        return log
+
+    def _check_fingerprint(self, stored: str, given: str) -> None:
+        if not stored and not given:
+            raise UnknownPool(f"pool {self._pool!r} is not known here", field="pool")
+        if stored and given and stored != given:
+            raise PoolMismatch(
+                f"tokenizer_fingerprint is {given!r}, but pool {self._pool!r} holds documents of {stored!r}",
+                field="tokenizer_fingerprint",
+            )
+
+    def _found(self, fingerprint: str) -> None:
+        self._remove_remains()
+        identity = {"format_version": FORMAT_VERSION, "tokenizer_fingerprint": fingerprint}
+        path = self._directory / IDENTITY_NAME
+        temporary = path.with_name(f"{IDENTITY_NAME}.tmp")
+        self._disk.write_file(temporary, checked_json.encode(identity))
+        self._disk.rename(temporary, path)  # durable together with the log, which is made next
+        self._fingerprint = fingerprint
+        logger.info("pool.created pool=%s", self._pool)
+
+    def _release(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # Parts of the above
+
+    def _now_ms(self) -> int:
+        return int(self._clock.unix_s() * 1000)
+
+    def _bury(self, log: LogWriter, ids: Sequence[str]) -> int:
+        if ids:
+            now_ms = self._now_ms()
+            log.append([Record(document_id, None, now_ms) for document_id in ids])
+        return len(ids)
+
+    def _seal(self) -> None:
+        """The log into a segment. First the segment is published, then the log begins anew: see `PoolReader._read`."""
+        with self._as_writer() as log:
+            log.heal()
+            contents = self._reader.poll(look_closely=True)
+            mark = log.mark()
+        if not contents.log:
+            return
+        name = self._publish(sealed(contents, mark.sequence))
+        with self._as_writer() as log:
+            log.drop_before(mark)
+        logger.info("pool.sealed pool=%s segment=%s", self._pool, name)
+
+    def _merge(self, num_segments: int) -> None:
+        """Replaces the newest segments by one without the documents hidden in them."""
+        contents = self._reader.poll()
+        run = contents.segments[-num_segments:]
+        name = self._publish(merged(contents, run, segment_names(self._directory)))
+        logger.info("pool.merged pool=%s segment=%s segments=%d", self._pool, name, num_segments)
+
+    def _publish(self, content: SegmentContent) -> str:
+        try:
+            return write_segment(self._disk, self._directory, content)
+        except OSError as error:
+            raise storage_error(error) from error
+
+    def _unlink_replaced(self) -> bool:
+        """Removes segments replaced long enough ago for no reader to open them. Returns whether some are left."""
+        now_s = self._clock.monotonic_s()
+        replaced = {name for segment in self._reader.poll().segments for name in segment.meta.replaces}
+        waiting = sorted(replaced.intersection(segment_names(self._directory)))
+        self._replaced_since_s = {name: self._replaced_since_s.get(name, now_s) for name in waiting}
+        due = [name for name in waiting if now_s - self._replaced_since_s[name] >= self._config.unlink_after_s]
+        if not due:
+            return bool(waiting)
+        with self._as_writer():
+            pass
+        for name in due:
+            self._disk.remove_tree(self._directory / name)
+        self._disk.sync_directory(self._directory)
+        return len(due) < len(waiting)
+
+    def _remove_remains(self) -> None:
+        """Removes segments and log of a pool that does not exist (any more)."""
+        for path in self._directory.glob(f"{PREFIX}*"):
+            self._disk.remove_tree(path)
+        if (self._directory / LOG_NAME).exists():
+            self._disk.unlink(self._directory / LOG_NAME)
+        self._disk.sync_directory(self._directory)
+
+    def _remove_empty_directories(self) -> None:
+        directory = self._directory
+        while directory != self._config.pools:
+            try:
+                self._disk.remove_directory(directory)
+            except OSError:
+                return  # pools below it, or another writer already
+            directory = directory.parent

@@ -1,0 +1,166 @@
+"""The processor's own forward: right for every model it takes, and every row the same bits in any company."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from laser_protocol.acceptance import Strict
+from laser_protocol.tree import DraftTree
+from laser_verifier.batch import StepInput
+from laser_verifier.drafts import NoDrafts
+from laser_verifier.model import TargetModel, wrap_model
+from laser_verifier.runner import ModelRunner
+from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_network
+from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts, trees
+
+FAMILIES = {"llama": {}, "qwen2": {}, "qwen3": {"head_dim": 32}, "mistral": {"sliding_window": None}}
+DTYPES = [torch.float32, torch.bfloat16]
+Path = tuple[int, ...]
+
+
+def network_of(family: str = "llama", dtype: torch.dtype = torch.float32, **changed: Any) -> Any:
+    """A random model with sizes that the kernels take, and with biases and norm weights that are not all alike."""
+    sizes = {"hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 4, **FAMILIES[family], **changed}
+    network = tiny_network(family, **sizes)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.rand(parameter.shape, generator=generator) - 0.5)
+    return network.to(dtype)
+
+
+def packed_model(network: Any) -> TargetModel:
+    model = wrap_model(copy.deepcopy(network), "tiny")
+    assert model.packed is not None
+    return model
+
+
+def step(slot_idx: int, num_cached: int, token_ids: list[int], tree: DraftTree | None) -> StepInput:
+    return StepInput(slot_idx, num_cached, np.asarray(token_ids, np.int32), tree, Strict(), 0.0, 0, 0, 99)
+
+
+def empty(position: int = 0) -> DraftTree:
+    return DraftTree.empty(position)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_logits_are_those_of_transformers(family: str) -> None:
+    network = network_of(family)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 90).tolist()
+    with torch.inference_mode():
+        expected = network(torch.tensor([tokens])).logits[0, -1]
+    runner = ModelRunner(packed_model(network), 2, 128, 8)
+    torch.testing.assert_close(runner.logits([step(1, 0, tokens, empty())])[0], expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "changed"),
+    [
+        ("mistral", {"sliding_window": 7}),
+        ("llama", {"hidden_act": "gelu"}),
+        ("llama", {"hidden_size": 96}),
+        ("llama", {"intermediate_size": 40}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"], "sliding_window": 8}),
+    ],
+)
+def test_a_model_with_anything_else_in_it_runs_through_transformers(family: str, changed: dict[str, Any]) -> None:
+    assert wrap_model(network_of(family, **changed), "tiny").packed is None
+
+
+def test_a_float_type_without_kernels_runs_through_transformers() -> None:
+    assert wrap_model(network_of(dtype=torch.float64), "tiny").packed is None
+    assert wrap_model(network_of(dtype=torch.float16), "tiny").packed is None
+
+
+def test_packing_leaves_no_second_copy_of_a_weight() -> None:
+    model = packed_model(network_of())
+    left = sum(parameter.numel() for parameter in model.network.parameters() if parameter.dim() > 1)
+    assert left == model.network.get_input_embeddings().weight.numel()
+
+
+def test_the_cache_has_the_size_its_shape_gives() -> None:
+    runner = ModelRunner(packed_model(network_of()), 3, 50, 8)
+    assert runner.cache_size_bytes == 2 * 3 * 3 * 64 * 2 * 32 * 4
+
+
+class PlainLogits:
+    """The logits after any path, from a slot of its own, one token at a time, nothing beside it."""
+
+    def __init__(self, model: TargetModel) -> None:
+        self.runner = ModelRunner(model, 1, 160, 16)
+        self.known: dict[Path, Tensor] = {}
+        self.cached: Path = ()
+
+    def after(self, path: Path) -> Tensor:
+        if path not in self.known:
+            shared = 0
+            while shared < min(len(path) - 1, len(self.cached)) and path[shared] == self.cached[shared]:
+                shared += 1
+            for i in range(shared, len(path)):
+                self.known[path[: i + 1]] = self.runner.logits([step(0, i, [path[i]], empty())])[0].clone()
+            self.cached = path
+        return self.known[path]
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=str)
+def plain(request: pytest.FixtureRequest) -> PlainLogits:
+    return PlainLogits(packed_model(network_of(dtype=request.param)))
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_row_has_the_same_bits_in_any_tree_batch_and_chunk(plain: PlainLogits, data: st.DataObject) -> None:
+    num_slots = data.draw(st.integers(1, 5), label="sequences")
+    runner = ModelRunner(plain.runner.model, num_slots, 128, 16)
+    rng = np.random.default_rng(data.draw(st.integers(0, 3), label="prompts"))
+    prompts = [rng.integers(0, VOCAB_SIZE, int(rng.integers(1, 60))).tolist() for _ in range(num_slots)]
+    cached = [0] * num_slots
+    while any(cached[s] < len(prompts[s]) for s in range(num_slots)):
+        inputs, wanted = [], []
+        for s in data.draw(st.permutations(range(num_slots)), label="order"):
+            left = len(prompts[s]) - cached[s]
+            if not left or (num_slots > 1 and data.draw(st.booleans(), label="waits")):
+                continue
+            n = data.draw(st.integers(1, left), label="chunk")
+            tree = data.draw(trees(VOCAB_SIZE, 16, len(prompts[s])), label="tree") if n == left else None
+            inputs.append(step(s, cached[s], prompts[s][cached[s] : cached[s] + n], tree))
+            cached[s] += n
+            if tree is not None:
+                paths = [[int(tree.token_ids[i]) for i in tree.path(node_idx)] for node_idx in range(-1, len(tree))]
+                wanted += [(*prompts[s], *path) for path in paths]
+        if inputs:
+            for row, path in zip(runner.logits(inputs), wanted, strict=True):
+                assert torch.equal(row, plain.after(path)), f"{(row != plain.after(path)).sum()} of {len(row)} differ"
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [("llama", torch.float32), *((family, torch.bfloat16) for family in FAMILIES)], ids=str
+)
+def test_strict_output_is_plain_output_with_any_trees_and_batch(family: str, dtype: torch.dtype) -> None:
+    model = packed_model(network_of(family, dtype))
+    rng = np.random.default_rng(3)
+    prompts = [tuple(rng.integers(0, VOCAB_SIZE, int(rng.integers(1, 40))).tolist()) for _ in range(8)]
+
+    def outputs(drafts: Any, max_sequences: int) -> dict[Path, list[int]]:
+        server = TinyServer(model, drafts, max_sequences=max_sequences)
+        outcomes = {prompt: server.submit(prompt, 12) for prompt in prompts}
+        server.run()
+        return {prompt: outcome.token_ids for prompt, outcome in outcomes.items()}
+
+    plain = outputs(NoDrafts(), 1)
+    assert len({tuple(output) for output in plain.values()}) > 5
+    for max_sequences in (1, 3, 8):
+        good = GoodDrafts(VOCAB_SIZE, plain)
+        for drafts in (NoDrafts(), good, RandomDrafts(VOCAB_SIZE), HostileDrafts(VOCAB_SIZE)):
+            assert outputs(drafts, max_sequences) == plain
+        assert good.num_accepted > 8

@@ -1,0 +1,102 @@
+"""What a verifier's metrics say, beside what its requests were told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from laser_protocol.errors import Overloaded
+from laser_protocol.tree import DraftTree
+from laser_verifier.drafts import NoDrafts
+from laser_verifier.metrics import VerifierMetrics
+from laser_verifier.remote_drafts import DraftCounters, ShardState
+from laser_verifier.sequence import FinishReason
+from tests.oracles import plain_decoding
+from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_model, tiny_network
+from tests.verifier.trees import GoodDrafts, make_tree
+
+PROMPT = (5, 6, 7)
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    return tiny_network("llama", seed=2)
+
+
+def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
+    found = registry.get_sample_value(name, labels | ({"model_name": "tiny"} if name.startswith("vllm:") else {}))
+    assert found is not None, name
+    return found
+
+
+def test_metrics_add_up_to_what_the_requests_were_told(network: Any) -> None:
+    metrics = VerifierMetrics("tiny", 32)
+    drafts = GoodDrafts(VOCAB_SIZE, {PROMPT: plain_decoding(network, PROMPT, 40)})
+    server = TinyServer(tiny_model(network), drafts, observer=metrics)
+    metrics.watch_engine(server.engine)
+    outcomes = [server.submit(PROMPT, 30) for _ in range(6)]
+    server.engine.step()
+    registry = metrics.registry
+    assert value(registry, "vllm:num_requests_running") == 4
+    assert value(registry, "vllm:num_requests_waiting") == 2
+    assert 0 < value(registry, "vllm:kv_cache_usage_perc") < 1
+    server.run()
+    stats = [outcome.finished.stats for outcome in outcomes]
+    assert value(registry, "vllm:num_requests_running") == value(registry, "vllm:num_requests_waiting") == 0
+    assert value(registry, "vllm:prompt_tokens_total") == sum(s.num_prompt_tokens for s in stats)
+    assert value(registry, "vllm:generation_tokens_total") == sum(s.num_output_tokens for s in stats)
+    assert value(registry, "vllm:request_success_total", finished_reason="length") == 6
+    assert value(registry, "vllm:spec_decode_num_draft_tokens_total") == sum(s.num_draft_tokens for s in stats)
+    accepted = value(registry, "vllm:spec_decode_num_accepted_tokens_total")
+    assert accepted == sum(s.num_accepted_tokens for s in stats) > 0
+    by_position = [
+        value(registry, "vllm:spec_decode_num_accepted_tokens_per_pos_total", position=str(i)) for i in range(32)
+    ]
+    assert sum(by_position) == accepted and by_position == sorted(by_position, reverse=True)
+    assert by_position[0] <= value(registry, "vllm:spec_decode_num_drafts_total")
+    for name in ("queue", "prefill", "decode", "inference"):
+        assert value(registry, f"vllm:request_{name}_time_seconds_count") == 6
+    assert value(registry, "laser_accepted_length_sum") == accepted
+    phases = [value(registry, "laser_step_phase_seconds_total", phase=p) for p in ("drafts", "forward", "host")]
+    assert sum(phases) == pytest.approx(value(registry, "laser_step_seconds_sum"))
+
+
+def test_dropped_trees_and_requests_that_did_not_finish_are_counted_with_their_reason(network: Any) -> None:
+    class Stale(GoodDrafts):
+        def _tree(self, sequence_id: int, token_ids: list[int]) -> DraftTree:
+            return make_tree(len(token_ids) + (1 if len(token_ids) % 2 else 0), [VOCAB_SIZE], [-1])
+
+    metrics = VerifierMetrics("tiny", 32)
+    server = TinyServer(tiny_model(network), Stale(VOCAB_SIZE, {}), max_sequences=1, max_queue=1, observer=metrics)
+    server.submit(PROMPT, 10)
+    server.submit(PROMPT, 10, request_id="second")
+    with pytest.raises(Overloaded):
+        server.submit(PROMPT, 10)
+    for _ in range(12):
+        server.engine.step()
+    server.engine.cancel("second")
+    server.run()
+    assert value(metrics.registry, "laser_requests_ended_total", reason="overloaded") == 1
+    assert value(metrics.registry, "laser_requests_ended_total", reason="cancelled") == 1
+    assert value(metrics.registry, "laser_draft_dropped_trees_total", reason="stale") > 0
+    assert value(metrics.registry, "laser_draft_dropped_trees_total", reason="malformed") > 0
+    assert value(metrics.registry, "vllm:request_success_total", finished_reason=FinishReason.LENGTH.value) == 1
+
+
+def test_every_shard_shows_its_sequences_and_two_verifiers_share_no_metric() -> None:
+    first, second = VerifierMetrics("tiny", 8), VerifierMetrics("tiny", 8)
+    counters = DraftCounters(num_trees=7)
+    first.watch_drafts(lambda: [ShardState("a", True, 3), ShardState("1.2.3.4:50051", False, 0)], counters)
+    assert value(first.registry, "laser_shard_open_sequences", shard="a") == 3
+    assert value(first.registry, "laser_shard_connected", shard="1.2.3.4:50051") == 0
+    assert value(first.registry, "laser_draft_trees_total") == 7
+    assert second.registry.get_sample_value("laser_draft_trees_total") is None
+
+
+def test_without_a_measured_cost_none_is_shown(network: Any) -> None:
+    metrics = VerifierMetrics("tiny", 8)
+    server = TinyServer(tiny_model(network), NoDrafts(), observer=metrics)
+    metrics.watch_engine(server.engine)
+    assert metrics.registry.get_sample_value("laser_forward_cost_seconds", {"num_tokens": "1"}) is None

@@ -1,0 +1,91 @@
+"""Requests that wait for a slot: a bounded queue, first come first served, that any thread may fill and cancel in."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from laser_protocol.errors import LaserError, Overloaded
+from laser_verifier.sequence import Request, Sink
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request in the queue, and when it came (monotonic seconds)."""
+
+    request: Request
+    sink: Sink
+    arrived_s: float
+
+
+class WaitingQueue:
+    """The queue in front of the slots.
+
+    Args:
+        max_waiting: requests that may wait while no slot is free.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._lock = threading.Lock()
+        self._entries: deque[Waiting] = deque()
+        self._cancelled: set[str] = set()
+        self._closed: LaserError | None = None
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, request: Request, sink: Sink, num_free_slots: int, retry_after_s: float) -> None:
+        """Adds a request.
+
+        Args:
+            num_free_slots: so many more may come, since they will not wait.
+            retry_after_s: what a refused caller is told.
+
+        Raises:
+            Overloaded: the queue is full. LaserError: of the kind it was closed with.
+        """
+        with self._lock:
+            if self._closed is not None:
+                raise type(self._closed)(str(self._closed))
+            if len(self._entries) >= self._max_waiting + num_free_slots:
+                raise Overloaded(
+                    f"{len(self._entries)} requests wait already, at most {self._max_waiting} may",
+                    retry_after_s=retry_after_s,
+                )
+            self._entries.append(Waiting(request, sink, time.monotonic()))
+
+    def cancel(self, request_id: str) -> None:
+        """Removes a request; one that does not wait any more is in `take_cancelled` once."""
+        with self._lock:
+            entry = next((entry for entry in self._entries if entry.request.request_id == request_id), None)
+            if entry is not None:
+                self._entries.remove(entry)
+            else:
+                self._cancelled.add(request_id)
+
+    def num_ahead(self, request_id: str) -> int:
+        """Requests that wait ahead of this one; 0 if it does not wait."""
+        with self._lock:
+            ids = [entry.request.request_id for entry in self._entries]
+        return ids.index(request_id) if request_id in ids else 0
+
+    def take(self) -> Waiting | None:
+        """The first that waits, which is then out of the queue."""
+        with self._lock:
+            return self._entries.popleft() if self._entries else None
+
+    def take_cancelled(self) -> set[str]:
+        """Ids cancelled since the last call that did not wait any more."""
+        with self._lock:
+            cancelled, self._cancelled = self._cancelled, set()
+        return cancelled
+
+    def close(self, error: LaserError) -> list[Waiting]:
+        """Takes no more: whoever comes gets `error`. Returns those that waited."""
+        with self._lock:
+            self._closed = error
+            entries, self._entries = list(self._entries), deque()
+        return entries
