@@ -2,7 +2,7 @@
 
 Recorded outputs alone make 0.15 M tokens. A spliced document has a recorded document's length and is put together from
 1 to 4 pieces of recorded ones, each piece at its own place (the begin of a document stays a begin); then every token is
-replaced with the probability `MUTATION_RATE` by one drawn from all recorded tokens, so with their own frequencies. Short
+replaced with the probability MUTATION_RATE by one drawn from all recorded tokens, so with their own frequencies. Short
 n-grams are therefore as frequent as in real text, long ones end where a splice or a mutation stands: about every 25
 tokens. All draws come from one seeded generator.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def splice(outputs: Sequence[NDArray[np.int32]], num_tokens: int, seed: int = 0)
 def share_out(documents: Sequence[NDArray[np.int32]], shares: Sequence[float]) -> list[list[NDArray[np.int32]]]:
     """Consecutive runs of documents, by shares of their number."""
     bounds = np.round(np.cumsum((0.0, *shares)) / sum(shares) * len(documents)).astype(int)
-    return [list(documents[start:end]) for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [list(documents[start:end]) for start, end in pairwise(bounds)]
 
 
 def make_sources(documents: Sequence[NDArray[np.int32]], seed: int = 0) -> tuple[Sources, list[TokenIndex]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +25,20 @@ class _OneSource:
         return PoolStatus.OK, self.value
 
 
+@contextmanager
+def _without_scipy() -> Iterator[None]:
+    """Numba's first kernel imports scipy, where there is one, for its BLAS: half of a start, and used by no kernel."""
+    if "scipy" in sys.modules:
+        yield
+        return
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # Python's way to say that it cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules["scipy"]
+
+
+@_without_scipy()
 def warm_up(params: DraftParams) -> None:
     """Builds an index and takes a sequence through a step, with read-only tokens as messages hold them."""
     index = build_index([np.arange(8, dtype=np.int32), np.arange(8, dtype=np.int32)])

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from retriever_disks import UnsyncedDisk
 
 from laser_protocol.errors import (
     InvalidRequest,
@@ -25,7 +26,6 @@ from laser_protocol.errors import (
 )
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.pool import Pool
-from retriever_disks import UnsyncedDisk
 
 FINGERPRINT = "f" * 64
 POOL = "shop/user/1"
