@@ -102,7 +102,7 @@ def collect_segment_matches(
     states = _find_places(sources, query)
     total = 0.0
     for search in range(len(search_lengths) - 1, -1, -1):
-        if search_lengths[search] > len(query):
+        if search_lengths[search] > len(query) or not _any_longer(sources, states, search_lengths[search]):
             continue
         num_found = _widen(sources, states, query, search_lengths[search])
         if num_found == 0:
@@ -141,6 +141,7 @@ def _find_places(sources: NDArray[np.int64], query: NDArray[np.int32]) -> NDArra
             middle = (states[source, LOW] + states[source, HIGH]) >> 1
             if states[source, LOW] < states[source, HIGH]:
                 ends[source] = load_int32(sources[source, SUFFIXES] + 4 * middle)
+                prefetch(sources[source, TOKENS] + 4 * ends[source])
         num_searching = 0
         for source in range(num_sources):
             low = states[source, LOW]
@@ -174,6 +175,17 @@ def _match_length(tokens: int, end: int, query: NDArray[np.int32], most: int) ->
     while length < most and length <= end and load_int32(tokens + 4 * (end - length)) == query[size - 1 - length]:
         length += 1
     return length
+
+
+@kernel
+def _any_longer(sources: NDArray[np.int64], states: NDArray[np.int64], length: int) -> bool:
+    """Whether a suffix next to one of the intervals matches at least `length` tokens."""
+    for source in range(len(sources)):
+        if states[source, LOW] > 0 and states[source, BEFORE] >= length:
+            return True
+        if states[source, HIGH] < sources[source, NUM_TOKENS] and states[source, AFTER] >= length:
+            return True
+    return False
 
 
 @kernel
