@@ -1,6 +1,6 @@
 """Draft quality by replay: tokens_per_step of the real drafter on recorded greedy outputs, strict acceptance.
 
-    python benchmarks/replay.py --corpus corpus_user.jsonl --nodes 16 32 64 --pool-ids 1-736 --test-ids 741-800
+    python -m benchmarks.replay --corpus corpus_user.jsonl --nodes 16 32 64 --pool-ids 1-736 --test-ids 741-800
 
 A line of the corpus holds id, prompt_token_ids and output_token_ids. The pool's outputs are indexed; every test output
 is then generated again: a tree is drafted, the path equal to the real output is accepted, one bonus token follows.
@@ -8,7 +8,7 @@ Steps count as the engine counts them: every forward that emits tokens, the one 
 is drafted at the prompt's end. Prints one JSON line per budget and a table.
 The coefficients were fitted on users 1-680 only:
 
-    python benchmarks/replay.py --corpus corpus_user.jsonl --pool-ids 1-680 --fit coefficients.json
+    python -m benchmarks.replay --corpus corpus_user.jsonl --pool-ids 1-680 --fit coefficients.json
 """
 
 from __future__ import annotations

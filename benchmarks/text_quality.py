@@ -1,6 +1,6 @@
 """Do relaxed texts read as well as plain ones, and how far do texts differ between batch sizes?
 
-    python benchmarks/text_quality.py --corpus corpus_user.jsonl --texts texts.jsonl --runs plain@8 plain@1 strict@8 \
+    python -m benchmarks.text_quality --corpus corpus_user.jsonl --texts texts.jsonl --runs plain@8 plain@1 strict@8 \
         relaxed:2:0.1@8
 
 A run is `plain`, `strict` or `relaxed:TOP_K:MIN_PROB`, then `@` and how many prompts run at once. Two real server
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from held_out import id_range, servers
+from benchmarks.held_out import id_range, servers
 from tqdm import tqdm
 
 from laser_client import LaserClient, Relaxed, Strict
