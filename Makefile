@@ -81,7 +81,7 @@ proto: $(VENV)/.dev ## Regenerate the stubs from protos/.
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Run a script of benchmarks/ (BENCH=replay BENCH_ARGS="..."; without arguments, its help).
-	@echo "benchmarks: $(basename $(notdir $(wildcard benchmarks/*.py)))"
+	@echo "benchmarks: $(filter-out _%,$(basename $(notdir $(wildcard benchmarks/*.py))))"
 	$(BIN)/python -m benchmarks.$(BENCH) $(or $(BENCH_ARGS),--help)
 
 .PHONY: bench-peers

@@ -111,8 +111,9 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
     """
     loop = asyncio.get_running_loop()
     params = DraftParams()
-    await loop.run_in_executor(None, warm_up, params)
-    pools = await loop.run_in_executor(None, Pools, config)
+    pools, _ = await asyncio.gather(
+        loop.run_in_executor(None, Pools, config), loop.run_in_executor(None, warm_up, params)
+    )
     metrics = RetrieverMetrics(pools)
     service = RetrieverService(pools, config, params, metrics)
     async with contextlib.AsyncExitStack() as stack:

@@ -28,6 +28,7 @@ class RetrieverConfig:
         sample_interval_s: least seconds between two builds of an ancestor's sample.
         max_sequences: most open sequences of one stream.
         num_threads: threads that draft.
+        draft_deadline_s: seconds after a message's arrival from which on no further tree is begun for it.
     """
 
     pools: Path
@@ -44,11 +45,12 @@ class RetrieverConfig:
     sample_interval_s: float = 2.0
     max_sequences: int = 4096
     num_threads: int = os.cpu_count() or 1
+    draft_deadline_s: float = 0.004
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("name is '', must not be empty")
-        for field in ("rescan_s", "seal_tokens", "max_segments", "max_sequences", "num_threads"):
+        for field in ("rescan_s", "seal_tokens", "max_segments", "max_sequences", "num_threads", "draft_deadline_s"):
             value = getattr(self, field)
             if not value > 0:
                 raise ValueError(f"{field} is {value}, must be above 0")

@@ -102,11 +102,9 @@ def collect_segment_matches(
     states = _find_places(sources, query)
     total = 0.0
     for search in range(len(search_lengths) - 1, -1, -1):
-        if search_lengths[search] > len(query):
+        if search_lengths[search] > len(query) or not _any_longer(sources, states, search_lengths[search]):
             continue
-        num_found = 0
-        for source in range(len(sources)):
-            num_found += _widen(sources[source], states[source], query, search_lengths[search])
+        num_found = _widen(sources, states, query, search_lengths[search])
         if num_found == 0:
             continue
         stride = max(num_found / max_per_search, 1.0)
@@ -143,6 +141,7 @@ def _find_places(sources: NDArray[np.int64], query: NDArray[np.int32]) -> NDArra
             middle = (states[source, LOW] + states[source, HIGH]) >> 1
             if states[source, LOW] < states[source, HIGH]:
                 ends[source] = load_int32(sources[source, SUFFIXES] + 4 * middle)
+                prefetch(sources[source, TOKENS] + 4 * ends[source])
         num_searching = 0
         for source in range(num_sources):
             low = states[source, LOW]
@@ -169,9 +168,8 @@ def _find_places(sources: NDArray[np.int64], query: NDArray[np.int32]) -> NDArra
 
 
 @kernel
-def _match_length(tokens: int, suffixes: int, suffix_idx: int, query: NDArray[np.int32], most: int) -> int:
-    """With how many of the query's last tokens a suffix agrees, up to `most`. Tokens and suffixes by address."""
-    end = np.int64(load_int32(suffixes + 4 * suffix_idx))
+def _match_length(tokens: int, end: int, query: NDArray[np.int32], most: int) -> int:
+    """With how many of the query's last tokens the context that ends there agrees, up to `most`. Tokens by address."""
     size = len(query)
     length = 0
     while length < most and length <= end and load_int32(tokens + 4 * (end - length)) == query[size - 1 - length]:
@@ -180,41 +178,76 @@ def _match_length(tokens: int, suffixes: int, suffix_idx: int, query: NDArray[np
 
 
 @kernel
-def _widen(source: NDArray[np.int64], state: NDArray[np.int64], query: NDArray[np.int32], length: int) -> int:
-    """Widens the interval to all suffixes that match at least `length` tokens. Returns how many are new."""
-    low = state[LOW]
-    high = state[HIGH]
-    tokens, suffixes = source[TOKENS], source[SUFFIXES]
-    state[INNER_LOW] = low
-    state[INNER_HIGH] = high
-    if low > 0 and state[BEFORE] >= length:
-        bad = _gallop(source, query, length, low - 1, -1)
-        state[LOW] = bad + 1
-        state[BEFORE] = _match_length(tokens, suffixes, bad, query, length) if bad >= 0 else 0
-    if high < source[NUM_TOKENS] and state[AFTER] >= length:
-        bad = _gallop(source, query, length, high, 1)
-        state[HIGH] = bad
-        state[AFTER] = _match_length(tokens, suffixes, bad, query, length) if bad < source[NUM_TOKENS] else 0
-    return low - state[LOW] + state[HIGH] - high
+def _any_longer(sources: NDArray[np.int64], states: NDArray[np.int64], length: int) -> bool:
+    """Whether a suffix next to one of the intervals matches at least `length` tokens."""
+    for source in range(len(sources)):
+        if states[source, LOW] > 0 and states[source, BEFORE] >= length:
+            return True
+        if states[source, HIGH] < sources[source, NUM_TOKENS] and states[source, AFTER] >= length:
+            return True
+    return False
 
 
 @kernel
-def _gallop(source: NDArray[np.int64], query: NDArray[np.int32], length: int, good: int, direction: int) -> int:
-    """The first suffix from `good` on, in a direction, that matches fewer than `length` tokens; `good` matches more."""
-    border = source[NUM_TOKENS] if direction > 0 else -1
-    step = 1
-    bad = good + direction
-    while bad != border and _match_length(source[TOKENS], source[SUFFIXES], bad, query, length) == length:
-        good = bad
-        step *= 2
-        bad = min(good + step, border) if direction > 0 else max(good - step, border)
-    while abs(bad - good) > 1:
-        middle = (good + bad) >> 1
-        if _match_length(source[TOKENS], source[SUFFIXES], middle, query, length) == length:
-            good = middle
+def _widen(sources: NDArray[np.int64], states: NDArray[np.int64], query: NDArray[np.int32], length: int) -> int:
+    """Widens the intervals to all suffixes that match at least `length` tokens. Returns how many are new.
+
+    Both borders of all sources are searched together, by galloping and then by halving.
+    """
+    num_sources = len(sources)
+    # Per border: the outermost suffix known to match, the innermost known not to, its match length, steps while it is
+    # galloped, suffix looked at.
+    borders = np.empty((2 * num_sources, 5), np.int64)
+    ends = np.empty(2 * num_sources, np.int64)
+    num_searching = 0
+    for i in range(2 * num_sources):
+        state = states[i >> 1]
+        if i & 1:
+            matches = state[HIGH] < sources[i >> 1, NUM_TOKENS] and state[AFTER] >= length
+            borders[i, 0] = state[HIGH] if matches else state[HIGH] - 1
+            borders[i, 1] = sources[i >> 1, NUM_TOKENS] if matches else state[HIGH]
+            borders[i, 2] = 0 if matches else state[AFTER]
         else:
-            bad = middle
-    return bad
+            matches = state[LOW] > 0 and state[BEFORE] >= length
+            borders[i, 0] = state[LOW] - 1 if matches else state[LOW]
+            borders[i, 1] = -1 if matches else state[LOW] - 1
+            borders[i, 2] = 0 if matches else state[BEFORE]
+        borders[i, 3] = 1
+        num_searching += abs(borders[i, 1] - borders[i, 0]) > 1
+    while num_searching > 0:
+        for i in range(2 * num_sources):
+            good, bad = borders[i, 0], borders[i, 1]
+            if abs(bad - good) <= 1:
+                continue
+            if 0 < borders[i, 3] < abs(bad - good):
+                place = good + borders[i, 3] if i & 1 else good - borders[i, 3]
+            else:
+                borders[i, 3] = 0
+                place = (good + bad) >> 1
+            borders[i, 4] = place
+            ends[i] = load_int32(sources[i >> 1, SUFFIXES] + 4 * place)
+            prefetch(sources[i >> 1, TOKENS] + 4 * ends[i])
+        num_searching = 0
+        for i in range(2 * num_sources):
+            if abs(borders[i, 1] - borders[i, 0]) <= 1:
+                continue
+            found = _match_length(sources[i >> 1, TOKENS], ends[i], query, length)
+            if found == length:
+                borders[i, 0] = borders[i, 4]
+                borders[i, 3] *= 2
+            else:
+                borders[i, 1] = borders[i, 4]
+                borders[i, 2] = found
+                borders[i, 3] = 0
+            num_searching += abs(borders[i, 1] - borders[i, 0]) > 1
+    num_found = 0
+    for source in range(num_sources):
+        state = states[source]
+        state[INNER_LOW], state[INNER_HIGH] = state[LOW], state[HIGH]
+        state[LOW], state[BEFORE] = borders[2 * source, 1] + 1, borders[2 * source, 2]
+        state[HIGH], state[AFTER] = borders[2 * source + 1, 1], borders[2 * source + 1, 2]
+        num_found += state[INNER_LOW] - state[LOW] + state[HIGH] - state[INNER_HIGH]
+    return num_found
 
 
 @kernel

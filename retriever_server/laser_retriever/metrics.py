@@ -28,7 +28,7 @@ class RetrieverMetrics:
         self.trees = Counter("laser_retriever_drafts", "Draft trees sent.", registry=self.registry)
         self.nodes = Counter("laser_retriever_draft_nodes", "Nodes of the trees sent.", registry=self.registry)
         self.late = Counter(
-            "laser_retriever_late_messages", "Messages answered without all the trees they asked for.",
+            "laser_retriever_late_drafts", "Draft trees sent empty because their message's deadline had passed.",
             registry=self.registry,
         )  # fmt: skip
         self.latency = Histogram(
@@ -68,22 +68,23 @@ class StreamMetrics:
     def __init__(self, metrics: RetrieverMetrics) -> None:
         self._metrics = metrics
         self._num_sequences = 0
+        self._num_late = 0
 
-    def answered(self, num_wanted: int, node_counts: Sequence[int], took_s: float, num_sequences: int) -> None:
+    def answered(self, node_counts: Sequence[int], num_late: int, took_s: float, num_sequences: int) -> None:
         """Takes note of an answered message.
 
         Args:
-            num_wanted: trees it asked for.
             node_counts: of the trees that it got.
+            num_late: trees of the stream that were late, those of earlier messages included.
             took_s: from its arrival on.
             num_sequences: open on the stream now.
         """
-        if num_wanted:
+        if node_counts:
             self._metrics.latency.observe(took_s)
         self._metrics.trees.inc(len(node_counts))
         self._metrics.nodes.inc(sum(node_counts))
-        if len(node_counts) < num_wanted:
-            self._metrics.late.inc()
+        self._metrics.late.inc(num_late - self._num_late)
+        self._num_late = num_late
         self._holds(num_sequences)
 
     def close(self) -> None:

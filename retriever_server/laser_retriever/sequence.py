@@ -5,7 +5,11 @@ The draft stream's adapter and in-process users (tests, `benchmarks/replay.py`) 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,50 +20,18 @@ from laser_protocol.errors import InvalidRequest
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.tree import MAX_NODES, MAX_VOCAB_SIZE, DraftTree
 from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
+from laser_retriever.feedback import Feedback, begins_with_path, first_outside
 from laser_retriever.index import Sources
 from laser_retriever.pools import PoolStatus
 
-NUM_DECILES = 10
+# Trees of one kernel call: many enough to make the call cheap, few enough to look at the clock between them.
+TREES_PER_CALL = 8
 
 
 class SourceProvider(Protocol):
     """Where a sequence's sources come from; `Pools` is one."""
 
     def sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]: ...
-
-
-@dataclass(slots=True, eq=False)
-class Feedback:
-    """What became of the trees of a stream; the material of a calibration.
-
-    Attributes:
-        num_trees, num_nodes: drafted.
-        num_verified, num_accepted: nodes.
-        verified_per_decile: float64[3, 10] over verified nodes by tenth of their probability: how many, sum of the
-            probabilities, how many lay on the accepted path.
-    """
-
-    num_trees: int = 0
-    num_nodes: int = 0
-    num_verified: int = 0
-    num_accepted: int = 0
-    verified_per_decile: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, NUM_DECILES)))
-
-    def drafted(self, tree: DraftTree) -> None:
-        """Counts a tree sent out."""
-        self.num_trees += 1
-        self.num_nodes += len(tree)
-
-    def observe(self, tree: DraftTree, num_verified_nodes: int, accepted_path: list[int]) -> None:
-        """Counts what a verifier found: the first `num_verified_nodes` nodes were looked at, the path was accepted."""
-        probs = tree.probs[:num_verified_nodes].astype(np.float64)
-        deciles = np.minimum((probs * NUM_DECILES).astype(np.int64), NUM_DECILES - 1)
-        accepted = np.zeros(num_verified_nodes)
-        accepted[accepted_path] = 1.0
-        for row, values in zip(self.verified_per_decile, (np.ones(num_verified_nodes), probs, accepted), strict=True):
-            row += np.bincount(deciles, values, NUM_DECILES)
-        self.num_verified += num_verified_nodes
-        self.num_accepted += len(accepted_path)
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +52,11 @@ class Drafter:
         vocab_size: token ids of trees are below it.
         params: how matches become probabilities.
         max_sequences: most open at once.
+        num_threads: most that draft for the stream at once.
+
+    Attributes:
+        feedback: what became of the trees.
+        num_late: trees left empty because the deadline had passed.
 
     Raises:
         InvalidRequest: fingerprint or vocab_size is out of range.
@@ -92,6 +69,7 @@ class Drafter:
         vocab_size: int,
         params: DraftParams | None = None,
         max_sequences: int = 4096,
+        num_threads: int = 1,
     ) -> None:
         if not fingerprint:
             raise InvalidRequest("tokenizer_fingerprint is '', must be given", field="tokenizer_fingerprint")
@@ -100,10 +78,12 @@ class Drafter:
         self._provider = provider
         self._fingerprint = fingerprint
         self._vocab_size = vocab_size
-        self._tree_drafter = TreeDrafter(params or DraftParams(), vocab_size)
+        params = params or DraftParams()
+        self._tree_drafters = [TreeDrafter(params, vocab_size) for _ in range(num_threads)]
         self._max_sequences = max_sequences
         self._sequences: dict[int, _Sequence] = {}
         self.feedback = Feedback()
+        self.num_late = 0
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -194,15 +174,64 @@ class Drafter:
         Raises:
             InvalidRequest: unknown sequence, or the budget is out of range; the latter closes the sequence.
         """
-        sequence = self._open_sequence(sequence_id)
+        self.check_budget(sequence_id, node_budget)
+        return self.draft_all([(sequence_id, node_budget)])[0]
+
+    def check_budget(self, sequence_id: int, node_budget: int) -> None:
+        """What `draft_all` relies on.
+
+        Raises:
+            InvalidRequest: as for `draft`.
+        """
+        self._open_sequence(sequence_id)
         if not 0 <= node_budget <= MAX_NODES:
             self.close(sequence_id)
             raise InvalidRequest(f"node_budget is {node_budget}, must be from 0 to {MAX_NODES}", field="node_budget")
+
+    def draft_all(
+        self, wanted: Sequence[tuple[int, int]], helpers: Executor | None = None, deadline_s: float = math.inf
+    ) -> list[DraftTree]:
+        """The trees of several sequences.
+
+        Args:
+            wanted: sequence ids and node budgets that `check_budget` let pass, each sequence once.
+            helpers: its threads draft beside this one as far as they have nothing else to do.
+            deadline_s: by `time.monotonic`; trees not begun then stay empty and count as late.
+        """
+        sequences = [self._sequences[sequence_id] for sequence_id, _ in wanted]
+        requests = [
+            self._request(sequence, node_budget) for sequence, (_, node_budget) in zip(sequences, wanted, strict=True)
+        ]
+        drafted: list[DraftTree | None] = [None] * len(requests)
+        starts = iter(range(0, len(requests), TREES_PER_CALL))  # shared: whoever is free takes the next ones
+
+        def work(tree_drafter: TreeDrafter) -> None:
+            for start in starts:
+                if time.monotonic() > deadline_s:
+                    break
+                end = start + TREES_PER_CALL
+                drafted[start:end] = tree_drafter.draft(requests[start:end])
+
+        num_threads = min(len(self._tree_drafters), -(-len(requests) // TREES_PER_CALL))
+        helped = [helpers.submit(work, one) for one in self._tree_drafters[1:num_threads]] if helpers else []
+        work(self._tree_drafters[0])
+        for future in helped:
+            # One that has not begun has nothing left to do, and must not be waited for: its thread may wait for us.
+            if not future.cancel():
+                future.result()
+        trees = []
+        for sequence, tree in zip(sequences, drafted, strict=True):
+            if tree is None:
+                self.num_late += 1
+                tree = DraftTree.empty(sequence.buffer.num_tokens)
+            sequence.last_tree = tree
+            self.feedback.drafted(tree)
+            trees.append(tree)
+        return trees
+
+    def _request(self, sequence: _Sequence, node_budget: int) -> DraftRequest:
         _, sources = self._provider.sources(sequence.pool, self._fingerprint)
-        tree = self._tree_drafter.draft([DraftRequest(sequence.buffer, sources, node_budget)])[0]
-        sequence.last_tree = tree
-        self.feedback.drafted(tree)
-        return tree
+        return DraftRequest(sequence.buffer, sources, node_budget)
 
     def close(self, sequence_id: int) -> None:
         """Forgets a sequence; an unknown one is ignored."""
@@ -220,10 +249,10 @@ class Drafter:
         tokens = np.asarray(token_ids, np.int32)
         if tokens.ndim != 1 or not len(tokens):
             raise InvalidRequest("token_ids is empty, must hold at least one token", field="token_ids")
-        wrong = np.flatnonzero((tokens < 0) | (tokens >= self._vocab_size))
-        if len(wrong):
+        wrong = first_outside(tokens, self._vocab_size)
+        if wrong >= 0:
             raise InvalidRequest(
-                f"token_ids[{wrong[0]}] is {tokens[wrong[0]]}, must be from 0 to {self._vocab_size - 1}",
+                f"token_ids[{wrong}] is {tokens[wrong]}, must be from 0 to {self._vocab_size - 1}",
                 field="token_ids",
             )
         return tokens
@@ -244,10 +273,9 @@ class Drafter:
             )
         if not num_verified_nodes:
             return
-        path = tree.path(accepted_node_idx)
-        if len(path) > len(tokens) or not np.array_equal(tree.token_ids[path], tokens[: len(path)]):
+        if not begins_with_path(tree.parents, tree.token_ids, accepted_node_idx, tokens):
             raise InvalidRequest(
                 f"accepted_node_idx is {accepted_node_idx}, but the emitted token_ids do not begin with its path",
                 field="accepted_node_idx",
             )
-        self.feedback.observe(tree, num_verified_nodes, path)
+        self.feedback.observe(tree, num_verified_nodes, accepted_node_idx)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 import grpc.aio
@@ -105,8 +106,11 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                 if request.HasField("handshake"):
                     raise InvalidRequest("handshake is set, must be only in the first message", field="handshake")
                 arrived_s = time.perf_counter()
-                response = await loop.run_in_executor(self._draft_threads, answer, drafter, request)
-                _measure(metrics, request, response, time.perf_counter() - arrived_s, len(drafter))
+                deadline_s = time.monotonic() + self._config.draft_deadline_s
+                response = await loop.run_in_executor(
+                    self._draft_threads, answer, drafter, request, self._draft_threads, deadline_s
+                )
+                _measure(metrics, response, time.perf_counter() - arrived_s, drafter)
                 if response.opened or response.trees or response.faults:
                     yield response
         finally:
@@ -131,6 +135,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             request.handshake.vocab_size,
             self._params,
             self._config.max_sequences,
+            self._config.num_threads,
         )
 
     async def AddDocuments(  # noqa: N802
@@ -232,13 +237,18 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         return await asyncio.get_running_loop().run_in_executor(self._storage_threads, function, *arguments)
 
 
-def answer(drafter: Drafter, request: retriever_pb2.DraftRequest) -> retriever_pb2.DraftResponse:
+def answer(
+    drafter: Drafter,
+    request: retriever_pb2.DraftRequest,
+    helpers: Executor | None = None,
+    deadline_s: float = math.inf,
+) -> retriever_pb2.DraftResponse:
     """Applies a message to a stream's sequences and drafts what it asks for. Runs in a draft thread.
 
-    A fault of one sequence is answered for that one; the others go on.
+    A fault of one sequence is answered for that one; the others go on. Trees not begun at the deadline come back empty.
     """
     response = retriever_pb2.DraftResponse()
-    wanted: list[tuple[int, int]] = []
+    wanted: dict[int, int] = {}
 
     def fault(sequence_id: int, error: InvalidRequest) -> None:
         response.faults.add(sequence_id=sequence_id, message=str(error))
@@ -253,7 +263,7 @@ def answer(drafter: Drafter, request: retriever_pb2.DraftRequest) -> retriever_p
             fault(opened.sequence_id, error)
             continue
         response.opened.add(sequence_id=opened.sequence_id, pool_state=_POOL_STATES[status])
-        wanted.append((opened.sequence_id, opened.node_budget))
+        wanted[opened.sequence_id] = opened.node_budget
     for advanced in request.advances:
         try:
             tokens = _tokens(advanced.token_ids)
@@ -268,13 +278,19 @@ def answer(drafter: Drafter, request: retriever_pb2.DraftRequest) -> retriever_p
             drafter.close(advanced.sequence_id)
             fault(advanced.sequence_id, error)
             continue
-        wanted.append((advanced.sequence_id, advanced.node_budget))
-    for sequence_id, node_budget in wanted:
-        if node_budget:
-            try:
-                response.trees.append(tree_to_message(sequence_id, drafter.draft(sequence_id, node_budget)))
-            except InvalidRequest as error:
-                fault(sequence_id, error)
+        wanted[advanced.sequence_id] = advanced.node_budget
+    budgets = []
+    for sequence_id, node_budget in wanted.items():
+        if not node_budget:
+            continue
+        try:
+            drafter.check_budget(sequence_id, node_budget)
+        except InvalidRequest as error:
+            fault(sequence_id, error)
+        else:
+            budgets.append((sequence_id, node_budget))
+    for (sequence_id, _), tree in zip(budgets, drafter.draft_all(budgets, helpers, deadline_s), strict=True):
+        response.trees.append(tree_to_message(sequence_id, tree))
     return response
 
 
@@ -336,17 +352,9 @@ def _document(message: retriever_pb2.Document) -> tuple[str, NDArray[np.int32]]:
     return message.id, tokens
 
 
-def _measure(
-    metrics: StreamMetrics,
-    request: retriever_pb2.DraftRequest,
-    response: retriever_pb2.DraftResponse,
-    took_s: float,
-    num_sequences: int,
-) -> None:
-    num_wanted = sum(opened.node_budget > 0 for opened in request.opens)
-    num_wanted += sum(advanced.node_budget > 0 for advanced in request.advances)
-    node_counts = [len(tree.token_ids) for tree in response.trees]
-    metrics.answered(num_wanted - len(response.faults), node_counts, took_s, num_sequences)
+def _measure(metrics: StreamMetrics, response: retriever_pb2.DraftResponse, took_s: float, drafter: Drafter) -> None:
+    node_counts = [len(tree.token_ids) // 4 for tree in response.trees]
+    metrics.answered(node_counts, drafter.num_late, took_s, len(drafter))
 
 
 def _batches(snapshot: PoolSnapshot) -> Iterator[Sequence[retriever_pb2.Document]]:

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import numpy as np
 
-from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
+from laser_retriever.drafter import DraftParams
 from laser_retriever.index import Sources, build_index
+from laser_retriever.pools import PoolStatus
+from laser_retriever.sequence import Drafter
 
 
+@dataclass(frozen=True, slots=True)
+class _OneSource:
+    """The same source for every sequence."""
+
+    value: Sources
+
+    def sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]:
+        return PoolStatus.OK, self.value
+
+
+@contextmanager
+def _without_scipy() -> Iterator[None]:
+    """Numba's first kernel imports scipy, where there is one, for its BLAS: half of a start, and used by no kernel."""
+    if "scipy" in sys.modules:
+        yield
+        return
+    sys.modules["scipy"] = None  # type: ignore[assignment]  # Python's way to say that it cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules["scipy"]
+
+
+@_without_scipy()
 def warm_up(params: DraftParams) -> None:
-    """Builds an index and drafts from it, once with writable and once with read-only arrays, as segments have."""
-    drafter = TreeDrafter(params, 100)
+    """Builds an index and takes a sequence through a step, with read-only tokens as messages hold them."""
     index = build_index([np.arange(8, dtype=np.int32), np.arange(8, dtype=np.int32)])
-    buffer = TokenBuffer(1)
-    buffer.extend(np.arange(4, dtype=np.int32))
-    tree = drafter.draft([DraftRequest(buffer, Sources.of([(index, 0)]), 4)])[0]
+    drafter = Drafter(_OneSource(Sources.of([(index, 0)])), "warm-up", 100, params)
+    text = np.frombuffer(np.arange(6, dtype=np.int32).tobytes(), np.int32)
+    drafter.open(0, "warm-up", text[:4], 1)
+    tree = drafter.draft(0, 4)
     assert len(tree), "a drafter that finds nothing in its own documents is broken"
+    drafter.advance(0, 4, text[4:], len(tree), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -261,6 +262,25 @@ def test_budgets_are_kept_up_to_the_largest_and_others_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         drafter.draft(0, 257)
     assert caught.value.field == "node_budget"
+
+
+def test_threads_and_deadlines_change_nothing_but_how_many_trees_there_are() -> None:
+    index = index_of(*([i, j, k] for i in range(7) for j in range(7) for k in range(7)))
+    alone, helped = drafter_on(index), drafter_on(index, num_threads=3)
+    wanted = [(i, 1 + i % 9) for i in range(40)]
+    for drafter in (alone, helped):
+        for i in range(40):
+            drafter.open(i, "p", [30, i % 7, i % 5], 1 + i % 3)
+    with ThreadPoolExecutor(2) as threads:
+        trees = helped.draft_all(wanted, threads)
+        late = helped.draft_all(wanted, threads, deadline_s=0.0)
+    expected = [alone.draft(i, budget) for i, budget in wanted]
+    for tree, other in zip(trees, expected, strict=True):
+        assert tree.token_ids.tolist() == other.token_ids.tolist()
+        assert tree.parents.tolist() == other.parents.tolist()
+        assert tree.probs.tolist() == other.probs.tolist()
+    assert helped.num_late == 40
+    assert [(len(tree), tree.position) for tree in late] == [(0, 3)] * 40
 
 
 def test_many_more_children_than_told_apart_still_give_a_valid_tree() -> None:

@@ -44,8 +44,10 @@ def pack(*token_ids: int) -> bytes:
 class RunningServer:
     """A retriever in this process, with its event loop in a thread."""
 
-    def __init__(self, directory: Path, name: str = "shard-a") -> None:
-        config = RetrieverConfig(pools=directory, name=name, rescan_s=0.05, sample_interval_s=0)
+    def __init__(self, directory: Path, name: str = "shard-a", draft_deadline_s: float = 60.0) -> None:
+        config = RetrieverConfig(
+            pools=directory, name=name, rescan_s=0.05, sample_interval_s=0, draft_deadline_s=draft_deadline_s
+        )
         self.pools = Pools(config)
         self.metrics = RetrieverMetrics(self.pools)
         self.service = RetrieverService(self.pools, config, metrics=self.metrics)
@@ -410,6 +412,70 @@ def test_two_shards_on_one_directory_share_pools_and_send_writers_to_each_other(
         stream.end()
     finally:
         other.stop()
+
+
+def test_trees_not_begun_at_the_deadline_come_back_empty_and_are_counted(tmp_path: Path) -> None:
+    server = RunningServer(tmp_path, draft_deadline_s=1e-9)
+    try:
+        stream = Stream(server)
+        answer = stream.ask(retriever_pb2.DraftRequest(opens=[opening(i, [1, 2, 1]) for i in range(3)]))
+        assert [(tree.sequence_id, tree.position, tree.token_ids) for tree in answer.trees] == [
+            (i, 3, b"") for i in range(3)
+        ]
+        assert not answer.faults
+        advance = retriever_pb2.AdvanceSequence(
+            sequence_id=1, position=3, token_ids=pack(2), accepted_node_idx=-1, node_budget=4
+        )
+        assert not stream.ask(retriever_pb2.DraftRequest(advances=[advance])).faults, "the sequence goes on"
+        assert server.metrics.registry.get_sample_value("laser_retriever_late_drafts_total") == 4
+        stream.end()
+    finally:
+        server.stop()
+
+
+def test_a_stream_that_dies_takes_its_sequences_with_it(server: RunningServer) -> None:
+    def num_open() -> float | None:
+        return server.metrics.registry.get_sample_value("laser_retriever_open_sequences")
+
+    requests: queue.Queue[retriever_pb2.DraftRequest | None] = queue.Queue()
+    call = server.stub.Draft(iter(requests.get, None))
+    handshake = retriever_pb2.Handshake(tokenizer_fingerprint=FINGERPRINT, vocab_size=VOCAB_SIZE)
+    requests.put(retriever_pb2.DraftRequest(handshake=handshake))
+    requests.put(retriever_pb2.DraftRequest(opens=[opening(i, [1, 2, 1]) for i in range(50)]))
+    next(call), next(call)
+    assert num_open() == 50
+    call.cancel()
+    requests.put(None)
+    until(lambda: num_open() == 0)
+
+
+def test_a_verifier_that_does_not_read_is_not_worked_for_without_end(server: RunningServer) -> None:
+    texts = np.random.default_rng(0).integers(0, VOCAB_SIZE, (32, 300))
+    stream = Stream(server)
+    opens = [opening(i, text.tolist(), node_budget=0) for i, text in enumerate(texts)]
+    stream.ask(retriever_pb2.DraftRequest(opens=opens))
+    num_messages = 400
+    for number in range(num_messages):
+        advances = [
+            retriever_pb2.AdvanceSequence(
+                sequence_id=i, position=300 + number, token_ids=pack(number % VOCAB_SIZE), accepted_node_idx=-1,
+                node_budget=256,
+            )
+            for i in range(32)
+        ]  # fmt: skip
+        stream.send(retriever_pb2.DraftRequest(advances=advances))
+
+    def num_drafted() -> float:
+        return server.metrics.registry.get_sample_value("laser_retriever_drafts_total") or 0.0
+
+    seen = [-1.0]
+    while num_drafted() != seen[-1]:  # until it stands still
+        seen.append(num_drafted())
+        time.sleep(0.3)
+    assert num_drafted() < 32 * num_messages / 2, "its trees fill what is in flight, and then it waits"
+    for _ in range(num_messages):
+        assert not next(stream._responses).faults
+    stream.end()
 
 
 def test_a_cancelled_stream_leaves_nothing_behind(server: RunningServer) -> None:

@@ -1,0 +1,97 @@
+"""Round trip of one message of many sequences: from sending what was emitted to having all trees, over loopback gRPC.
+
+    python -m benchmarks.retriever_round_trip --corpus corpus_user.jsonl
+
+Starts `laser-retriever` as a process of its own on a pool of --pool-tokens (spliced out of the corpus's first
+outputs, see `_spliced.py`) in six segments and a log, with two ancestors. Then replays the corpus's last outputs as a
+verifier would, --sequences at a time, one message each step: every sequence is advanced by the accepted path and the
+bonus token and asked for a tree of --nodes. A round trip is from handing the message to grpc.aio until the message
+with the trees is there; comparing trees with the real outputs is not in it. `cpu_ms` is what the retriever's process
+spent per message. An empty tree is one that the retriever had not begun at its deadline. Prints one JSON line and a
+table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import psutil
+import uvloop
+from benchmarks._serving import Verifier, fill, retriever, until_serving
+from benchmarks._spliced import Recorded, read_recorded, splice
+from tqdm import tqdm
+
+
+async def measure(address: str, pid: int, test: Sequence[Recorded], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Replays and times."""
+    process = psutil.Process(pid)
+    await until_serving(address)
+    async with grpc.aio.insecure_channel(address) as channel:
+        verifier = Verifier(channel, test, arguments.sequences, arguments.nodes)
+        await verifier.shake_hands()
+        times_ms: list[float] = []
+        for number in tqdm(range(arguments.warm_up + arguments.messages), desc="messages", leave=False):
+            if number == arguments.warm_up:
+                verifier.num_trees = verifier.num_nodes = verifier.num_empty = 0
+                cpu_s = sum(process.cpu_times()[:2])
+                times_ms.clear()
+            times_ms.append(await verifier.step())
+            await asyncio.sleep(arguments.pause_ms / 1e3)
+        cpu_s = sum(process.cpu_times()[:2]) - cpu_s
+        verifier.close()
+    p50, p90, p99, most = (round(float(value), 3) for value in np.percentile(times_ms, [50, 90, 99, 100]))
+    return {
+        "ms_p50": p50,
+        "ms_p90": p90,
+        "ms_p99": p99,
+        "ms_max": most,
+        "cpu_ms": round(cpu_s * 1e3 / len(times_ms), 3),
+        "nodes_per_tree": round(verifier.num_nodes / verifier.num_trees, 2),
+        "empty_trees": round(verifier.num_empty / verifier.num_trees, 4),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, metavar="FILE", help="JSON lines of recorded outputs")
+    parser.add_argument(
+        "--pool-tokens", type=float, default=1e6, metavar="N", help="of the pool (default: %(default)g)"
+    )
+    parser.add_argument("--sequences", type=int, default=32, metavar="N", help="per message (default: %(default)s)")
+    parser.add_argument("--nodes", type=int, default=32, metavar="N", help="per tree (default: %(default)s)")
+    parser.add_argument("--messages", type=int, default=1500, metavar="N", help="timed (default: %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=100, metavar="N", help="messages before (default: %(default)s)")
+    parser.add_argument(
+        "--pause-ms", type=float, default=5.0, metavar="MS", help="between messages, a forward (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="drafting threads (default: the retriever's own)")
+    arguments = parser.parse_args()
+    recorded = read_recorded(arguments.corpus)
+    documents = splice([r.output for r in recorded[:-64]], int(arguments.pool_tokens))
+    options = [] if arguments.threads is None else ["--threads", str(arguments.threads)]
+    with tempfile.TemporaryDirectory() as directory:
+        fill(Path(directory), documents)
+        with retriever(Path(directory), *options) as (address, process):
+            measured = uvloop.run(measure(address, process.pid, recorded[-60:], arguments))
+    result = {
+        "sequences": arguments.sequences,
+        "nodes": arguments.nodes,
+        "pool_tokens": int(arguments.pool_tokens),
+        **measured,
+    }
+    print(json.dumps(result), flush=True)
+    print("\n" + "  ".join(result))
+    print("  ".join(str(value).rjust(len(name)) for name, value in result.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Whether shards add up: work per draft at 1, 2 and 4 shards, how evenly pools spread, latency of one shard under load.
+
+    python -m benchmarks.shard_scaling --corpus corpus_user.jsonl
+
+work    --pools pools over one directory, N retriever processes, one draft stream to each; every pool's sequences go
+        to the shard that `laser_verifier.shards` chooses. All streams replay recorded outputs at once; counted are
+        trees that are not empty and the CPU seconds of the retriever processes. Constant drafts per CPU second = shards cost nothing but
+        themselves.
+spread  300 pools (names drawn from a seed) with the same number of sequences each, opened in turn; max/mean of the
+        shards' open sequences, as the verifier chooses (rendezvous with bounded loads) and by rendezvous alone. No
+        process.
+load    one shard pinned to one core, this process to another. --streams verifiers step at a fixed pace of their own,
+        with random phases; a step that comes while the one before still runs waits, and its time counts from when it
+        was due. The pace is set to shares of the capacity, which is measured first: trees per second when all step
+        without pause.
+
+Prints one JSON line for each measurement and a table of each kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import numpy as np
+import psutil
+import uvloop
+from benchmarks._serving import Verifier, fill, retriever, until_serving
+from benchmarks._spliced import Recorded, read_recorded, splice
+from tqdm import tqdm
+
+from laser_verifier.shards import choose_shard, rendezvous_order
+
+# Shards that have just begun to serve still build their pools' ancestors.
+SETTLE_S = 3.0
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+async def measure_work(
+    addresses: Sequence[str], pids: Sequence[int], pools: Sequence[str], test: Sequence[Recorded], num_messages: int
+) -> dict[str, Any]:
+    """Replays on all shards at once: `num_messages` steps of 8 sequences for each pool, whichever shard has it."""
+    for address in addresses:
+        await until_serving(address)
+    names = [f"shard-{i}" for i in range(len(addresses))]
+    loads = dict.fromkeys(names, 0)
+    async with contextlib.AsyncExitStack() as stack:
+        channels = {
+            name: await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            for name, address in zip(names, addresses, strict=True)
+        }
+        verifiers = []
+        for pool in pools:
+            name = choose_shard(pool, loads)
+            assert name is not None
+            loads[name] += 8
+            verifiers.append(Verifier(channels[name], test, 8, 32, pool))
+            await verifiers[-1].shake_hands()
+
+        async def run(verifier: Verifier, number: int) -> None:
+            for _ in range(number):
+                await verifier.step()
+
+        await asyncio.gather(*(run(verifier, 10) for verifier in verifiers))
+        await asyncio.sleep(SETTLE_S)
+        processes = [psutil.Process(pid) for pid in pids]
+        before_s = sum(sum(process.cpu_times()[:2]) for process in processes)
+        num_before = sum(verifier.num_trees - verifier.num_empty for verifier in verifiers)
+        await asyncio.gather(*(run(verifier, num_messages) for verifier in verifiers))
+        cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes) - before_s
+        num_trees = sum(verifier.num_trees - verifier.num_empty for verifier in verifiers) - num_before
+        for verifier in verifiers:
+            verifier.close()
+    return {
+        "what": "work",
+        "num_shards": len(addresses),
+        "drafts_per_cpu_s": round(num_trees / cpu_s),
+        "drafts": num_trees,
+        "sequences_per_shard": list(loads.values()),
+    }
+
+
+def measure_spread(num_shards: int, num_pools: int, num_sequences: int) -> dict[str, Any]:
+    """How unevenly sequences spread over shards."""
+    names = [f"shard-{i}" for i in range(num_shards)]
+    pools = [f"shop/user/{number}" for number in np.random.default_rng(0).choice(1_000_000, num_pools, replace=False)]
+    loads = dict.fromkeys(names, 0)
+    alone = dict.fromkeys(names, 0)
+    for _ in range(num_sequences):
+        for pool in pools:
+            name = choose_shard(pool, loads)
+            assert name is not None
+            loads[name] += 1
+            alone[rendezvous_order(pool, names)[0]] += 1
+    mean = num_pools * num_sequences / num_shards
+    return {
+        "what": "spread",
+        "num_shards": num_shards,
+        "pools": num_pools,
+        "max_over_mean": round(max(loads.values()) / mean, 3),
+        "max_over_mean_unbounded": round(max(alone.values()) / mean, 3),
+    }
+
+
+async def capacity(verifiers: Sequence[Verifier], seconds: float) -> float:
+    """Steps per second of all verifiers together, none pausing."""
+    num_steps = 0
+    until = time.perf_counter() + seconds
+
+    async def run(verifier: Verifier) -> None:
+        nonlocal num_steps
+        while time.perf_counter() < until:
+            await verifier.step()
+            num_steps += 1
+
+    await asyncio.gather(*(run(verifier) for verifier in verifiers))
+    return num_steps / seconds
+
+
+async def at_pace(verifiers: Sequence[Verifier], steps_per_s: float, seconds: float) -> list[float]:
+    """Milliseconds from when each step was due to its trees."""
+    period_s = len(verifiers) / steps_per_s
+    phases = np.random.default_rng(0).random(len(verifiers)) * period_s
+    started = time.perf_counter()
+    times_ms: list[float] = []
+
+    async def run(verifier: Verifier, phase_s: float) -> None:
+        due = started + phase_s
+        while due < started + seconds:
+            await asyncio.sleep(max(due - time.perf_counter(), 0))
+            await verifier.step()
+            times_ms.append((time.perf_counter() - due) * 1e3)
+            due += period_s
+
+    await asyncio.gather(*(run(verifier, phase) for verifier, phase in zip(verifiers, phases, strict=True)))
+    return times_ms
+
+
+async def measure_load(
+    address: str, test: Sequence[Recorded], num_streams: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Latency of one shard at shares of its capacity."""
+    await until_serving(address)
+    results = []
+    async with grpc.aio.insecure_channel(address) as channel:
+        verifiers = [Verifier(channel, test, 8, 32) for _ in range(num_streams)]
+        for verifier in verifiers:
+            await verifier.shake_hands()
+        await capacity(verifiers, 1.0)
+        most = await capacity(verifiers, seconds)
+        for share in tqdm(SHARES, desc="load", leave=False):
+            times_ms = await at_pace(verifiers, share * most, seconds)
+            p50, p99 = np.percentile(times_ms, [50, 99])
+            results.append(
+                {
+                    "what": "load",
+                    "share_of_capacity": share,
+                    "steps_per_s": round(share * most, 1),
+                    "ms_p50": round(float(p50), 2),
+                    "ms_p99": round(float(p99), 2),
+                }
+            )
+        for verifier in verifiers:
+            verifier.close()
+    return results
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True, metavar="FILE", help="JSON lines of recorded outputs")
+    parser.add_argument("--pools", type=int, default=12, metavar="N", help="pools of `work` (default: %(default)s)")
+    parser.add_argument(
+        "--pool-tokens", type=float, default=1e5, metavar="N", help="tokens of each of them (default: %(default)g)"
+    )
+    parser.add_argument("--messages", type=int, default=60, metavar="N", help="steps per pool (default: %(default)s)")
+    parser.add_argument(
+        "--streams", type=int, default=4, metavar="N", help="verifiers of `load` (default: %(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="per load (default: %(default)s)")
+    arguments = parser.parse_args()
+    recorded = read_recorded(arguments.corpus)
+    test = recorded[-60:]
+    outputs = [r.output for r in recorded[:-64]]
+    results = [measure_spread(num_shards, 300, 4) for num_shards in (2, 4, 8)]
+    pools = [f"bench-{i}/user/{i}" for i in range(arguments.pools)]
+    with tempfile.TemporaryDirectory() as directory:
+        for i, pool in enumerate(tqdm(pools, desc="pools", leave=False)):
+            fill(Path(directory), splice(outputs, int(arguments.pool_tokens), seed=i), pool)
+        for num_shards in tqdm((1, 2, 4), desc="work", leave=False):
+            with contextlib.ExitStack() as stack:
+                shards = [
+                    stack.enter_context(retriever(Path(directory), "--name", f"shard-{i}", "--threads", "1"))
+                    for i in range(num_shards)
+                ]
+                addresses, processes = zip(*shards, strict=True)
+                pids = [process.pid for process in processes]
+                results.append(uvloop.run(measure_work(addresses, pids, pools, test, arguments.messages)))
+    with tempfile.TemporaryDirectory() as directory:
+        fill(Path(directory), splice(outputs, 1_000_000))
+        cores = sorted(os.sched_getaffinity(0))
+        with retriever(Path(directory), "--threads", "1") as (address, process):
+            if len(cores) > 1:
+                psutil.Process(process.pid).cpu_affinity(cores[:1])
+                os.sched_setaffinity(0, cores[1:2])
+            results += uvloop.run(measure_load(address, test, arguments.streams, arguments.seconds))
+    for result in results:
+        print(json.dumps(result), flush=True)
+    for what in ("work", "spread", "load"):
+        rows = [result for result in results if result["what"] == what]
+        print("\n" + "  ".join(rows[0]))
+        for row in rows:
+            print("  ".join(str(value).rjust(len(name)) for name, value in row.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""What became of the trees of a stream, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laser_protocol.tree import DraftTree
+from laser_retriever.kernel import kernel
+
+NUM_DECILES = 10
+
+
+@dataclass(slots=True, eq=False)
+class Feedback:
+    """Counts of one stream; the material of a calibration.
+
+    Attributes:
+        num_trees, num_nodes: drafted.
+        num_verified, num_accepted: nodes.
+        verified_per_decile: float64[3, 10] over verified nodes by tenth of their probability: how many, sum of the
+            probabilities, how many lay on the accepted path.
+    """
+
+    num_trees: int = 0
+    num_nodes: int = 0
+    num_verified: int = 0
+    num_accepted: int = 0
+    verified_per_decile: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, NUM_DECILES)))
+
+    def drafted(self, tree: DraftTree) -> None:
+        """Counts a tree sent out."""
+        self.num_trees += 1
+        self.num_nodes += len(tree)
+
+    def observe(self, tree: DraftTree, num_verified_nodes: int, accepted_node_idx: int) -> None:
+        """Counts what a verifier found: the first `num_verified_nodes` nodes were looked at, and of them the path to
+        `accepted_node_idx` (-1: none) was accepted."""
+        self.num_verified += num_verified_nodes
+        self.num_accepted += _count(
+            tree.parents, tree.probs, num_verified_nodes, accepted_node_idx, self.verified_per_decile
+        )
+
+
+@kernel
+def _count(
+    parents: NDArray[np.int32], probs: NDArray[np.float32], num_verified: int, accepted: int, table: NDArray[np.float64]
+) -> int:
+    """Adds a tree's nodes to the table. Returns the length of the accepted path."""
+    for node in range(num_verified):
+        decile = min(int(probs[node] * NUM_DECILES), NUM_DECILES - 1)
+        table[0, decile] += 1.0
+        table[1, decile] += probs[node]
+    length = 0
+    node = accepted
+    while node >= 0:
+        table[2, min(int(probs[node] * NUM_DECILES), NUM_DECILES - 1)] += 1.0
+        length += 1
+        node = parents[node]
+    return length
+
+
+@kernel
+def begins_with_path(
+    parents: NDArray[np.int32], token_ids: NDArray[np.int32], node_idx: int, emitted: NDArray[np.int32]
+) -> bool:
+    """Whether the emitted tokens begin with the tokens from a tree's root to a node (-1: the root itself)."""
+    depth = 0
+    node = node_idx
+    while node >= 0:
+        depth += 1
+        node = parents[node]
+    if depth > len(emitted):
+        return False
+    node = node_idx
+    while node >= 0:
+        depth -= 1
+        if token_ids[node] != emitted[depth]:
+            return False
+        node = parents[node]
+    return True
+
+
+@kernel
+def first_outside(token_ids: NDArray[np.int32], vocab_size: int) -> int:
+    """Index of the first token that is not from 0 to below `vocab_size`, or -1."""
+    for i in range(len(token_ids)):
+        if not 0 <= token_ids[i] < vocab_size:
+            return i
+    return -1
