@@ -1,7 +1,7 @@
 """Draft quality against peers by replay: tokens_per_step and accepted tokens per node over node budgets.
 
     make peers-retriever
-    python benchmarks/draft_quality.py --corpus corpus_user.jsonl --pool-ids 1-736 --test-ids 741-800
+    python -m benchmarks.draft_quality --corpus corpus_user.jsonl --pool-ids 1-736 --test-ids 741-800
 
 Recorded greedy outputs are generated again in one process by every drafter: the path that equals the real output is
 accepted, one bonus token follows (`replay.py` says how steps count). Prints one JSON line per drafter and budget, then
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from replay import NOTE, accepted_path, parse_ids, read_corpus
-from retrieval_peers import Arctic, DraftRetriever, Proposer, Rest, laser_on
+from benchmarks.replay import NOTE, accepted_path, parse_ids, read_corpus
+from benchmarks.retrieval_peers import Arctic, DraftRetriever, Proposer, Rest, laser_on
 
 Row = dict[str, Any]
 ARCTIC = ("arctic_path", "arctic_tree")

@@ -1,6 +1,6 @@
 """Reliability of the drafter's probabilities on held-out outputs, before and after calibration by fed-back outcomes.
 
-    python benchmarks/reliability.py --corpus corpus_user.jsonl --pool-ids 1-480 --feed-ids 481-680 --test-ids 681-800
+    python -m benchmarks.reliability --corpus corpus_user.jsonl --pool-ids 1-480 --feed-ids 481-680 --test-ids 681-800
 
 Three runs over the test outputs by replay: with the fitted coefficients alone, with shifts learned from outcomes of
 the fed sequences and then held, and with shifts that go on learning. A node's outcome: it lies on the emitted path or
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.replay import NOTE, accepted_path, parse_ids, read_corpus
+from benchmarks.retrieval_peers import VOCAB_SIZE, FixedSources, Occurrences
 from numpy.typing import NDArray
-from replay import NOTE, accepted_path, parse_ids, read_corpus
-from retrieval_peers import VOCAB_SIZE, FixedSources, Occurrences
 
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
