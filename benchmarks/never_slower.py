@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def measure(
     """Batches with drafting (True) and without (False), after a short pair that warms both up."""
     sides = {True: Side(), False: Side()}
     for pair in range(-1, arguments.pairs):
-        batch = [tests[(max(pair, 0) * concurrency + i) % len(tests)] for i in range(concurrency)]
+        size = concurrency if pair >= 0 else min(8, concurrency)
+        batch = [tests[(max(pair, 0) * concurrency + i) % len(tests)] for i in range(size)]
         for draft in (True, False) if pair % 2 else (False, True):
             started = time.perf_counter()
             generations = client.generate(
@@ -130,7 +132,10 @@ def measure(
                 timeout=600,
             )
             if pair >= 0:
-                sides[draft].add(generations, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                sides[draft].add(generations, seconds)
+                rate = sum(len(made.token_ids) for made in generations) / seconds
+                print(f"{concurrency} at once, pair {pair}, draft={draft}: {rate:.1f} tokens/s", file=sys.stderr)
     return sides
 
 

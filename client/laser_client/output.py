@@ -1,10 +1,11 @@
-"""Writes results as JSON lines or Parquet, one row per prompt, in the order of the input."""
+"""Writes results and documents as JSON lines or Parquet, one row each, in the order given."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -13,6 +14,8 @@ from laser_client.generation import Generation
 from laser_protocol.errors import InvalidRequest, LaserError
 
 _ROWS_PER_GROUP = 1024
+
+MakeSchema = Callable[[Any], Any]
 
 
 class RowWriter(Protocol):
@@ -38,19 +41,25 @@ def make_row(row_id: str | int, outcome: Generation | LaserError) -> dict[str, A
     }
 
 
-def open_writer(path: Path | None, stdout: IO[str]) -> RowWriter:
+def open_writer(path: Path | None, stdout: IO[str] | None, make_schema: MakeSchema | None = None) -> RowWriter:
     """A writer for the format that the path's ending names; without a path, JSON lines to `stdout`.
+
+    Args:
+        path: ends in .jsonl or .parquet.
+        stdout: where the lines go without a path.
+        make_schema: of Parquet rows, given pyarrow; None: that of `make_row`.
 
     Raises:
         InvalidRequest: another ending, or the file cannot be written, or Parquet without pyarrow.
     """
     if path is None:
+        assert stdout is not None
         return JsonLinesWriter(stdout, owned=False)
     try:
         if path.suffix == ".jsonl":
             return JsonLinesWriter(path.open("w", encoding="utf8"), owned=True)
         if path.suffix == ".parquet":
-            return ParquetWriter(path)
+            return ParquetWriter(path, make_schema or _generation_schema)
     except OSError as error:
         raise InvalidRequest(f"output {path}: {error.strerror}", field="output") from error
     raise InvalidRequest(f"output is {str(path)!r}, must end in .jsonl or .parquet", field="output")
@@ -77,18 +86,12 @@ class JsonLinesWriter:
 class ParquetWriter:
     """Row groups of 1,024. Written beside the path and moved there when finished: Parquet is unreadable before."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError as error:
-            raise InvalidRequest(
-                f"output {path}: Parquet needs pyarrow: pip install 'laser-rec[parquet]'", field="output"
-            ) from error
+    def __init__(self, path: Path, make_schema: MakeSchema) -> None:
+        pyarrow = import_pyarrow(path, "output")
         self._pyarrow = pyarrow
         self._path = path
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._schema = _schema(pyarrow)
+        self._schema = make_schema(pyarrow)
         self._writer = pyarrow.parquet.ParquetWriter(self._partial, self._schema)
         self._rows: list[dict[str, Any]] = []
 
@@ -114,7 +117,18 @@ class ParquetWriter:
             self._rows = []
 
 
-def _schema(pyarrow: Any) -> Any:
+def import_pyarrow(path: Path, field: str) -> Any:
+    """pyarrow with its Parquet part, or an InvalidRequest that says what to install."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        message = f"{field} {path}: Parquet needs pyarrow: pip install 'laser-rec[parquet]'"
+        raise InvalidRequest(message, field=field) from error
+    return pyarrow
+
+
+def _generation_schema(pyarrow: Any) -> Any:
     counts = ("prompt_tokens", "output_tokens", "steps", "draft_tokens", "accepted_tokens", "relaxed_tokens")
     times = ("queue_ms", "prefill_ms", "decode_ms")
     stats = [

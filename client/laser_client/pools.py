@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any, Self
 import grpc
 
 from laser_protocol.channel import Endpoint
-from laser_protocol.errors import InvalidRequest, WriterElsewhere, from_rpc_error
+from laser_protocol.errors import InvalidRequest, NotReady, WriterElsewhere, from_rpc_error
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.v1 import retriever_pb2 as pb
@@ -70,7 +71,11 @@ class Pool:
         tokenizer_fingerprint: of the model whose outputs it holds.
         num_documents, num_tokens: documents and their output tokens.
         num_segments, num_log_documents: sealed parts, and documents not yet in one.
-        size_bytes: on disk.
+        num_dead_tokens: of deleted and replaced documents, gone with the next compaction.
+        size_bytes, log_size_bytes: on disk, and of that the write-ahead log.
+        oldest_unix_ms, newest_unix_ms: when the first and the last document were added; 0: there is none.
+        writer: HOST:PORT of the retriever that writes it, or, should it have been killed, wrote it last; "": none does.
+        max_documents, max_tokens, max_age_s: what the retriever lets it hold; 0: no limit.
     """
 
     id: str
@@ -79,7 +84,15 @@ class Pool:
     num_tokens: int
     num_segments: int
     num_log_documents: int
+    num_dead_tokens: int
     size_bytes: int
+    log_size_bytes: int
+    oldest_unix_ms: int
+    newest_unix_ms: int
+    writer: str
+    max_documents: int
+    max_tokens: int
+    max_age_s: float
 
 
 class PoolClient:
@@ -138,6 +151,24 @@ class PoolClient:
             self._add_batch(pool, request)
             yield len(batch)
 
+    def export(self, pool: str) -> tuple[Pool, Iterator[Document]]:
+        """Reads a pool's documents back, oldest first, as they are now.
+
+        Returns:
+            What is known of the pool, and its documents; iterate over them before the client is closed.
+
+        Raises:
+            UnknownPool: there is none.
+        """
+        request = pb.ExportDocumentsRequest(pool=check_pool_id(pool))
+        options = {"metadata": self._endpoint.metadata}
+        stream = self._stub(self._endpoint.target).ExportDocuments(request, **options)
+        try:
+            description = _pool_from_message(next(stream).description)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+        return description, _documents(stream)
+
     def remove(self, pool: str, ids: Sequence[str]) -> int:
         """Deletes documents by id. Returns how many of them existed.
 
@@ -192,19 +223,34 @@ class PoolClient:
             try:
                 return self._call(self._writers.get(pool, self._endpoint.target), call)
             except WriterElsewhere as error:
-                if not error.holder:
+                if error.holder:
+                    self._writers[pool] = error.holder
+                else:  # the writer is changing: who it is will be known in a moment
+                    time.sleep(error.retry_after_s or 0.0)
+            except NotReady:
+                if self._writers.pop(pool, None) is None:
                     raise
-                self._writers[pool] = error.holder
-        return self._call(self._writers[pool], call)
+        return self._call(self._writers.get(pool, self._endpoint.target), call)
 
     def _call(self, target: str, call: Callable[[Any, dict[str, Any]], Any]) -> Any:
-        if target not in self._channels:
-            self._channels[target] = Endpoint(target, self._endpoint.credentials, self._endpoint.metadata).open()
-        stub = retriever_pb2_grpc.RetrieverStub(self._channels[target])
         try:
-            return call(stub, {"timeout": _TIMEOUT_S, "metadata": self._endpoint.metadata})
+            return call(self._stub(target), {"timeout": _TIMEOUT_S, "metadata": self._endpoint.metadata})
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
+
+    def _stub(self, target: str) -> Any:
+        if target not in self._channels:
+            self._channels[target] = Endpoint(target, self._endpoint.credentials, self._endpoint.metadata).open()
+        return retriever_pb2_grpc.RetrieverStub(self._channels[target])
+
+
+def _documents(stream: Any) -> Iterator[Document]:
+    try:
+        for message in stream:
+            for document in message.documents:
+                yield Document(document.id, document.token_ids)
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[Sequence[Document]]:
@@ -228,5 +274,13 @@ def _pool_from_message(message: pb.PoolDescription) -> Pool:
         num_tokens=message.num_tokens,
         num_segments=message.num_segments,
         num_log_documents=message.num_log_documents,
+        num_dead_tokens=message.num_dead_tokens,
         size_bytes=message.size_bytes,
+        log_size_bytes=message.log_size_bytes,
+        oldest_unix_ms=message.oldest_unix_ms,
+        newest_unix_ms=message.newest_unix_ms,
+        writer=message.writer,
+        max_documents=message.limits.max_documents,
+        max_tokens=message.limits.max_tokens,
+        max_age_s=message.limits.max_age_s,
     )

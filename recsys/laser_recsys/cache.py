@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from laser_recsys.errors import RecsysError
 
-class CacheError(Exception):
+
+class CacheError(RecsysError):
     """Something the cache needs could not be fetched or kept. The message says what to do."""
 
 

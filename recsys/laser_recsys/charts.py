@@ -1,6 +1,7 @@
-"""Charts as inline SVG: horizontal bars, and a line over numbers. Colours come from the page's CSS: light and dark.
+"""Charts as inline SVG: horizontal bars, intervals, and a line over numbers. Colours come from the page's CSS: light
+and dark.
 
-By hand rather than by a plotting library: two shapes, no dependency, and text that stays text.
+By hand rather than by a plotting library: three shapes, no dependency, and text that stays text.
 """
 
 from __future__ import annotations
@@ -49,6 +50,52 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> Markup:
         for middle in [row_height * (number + 0.5)]
     ]  # fmt: skip
     return _svg(title, row_height * len(bars), shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One interval: its label, its middle and ends."""
+
+    label: str
+    low: float
+    middle: float
+    high: float
+
+
+def interval_chart(title: str, intervals: Sequence[Interval], margin: float) -> Markup:
+    """Intervals around zero, one under the other, over a band of `margin` to both sides of zero.
+
+    Args:
+        title: for screen readers; the page shows its own heading.
+        intervals: from top to bottom.
+        margin: half the width of the band, above 0.
+    """
+    row_height, bottom = 40.0, 34.0
+    left = max((len(interval.label) for interval in intervals), default=0) * _CHARACTER_PX + 14
+    reach = 1.15 * max([margin, *(abs(end) for each in intervals for end in (each.low, each.high))])
+    middle_x, scale = (left + _WIDTH) / 2, (_WIDTH - left) / 2 / reach
+    height = row_height * len(intervals)
+    band = Markup(
+        '<rect class="band" x="{:.1f}" y="0" width="{:.1f}" height="{:.1f}"/>'
+        '<line class="zero" x1="{:.1f}" y1="0" x2="{:.1f}" y2="{:.1f}"/>'
+    ).format(middle_x - margin * scale, 2 * margin * scale, height, middle_x, middle_x, height)
+    template = Markup(
+        '<text class="label" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>'
+        '<line class="interval" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>'
+        '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="5"/>'
+    )
+    shapes = [
+        template.format(
+            left - 10, y + 4.5, each.label,
+            middle_x + each.low * scale, y, middle_x + each.high * scale, y,
+            middle_x + each.middle * scale, y,
+        )
+        for number, each in enumerate(intervals)
+        for y in [row_height * (number + 0.5)]
+    ]  # fmt: skip
+    tick = Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="middle">{:+g}</text>')
+    ticks = [tick.format(middle_x + value * scale, height + 20, value) for value in (-margin, margin)]
+    return _svg(title, height + bottom, [band, *shapes, *ticks])
 
 
 def line_chart(title: str, points: Sequence[tuple[float, float]], x_title: str) -> Markup:

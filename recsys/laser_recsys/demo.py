@@ -19,18 +19,20 @@ from tqdm import tqdm
 
 from laser_client import Generation, LaserClient, Model
 from laser_protocol.errors import LaserError
-from laser_recsys import knowledge, table
-from laser_recsys.cache import fetch_wheel
+from laser_recsys import table
+from laser_recsys.datasets.catalogue import read_dataset
+from laser_recsys.datasets.dataset import split
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
 from laser_recsys.facts import run_facts
-from laser_recsys.knowledge import PLAIN, RELAXED, STRICT, Task
+from laser_recsys.knowledge import measured
+from laser_recsys.knowledge.rows import PLAIN, RELAXED, STRICT, Task, write_knowledge
 from laser_recsys.measurement import Run, agreement, summarise
-from laser_recsys.movielens import ML_100K_WHEEL, read_ml_100k, split_by_time
 from laser_recsys.processes import ServerProcess, command_path, free_address
 from laser_recsys.replay import Known, Replay, ReplayFailed, ReplayPoint, TokenizerFacts
 from laser_recsys.report import DemoResult, Sample, write_report
 from laser_recsys.study import Study, plan_study
 from laser_recsys.table import BatchNoise
+from laser_recsys.tokens import PromptTokenizer
 
 MODES = (PLAIN, STRICT, RELAXED)
 MAX_MODEL_LEN = 1024
@@ -128,10 +130,10 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
     config.output.mkdir(parents=True, exist_ok=True)
     phases = Phases()
     with phases.phase("dataset, groups, prompts"):
-        dataset = read_ml_100k(fetch_wheel(ML_100K_WHEEL, config.cache_dir))
+        dataset = read_dataset("ml-100k", None, config.cache_dir)
         study = plan_study(
             dataset,
-            split_by_time(dataset.ratings),
+            split(dataset.ratings).past,
             config.num_warm_up,
             config.num_held_out,
             config.num_groups,
@@ -206,12 +208,16 @@ def _measure(
         points = _replay(study, servers, model, model_path, warm_up, runs[0])
     result = _result(config, study, model, warm_up, runs, noise, points, phases)
     done = [*study.warm_up, *study.held_out]
-    knowledge.write_parquet(
+    write_knowledge(
         config.output / "knowledge.parquet",
-        knowledge.rows(done, warm_up + runs[MODES.index(STRICT)], model.name),
+        measured.rows(done, warm_up + runs[MODES.index(STRICT)], STRICT, model.name),
     )
-    measured = [row for run in runs for row in knowledge.rows(study.held_out, run, model.name)]
-    knowledge.write_parquet(config.output / "held_out.parquet", measured)
+    held_out = [
+        row
+        for mode, run in zip(MODES, runs, strict=True)
+        for row in measured.rows(study.held_out, run, mode, model.name)
+    ]
+    write_knowledge(config.output / "held_out.parquet", held_out)
     write_report(config.output / "report.html", result)
     _conclude(config, result, say)
     return result
@@ -224,7 +230,7 @@ def _warm_up(config: DemoConfig, study: Study, client: LaserClient) -> Run:
         for batch in _batches(study.warm_up, 4 * config.concurrency):
             if config.warm_up_limit_s is not None and run.seconds > config.warm_up_limit_s:
                 break
-            run += knowledge.generate(
+            run += measured.generate(
                 client, batch, STRICT, max_new_tokens=config.max_new_tokens, learn=True, on_done=on_done
             )
     return run
@@ -240,7 +246,7 @@ def _held_out(config: DemoConfig, study: Study, client: LaserClient) -> list[Run
                 break
             for turn in range(len(MODES)):
                 which = (turn + number) % len(MODES)
-                runs[which] += knowledge.generate(
+                runs[which] += measured.generate(
                     client, batch, MODES[which], max_new_tokens=config.max_new_tokens, on_done=on_done
                 )
     return runs
@@ -264,7 +270,7 @@ def _batch_noise(config: DemoConfig, study: Study, servers: Servers, plain: Run)
         for batch in _batches(tasks, 1):
             if config.alone_limit_s is not None and alone.seconds > config.alone_limit_s:
                 break
-            alone += knowledge.generate(client, batch, PLAIN, max_new_tokens=config.max_new_tokens, on_done=on_done)
+            alone += measured.generate(client, batch, PLAIN, max_new_tokens=config.max_new_tokens, on_done=on_done)
     compared = agreement(alone.generations, plain.generations[: len(alone.generations)])
     return BatchNoise(config.concurrency, compared, alone.tokens_per_second)
 
@@ -272,7 +278,7 @@ def _batch_noise(config: DemoConfig, study: Study, servers: Servers, plain: Run)
 def _replay(
     study: Study, servers: Servers, model: Model, model_path: str, warm_up: Run, plain: Run
 ) -> tuple[ReplayPoint, ...]:
-    prompts = prompt_token_ids(model_path, [task.prompt.text for task in study.held_out])
+    prompts = PromptTokenizer(model_path).token_ids([task.prompt.text for task in study.held_out])
     for prompt, made in zip(prompts, plain.generations, strict=True):
         if len(prompt) != made.stats.num_prompt_tokens:
             raise ReplayFailed(
@@ -287,18 +293,6 @@ def _replay(
         tqdm(total=len(sizes) * len(known), desc="replay", unit="text") as bar,
     ):
         return Replay(channel, facts, REPLAY_POOL).series(known, documents, sizes, on_done=lambda: bar.update())
-
-
-def prompt_token_ids(model_path: str, texts: Sequence[str]) -> list[list[int]]:
-    """The prompts as the verifier tokenises them: the user's turn of the chat template, raw text without one."""
-    from transformers import AutoTokenizer  # slow to import, and needed only here
-
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    if tokenizer.chat_template is None:
-        return [list(tokenizer(text)["input_ids"]) for text in texts]
-    turns = [[{"role": "user", "content": text}] for text in texts]
-    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=True)
-    return [list(token_ids) for token_ids in encoded["input_ids"]]
 
 
 def replay_sizes(num_documents: int) -> list[int]:

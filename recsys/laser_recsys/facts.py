@@ -33,7 +33,7 @@ def run_facts(study: Study, model: Model, warm_up: Run, runs: Sequence[Run]) -> 
     return (
         ("model", f"{model.name} ({model.model_type}), {model.dtype} on {model.device}"),
         ("users", f"{len(study.warm_up)} warm-up, {len(study.held_out)} held out, none in both"),
-        ("groups", f"{study.groups.num_groups}, by k-means on mean stars per genre, of {sizes} users"),
+        ("groups", f"{study.groups.num_groups}, by {study.groups.how}, of {sizes} users"),
         ("prompts", f"KAR for users, {num_prompt_tokens:.0f} tokens on average"),
         ("warm-up", f"{warm_up.num_tokens} tokens in {warm_up.seconds:.0f} s: {rates}, strict, the pools growing"),
         ("drafted from their pools", f"{num_ok} of {len(drafted)} strict and relaxed outputs"),

@@ -18,12 +18,13 @@ from typing import Self
 from laser_client.health import check_health
 from laser_protocol.channel import Endpoint
 from laser_protocol.errors import LaserError
+from laser_recsys.errors import RecsysError
 
 _POLL_S = 0.25
 _TAIL_LINES = 15
 
 
-class ServerFailed(Exception):
+class ServerFailed(RecsysError):
     """A server process ended or did not become healthy. The message ends with its log's last lines."""
 
 

@@ -18,13 +18,14 @@ from laser_protocol.errors import from_rpc_error
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.tree import DraftTree, tree_from_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
+from laser_recsys.errors import RecsysError
 
 NODE_BUDGET = 32
 _STREAM_TIMEOUT_S = 120.0
 _ADD_TIMEOUT_S = 30.0
 
 
-class ReplayFailed(Exception):
+class ReplayFailed(RecsysError):
     """The retriever closed a sequence or the stream. The message says why."""
 
 

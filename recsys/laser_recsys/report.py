@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from laser_recsys import table
-from laser_recsys.cache import building
 from laser_recsys.charts import Bar, bar_chart, line_chart
 from laser_recsys.measurement import Summary, common_prefix_len
+from laser_recsys.page import render_template, write_page
 from laser_recsys.replay import ReplayPoint
 from laser_recsys.table import BatchNoise
 
@@ -60,16 +57,13 @@ class DemoResult:
 
 def write_report(path: Path, result: DemoResult) -> None:
     """Writes the page; the file appears complete or not at all."""
-    with building(path) as built:
-        built.write_text(render(result), encoding="utf8")
-        built.replace(path)
+    write_page(path, render(result))
 
 
 def render(result: DemoResult) -> str:
     """The page as HTML."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = importlib.resources.files("laser_recsys").joinpath("report.html.j2").read_text(encoding="utf8")
-    return environment.from_string(template).render(
+    return render_template(
+        "demo.html.j2",
         result=result,
         headings=table.HEADINGS,
         rows=table.cells(result.summaries, result.noise),

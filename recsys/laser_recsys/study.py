@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laser_recsys.grouping import UserGroups, group_by_genre
-from laser_recsys.knowledge import Task, pool_id
-from laser_recsys.movielens import MovieLens, TimeSplit
-from laser_recsys.prompts import kar_user_prompt
+from laser_recsys.datasets.dataset import Dataset, Ratings
+from laser_recsys.frameworks.prompts import PromptWriter
+from laser_recsys.frameworks.template import load_framework
+from laser_recsys.groups.collaborative import train_user_groups
+from laser_recsys.groups.groups import Groups
+from laser_recsys.knowledge.rows import Task, pool_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class Study:
 
     warm_up: tuple[Task, ...]
     held_out: tuple[Task, ...]
-    groups: UserGroups
+    groups: Groups
 
 
 def split_users(num_users: int) -> tuple[int, int]:
@@ -34,21 +36,23 @@ def split_users(num_users: int) -> tuple[int, int]:
 
 
 def plan_study(
-    dataset: MovieLens, split: TimeSplit, num_warm_up: int, num_held_out: int, num_groups: int = 3, seed: int = 0
+    dataset: Dataset, past: Ratings, num_warm_up: int, num_held_out: int, num_groups: int = 3, seed: int = 0
 ) -> Study:
     """Groups all users by their past and draws warm-up and held-out users among them; the same seed draws the same.
 
     Raises:
         ValueError: more users asked for than there are.
     """
-    groups = group_by_genre(split.past, dataset.movies, num_groups, seed)
+    _, groups = train_user_groups(past, dataset.items, dataset.users, num_groups, seed)
     num_users = num_warm_up + num_held_out
-    if num_users > len(groups.user_ids):
-        raise ValueError(f"{num_users} users asked for, the dataset has {len(groups.user_ids)}")
-    drawn = np.random.default_rng(seed).permutation(groups.user_ids)[:num_users]
+    user_ids = np.unique(past.user_ids)
+    if num_users > len(user_ids):
+        raise ValueError(f"{num_users} users asked for, the dataset has {len(user_ids)}")
+    drawn = np.random.default_rng(seed).permutation(user_ids)[:num_users]
+    writer = PromptWriter(load_framework("kar"), dataset, past)
     tasks = []
     for user_id in drawn.tolist():
-        prompt = kar_user_prompt(user_id, split.past, dataset.movies)
-        group = groups.of_user(user_id)
+        prompt = writer.user(user_id)
+        group = groups.of(user_id)
         tasks.append(Task(prompt, pool_id(dataset.name, prompt.framework, prompt.kind, group)))
     return Study(tuple(tasks[:num_warm_up]), tuple(tasks[num_warm_up:]), groups)

@@ -1,9 +1,8 @@
 """One immutable part of a pool on disk: documents, their suffix array, and what it replaces.
 
-A segment is a directory `seg-<ulid>` with the little-endian arrays `tokens.i32`, `offsets.i64`, `suffixes.i32` and
-`times.i64`, and `meta.json`. It is written beside, fsynced, and published by a rename; so a directory of that name is
-finished, and what is damaged in it shows in sizes and checksums when it is opened. What follows from the tokens is
-rebuilt then.
+A segment is a directory `seg-<ulid>` with the little-endian arrays `tokens.i32`, `offsets.i64`, `suffixes.i32`,
+`times.i64` and `checks.u32` (the CRC-32 of each document), and `meta.json`. It is written beside, fsynced, and
+published by a rename; so a directory of that name is finished, and what is damaged in it shows when it is opened.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import contextlib
 import logging
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ from laser_retriever.suffix_array import BEGIN_MARK, build_context_array
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 PREFIX = "seg-"
 UNFINISHED = ".tmp"
-_DTYPES = {"tokens.i32": "<i4", "offsets.i64": "<i8", "suffixes.i32": "<i4", "times.i64": "<i8"}
+_DTYPES = {"tokens.i32": "<i4", "offsets.i64": "<i8", "suffixes.i32": "<i4", "times.i64": "<i8", "checks.u32": "<u4"}
 
 Array = NDArray[Any]
 
@@ -132,7 +132,8 @@ def write_segment(disk: Disk, pool_directory: Path, content: SegmentContent) -> 
     """
     index = build_index([document.token_ids for document in content.documents])
     times_ms = np.array([document.time_ms for document in content.documents], np.int64)
-    arrays: tuple[Array, ...] = (index.tokens, index.offsets, index.suffixes, times_ms)
+    checks = _document_checks(index.tokens, index.offsets)
+    arrays: tuple[Array, ...] = (index.tokens, index.offsets, index.suffixes, times_ms, checks)
     name = PREFIX + str(ULID()).lower()
     temporary = pool_directory / (name + UNFINISHED)
     disk.make_directory(temporary)
@@ -165,7 +166,8 @@ def write_segment(disk: Disk, pool_directory: Path, content: SegmentContent) -> 
 def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
     """Opens a published segment and checks sizes, checksums and structure.
 
-    Offsets, suffixes and times that are damaged are made anew in memory, with a message.
+    Offsets, suffixes and times that are damaged are made anew in memory; of damaged tokens the documents that are whole
+    are kept, and the others hide what older segments hold of them, as they did. Both with a message.
 
     Args:
         path: its directory.
@@ -173,16 +175,20 @@ def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
             vanish.
 
     Raises:
-        CorruptSegment: its tokens or what it says of itself are damaged, or it is of another format version.
+        CorruptSegment: what it says of itself is damaged or missing, or it is of another format version.
         FileNotFoundError: it is gone altogether.
     """
     try:
         meta = SegmentMeta.from_json((path / "meta.json").read_bytes())
-        tokens = _read_array(path, "tokens.i32", meta, into_memory)
     except FileNotFoundError as error:
         if not path.is_dir():
             raise
-        raise CorruptSegment(f"{Path(error.filename).name}: is missing") from error
+        raise CorruptSegment("meta.json: is missing") from error
+    size_bytes = sum(file.stat().st_size for file in path.iterdir())
+    try:
+        tokens = _read_array(path, "tokens.i32", meta, into_memory)
+    except (CorruptSegment, FileNotFoundError) as error:
+        return _salvage(path, meta, size_bytes, str(error))
     num_documents = len(meta.ids)
 
     def array_or(file_name: str, length: int, derive: Callable[[], Array]) -> Array:
@@ -202,8 +208,36 @@ def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
         array_or("suffixes.i32", len(tokens), lambda: build_context_array(tokens)),
     )
     times_ms = array_or("times.i64", num_documents, lambda: np.full(num_documents, _created_ms(path.name), np.int64))
-    size_bytes = sum(file.stat().st_size for file in path.iterdir())
     return Segment(path.name, meta, index, times_ms, size_bytes)
+
+
+def _salvage(path: Path, meta: SegmentMeta, size_bytes: int, reason: str) -> Segment:
+    """The documents of a segment with damaged tokens that have their checksums; in memory."""
+    try:
+        offsets = _read_array(path, "offsets.i64", meta, into_memory=True)
+        expected = _read_array(path, "checks.u32", meta, into_memory=True)
+        times_ms = _read_array(path, "times.i64", meta, into_memory=True)
+        data = (path / "tokens.i32").read_bytes()
+        tokens = np.frombuffer(data[: len(data) // 4 * 4], "<i4").astype(np.int32)
+        whole = np.flatnonzero(_document_checks(tokens, offsets) == expected).tolist()
+    except (CorruptSegment, FileNotFoundError):
+        whole, offsets, times_ms, tokens = [], np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.int32)
+    lost = [document_id for i, document_id in enumerate(meta.ids) if i not in set(whole)]
+    logger.error(
+        "segment.damaged segment=%s reason=%s: lost_documents=%d of %d, the first of them %r",
+        path, reason, len(lost), len(meta.ids), lost[:3],
+    )  # fmt: skip
+    index = build_index([tokens[offsets[i] + 1 : offsets[i + 1] - 1] for i in whole])
+    ids = tuple(meta.ids[i] for i in whole)
+    meta = replace(meta, ids=ids, tombstones=(*meta.tombstones, *lost))
+    return Segment(path.name, meta, index, times_ms[whole], size_bytes)
+
+
+def _document_checks(tokens: NDArray[np.int32], offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """uint32[D]: the CRC-32 of each document with its marks."""
+    bounds = offsets.tolist()
+    checks = [zlib.crc32(_bytes_of(tokens[start:end])) for start, end in pairwise(bounds)]
+    return np.array(checks, np.uint32)
 
 
 def _derive_offsets(tokens: NDArray[np.int32]) -> NDArray[np.int64]:

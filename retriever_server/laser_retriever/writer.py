@@ -164,11 +164,10 @@ class PoolWriter:
         if not self._building.acquire(blocking=False):
             return
         try:
-            if (
-                not self._unlink_replaced()
-                and self._clock.monotonic_s() - self._last_write_s >= self._config.lock_idle_s
-            ):
-                with self._writing:
+            if self._unlink_replaced():
+                return
+            with self._writing:
+                if self._clock.monotonic_s() - self._last_write_s >= self._config.lock_idle_s:
                     self._release()
         except OSError as error:
             raise storage_error(error) from error

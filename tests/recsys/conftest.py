@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from laser_client import Generation, GenerationStats
-from laser_recsys.movielens import MovieLens, read_ml_100k
+from laser_recsys.datasets.dataset import Dataset
+from laser_recsys.datasets.movielens import read_ml_100k
 
 INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
 ITEM = """item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq
@@ -48,7 +49,7 @@ def write_wheel(tmp_path: Path) -> WriteWheel:
 
 
 @pytest.fixture
-def dataset(write_wheel: WriteWheel) -> MovieLens:
+def dataset(write_wheel: WriteWheel) -> Dataset:
     return read_ml_100k(write_wheel())
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from laser_client import Internal, LaserClient
 from laser_protocol.v1 import verifier_pb2
-from laser_recsys import knowledge
-from laser_recsys.knowledge import PLAIN, RELAXED, SCHEMA, STRICT, Task
-from laser_recsys.prompts import Prompt
+from laser_recsys.frameworks.prompts import Prompt
+from laser_recsys.knowledge import measured
+from laser_recsys.knowledge.rows import PLAIN, RELAXED, SCHEMA, STRICT, Task, pool_id, write_knowledge
 from tests.recsys.scripted import EchoVerifier, serving
 
 TASKS = [
@@ -22,7 +22,7 @@ def test_each_prompt_is_drafted_from_its_own_pool_and_answers_stand_in_the_order
     verifier = EchoVerifier()
     done = []
     with serving(verifier) as address, LaserClient(address, max_in_flight=3) as client:
-        run = knowledge.generate(client, TASKS, STRICT, max_new_tokens=9, on_done=done.append)
+        run = measured.generate(client, TASKS, STRICT, max_new_tokens=9, on_done=done.append)
     assert [made.text for made in run.generations] == [task.prompt.text[::-1] for task in TASKS]
     assert {request.text.text: request.pool for request in verifier.requests} == {
         task.prompt.text: task.pool for task in TASKS
@@ -35,10 +35,10 @@ def test_each_prompt_is_drafted_from_its_own_pool_and_answers_stand_in_the_order
 def test_learning_names_each_document_after_its_user_and_measuring_learns_nothing() -> None:
     verifier = EchoVerifier()
     with serving(verifier) as address, LaserClient(address) as client:
-        knowledge.generate(client, TASKS, STRICT, max_new_tokens=9, learn=True)
+        measured.generate(client, TASKS, STRICT, max_new_tokens=9, learn=True)
         learned = {request.document_id for request in verifier.requests if request.learn}
         verifier.requests.clear()
-        knowledge.generate(client, TASKS, RELAXED, max_new_tokens=9)
+        measured.generate(client, TASKS, RELAXED, max_new_tokens=9)
     assert learned == {"0", "1", "2", "3", "4"}
     assert not any(request.learn or request.document_id for request in verifier.requests)
 
@@ -47,7 +47,7 @@ def test_the_modes_are_drafting_off_strict_and_relaxed() -> None:
     verifier = EchoVerifier()
     with serving(verifier) as address, LaserClient(address) as client:
         for mode in (PLAIN, STRICT, RELAXED):
-            knowledge.generate(client, TASKS[:1], mode, max_new_tokens=9)
+            measured.generate(client, TASKS[:1], mode, max_new_tokens=9)
     plain, strict, relaxed = verifier.requests
     assert plain.drafting == verifier_pb2.DRAFTING_OFF
     assert strict.drafting != verifier_pb2.DRAFTING_OFF and strict.acceptance.HasField("strict")
@@ -58,15 +58,15 @@ def test_the_modes_are_drafting_off_strict_and_relaxed() -> None:
 def test_a_prompt_that_fails_ends_the_job_with_its_place() -> None:
     tasks = [*TASKS, Task(Prompt("9", "user", "kar", "fail"), "ml-100k")]
     with serving(EchoVerifier()) as address, LaserClient(address) as client, pytest.raises(Internal) as caught:
-        knowledge.generate(client, tasks, STRICT, max_new_tokens=9)
+        measured.generate(client, tasks, STRICT, max_new_tokens=9)
     assert caught.value.index == 5
 
 
 def test_parquet_holds_one_row_per_task_with_all_columns(tmp_path: Path) -> None:
     with serving(EchoVerifier()) as address, LaserClient(address) as client:
-        run = knowledge.generate(client, TASKS, RELAXED, max_new_tokens=9)
+        run = measured.generate(client, TASKS, RELAXED, max_new_tokens=9)
     path = tmp_path / "knowledge.parquet"
-    knowledge.write_parquet(path, knowledge.rows(TASKS, run, "tiny"))
+    write_knowledge(path, measured.rows(TASKS, run, RELAXED, "tiny"))
     table = pq.read_table(path)
     assert table.schema.equals(SCHEMA)
     first = table.to_pylist()[0]
@@ -90,4 +90,4 @@ def test_parquet_holds_one_row_per_task_with_all_columns(tmp_path: Path) -> None
 
 
 def test_pool_ids_have_dataset_framework_kind_and_group() -> None:
-    assert knowledge.pool_id("ml-100k", "kar", "user", 2) == "ml-100k/kar/user/2"
+    assert pool_id("ml-100k", "kar", "user", 2) == "ml-100k/kar/user/2"

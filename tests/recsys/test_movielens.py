@@ -4,25 +4,26 @@ from pathlib import Path
 
 import pytest
 
-from laser_recsys.movielens import DatasetError, MovieLens, read_ml_100k, split_by_time
+from laser_recsys.datasets.dataset import Dataset, DatasetError, split
+from laser_recsys.datasets.movielens import read_ml_100k
 from tests.recsys.conftest import INTER, WriteWheel
 
 
-def test_movies_users_and_ratings_are_read_as_the_files_have_them(dataset: MovieLens) -> None:
-    assert dataset.movies[2].title == "GoldenEye"
-    assert dataset.movies[2].year == 1995
-    assert dataset.movies[2].genres == ("Action", "Adventure", "Thriller")
-    assert dataset.users[3].age == 23
+def test_movies_users_and_ratings_are_read_as_the_files_have_them(dataset: Dataset) -> None:
+    assert dataset.items[2].title == "GoldenEye"
+    assert dataset.items[2].year == 1995
+    assert dataset.items[2].genres == ("Action", "Adventure", "Thriller")
+    assert dataset.users[3].attributes == {"age": "23", "gender": "M", "occupation": "technician"}
     assert len(dataset.ratings) == 60
     first = dataset.ratings.of_user(1)
     assert first.item_ids.tolist() == [3, 1, 2, 4, 5]
     assert first.stars.tolist() == [5, 1, 5, 1, 1]
 
 
-def test_a_year_left_in_the_title_is_cut_and_an_unknown_movie_has_neither_year_nor_genre(dataset: MovieLens) -> None:
-    assert dataset.movies[4].title == "Land Before Time III: The Time of the Great Giving"
-    assert dataset.movies[5].year is None
-    assert dataset.movies[5].genres == ()
+def test_a_year_left_in_the_title_is_cut_and_an_unknown_movie_has_neither_year_nor_genre(dataset: Dataset) -> None:
+    assert dataset.items[4].title == "Land Before Time III: The Time of the Great Giving"
+    assert dataset.items[5].year is None
+    assert dataset.items[5].genres == ()
 
 
 def test_ratings_of_the_same_second_keep_the_order_of_the_file(write_wheel: WriteWheel) -> None:
@@ -31,21 +32,21 @@ def test_ratings_of_the_same_second_keep_the_order_of_the_file(write_wheel: Writ
     assert own.item_ids.tolist() == [2, 3, 1]
 
 
-def test_the_last_fifth_of_each_users_ratings_is_held_back(dataset: MovieLens) -> None:
-    split = split_by_time(dataset.ratings)
-    assert len(split.past) == 48
-    assert split.held_back.item_ids.tolist() == [5] * 12
+def test_the_last_fifth_of_each_users_ratings_is_held_back(dataset: Dataset) -> None:
+    parts = split(dataset.ratings)
+    assert len(parts.past) == 48
+    assert parts.validation.item_ids.tolist() == [5] * 12
     for user_id in dataset.users:
-        assert split.past.of_user(user_id).timestamps.max() < split.held_back.of_user(user_id).timestamps.min()
+        assert parts.past.of_user(user_id).timestamps.max() < parts.validation.of_user(user_id).timestamps.min()
 
 
 def test_a_user_with_fewer_than_five_ratings_keeps_them_all(write_wheel: WriteWheel) -> None:
-    split = split_by_time(read_ml_100k(write_wheel(inter=INTER + "7\t3\t3\t100\n7\t1\t4\t100\n")).ratings)
-    assert len(split.past.of_user(7)) == 2
-    assert len(split.held_back) == 0
+    parts = split(read_ml_100k(write_wheel(inter=INTER + "7\t3\t3\t100\n7\t1\t4\t100\n")).ratings)
+    assert len(parts.past.of_user(7)) == 2
+    assert len(parts.validation) == len(parts.test) == 0
 
 
-def test_a_user_without_ratings_has_none(dataset: MovieLens) -> None:
+def test_a_user_without_ratings_has_none(dataset: Dataset) -> None:
     assert len(dataset.ratings.of_user(999)) == 0
 
 
@@ -53,9 +54,9 @@ def test_a_user_without_ratings_has_none(dataset: MovieLens) -> None:
     ("inter", "message"),
     [
         ("user_id:token\titem_id:token\trating:float\n1\t1\t3\n", r"ml-100k.inter .* lacks \['timestamp'\]"),
-        (INTER + "1\t1\t3\n", "ml-100k.inter, line 2: 3 columns, must be 4"),
-        (INTER + "1\t1\tthree\t100\n", "ml-100k.inter, line 2: 'three' must be a number"),
-        (INTER + "1\t77\t3\t100\n", "rates item 77, which ml-100k.item does not have"),
+        (INTER + "1\t1\t3\n", "ml-100k.inter, line 2: .* must have the columns"),
+        (INTER + "1\t1\tthree\t100\n", "ml-100k.inter, line 2: stars is 'three', must be a number"),
+        (INTER + "1\t77\t3\t100\n", "the ratings name item 77, which the items lack"),
         ("", "lacks"),
     ],
 )

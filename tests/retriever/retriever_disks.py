@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sys
@@ -36,6 +37,10 @@ class FailingDisk(UnsyncedDisk):
         self.num_operations = 0
         self._at = at
         self._for_good = for_good
+
+    def die(self, at: int) -> None:
+        """From the operation `at` from now on, all fail."""
+        self.error, self.num_operations, self._at, self._for_good = OSError(errno.EIO, "dead"), 0, at, True
 
     def _step(self) -> None:
         n = self.num_operations

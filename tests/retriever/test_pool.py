@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from retriever_disks import UnsyncedDisk
+from retriever_disks import FailingDisk, UnsyncedDisk
 
 from laser_protocol.errors import (
     InvalidRequest,
@@ -25,7 +25,9 @@ from laser_protocol.errors import (
     WriterElsewhere,
 )
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
+from laser_retriever.writer import PoolWriter
 
 FINGERPRINT = "f" * 64
 POOL = "shop/user/1"
@@ -64,6 +66,7 @@ def test_a_killed_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:
 import os, numpy
 from pathlib import Path
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
 pool = Pool({POOL!r}, RetrieverConfig(pools=Path({str(tmp_path)!r})))
 pool.writer.add({FINGERPRINT!r}, [("a", numpy.array([1, 2], numpy.int32))])
@@ -195,6 +198,23 @@ def test_a_damaged_segment_is_skipped_with_a_message_and_the_rest_is_served(
     assert "CRC-32" in caplog.text
 
 
+def test_what_a_damaged_segment_deleted_or_replaced_does_not_come_back(tmp_path: Path) -> None:
+    pool = pool_at(tmp_path)
+    add(pool, {"a": [1], "b": [2], "c": [3]})
+    pool.writer.seal()
+    add(pool, {"a": [4]})
+    pool.writer.delete(["b"])
+    pool.writer.seal()
+    pool.writer.close()
+    second = max(path for path in (tmp_path / POOL).iterdir() if path.name.startswith("seg-"))
+    (second / "tokens.i32").write_bytes(b"")
+    pool = pool_at(tmp_path)
+    assert contents(pool) == {"c": [3]}
+    pool.writer.compact()
+    assert contents(pool) == {"c": [3]}
+    pool.writer.close()
+
+
 def test_an_unfinished_segment_is_ignored_and_removed_by_the_next_writer(tmp_path: Path) -> None:
     pool = pool_at(tmp_path)
     add(pool, {"a": [1]})
@@ -234,67 +254,136 @@ def test_a_pool_named_like_a_file_of_another_pool_is_refused(tmp_path: Path) -> 
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Two instances on one directory do what a dict does, through seal, compaction, crash and reopening."""
+    """Two instances on one directory do what a dict does, through seal, compaction, eviction, crash and reopening."""
+
+    LIMITS = PoolLimits(max_documents=4, max_tokens=20)
 
     def __init__(self) -> None:
         super().__init__()
         self.directory = Path(tempfile.mkdtemp())
-        self.pools = [pool_at(self.directory, max_segments=3), pool_at(self.directory, max_segments=3)]
-        self.model: dict[str, list[int]] = {}
+        self.disks = [FailingDisk(), FailingDisk()]
+        self.pools = [self.open(0), self.open(1)]
+        self.model: dict[str, list[int]] = {}  # in order of arrival
         self.exists = False
 
     ids = st.sampled_from("abcdef")
+    documents = st.dictionaries(ids, st.lists(st.integers(0, 9), min_size=1, max_size=8), min_size=1)
 
-    def writer(self, which: int) -> Pool:
+    def open(self, which: int) -> Pool:
+        self.disks[which] = FailingDisk()
+        config = RetrieverConfig(pools=self.directory, max_segments=3, unlink_after_s=0, limits=self.LIMITS)
+        pool = Pool(POOL, config, lambda: f"instance:{which}", self.disks[which])
+        pool.refresh()
+        return pool
+
+    def writer(self, which: int) -> PoolWriter:
         self.pools[1 - which].writer.close()
-        return self.pools[which]
+        return self.pools[which].writer
 
-    @rule(which=st.integers(0, 1), documents=st.dictionaries(ids, st.lists(st.integers(0, 9), min_size=1), min_size=1))
+    def after_add(self, documents: dict[str, list[int]]) -> dict[str, list[int]]:
+        return {**{key: tokens for key, tokens in self.model.items() if key not in documents}, **documents}
+
+    @rule(which=st.integers(0, 1), documents=documents)
     def add(self, which: int, documents: dict[str, list[int]]) -> None:
-        add(self.writer(which), documents)
-        self.model.update(documents)
+        self.writer(which)
+        add(self.pools[which], documents)
+        self.model = self.after_add(documents)
         self.exists = True
 
     @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1), ids=st.lists(ids, max_size=3))
     def delete(self, which: int, ids: list[str]) -> None:
-        assert self.writer(which).writer.delete(ids) == len(set(ids) & self.model.keys())
+        assert self.writer(which).delete(ids) == len(set(ids) & self.model.keys())
         for key in ids:
             self.model.pop(key, None)
 
     @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1))
-    def seal(self, which: int) -> None:
-        self.writer(which).writer.seal()
+    def evict(self, which: int) -> None:
+        num_evicted = self.writer(which).evict()
+        while len(self.model) > 4 or sum(map(len, self.model.values())) > 20:
+            del self.model[next(iter(self.model))]
+            num_evicted -= 1
+        assert num_evicted == 0
+
+    @precondition(lambda self: self.exists)
+    @rule(which=st.integers(0, 1), how=st.sampled_from(["seal", "compact"]))
+    def rearrange(self, which: int, how: str) -> None:
+        getattr(self.writer(which), how)()
 
     @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1))
-    def compact(self, which: int) -> None:
-        self.writer(which).writer.compact()
+    def upkeep(self, which: int) -> None:
+        self.evict(which)
+        self.writer(which)
+        self.pools[which].upkeep()
 
     @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1))
     def drop(self, which: int) -> None:
-        self.writer(which).writer.drop()
+        self.writer(which).drop()
         self.model.clear()
         self.exists = False
 
     @precondition(lambda self: self.exists)
+    @rule(which=st.integers(0, 1), documents=documents)
+    def second_writer(self, which: int, documents: dict[str, list[int]]) -> None:
+        self.writer(which).delete([])
+        with pytest.raises(WriterElsewhere) as caught:
+            add(self.pools[1 - which], documents)
+        assert caught.value.holder == f"instance:{which}"
+
+    @precondition(lambda self: self.exists)
+    @rule(
+        which=st.integers(0, 1),
+        at=st.integers(0, 20),
+        how=st.sampled_from(["add", "delete", "seal", "compact"]),
+        documents=documents,
+    )
+    def crash(self, which: int, at: int, how: str, documents: dict[str, list[int]]) -> None:
+        """From some operation of the disk on nothing more reaches it; what was under way came through or did not."""
+        writer = self.writer(which)
+        writer.delete([])
+        disk = self.disks[which]
+        disk.die(at)
+        after = self.model
+        try:
+            if how == "add":
+                after = self.after_add(documents)
+                add(self.pools[which], documents)
+            elif how == "delete":
+                after = {key: tokens for key, tokens in self.model.items() if key not in documents}
+                writer.delete(list(documents))
+            else:
+                getattr(writer, how)()
+            self.model = after
+        except StorageUnavailable:
+            pass
+        writer.close()
+        self.pools[which] = self.open(which)
+        self.writer(which).delete([])  # recovers
+        found = contents(self.pools[which])
+        for key in self.model.keys() | after.keys() | found.keys():
+            assert found.get(key) in (self.model.get(key), after.get(key))
+        self.model = found
+
+    @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1), size=st.integers(1, 30))
-    def crash_with_a_torn_end(self, which: int, size: int) -> None:
+    def torn_end(self, which: int, size: int) -> None:
         for pool in self.pools:
             pool.writer.close()
         with (self.directory / POOL / "log.wal").open("ab") as file:
             file.write(b"\xf1LSR" + bytes(size))
-        self.pools[which] = pool_at(self.directory, max_segments=3)
+        self.pools[which] = self.open(which)
 
     @invariant()
     def both_see_the_model(self) -> None:
         for pool in self.pools:
             assert contents(pool) == self.model
+            assert list(contents(pool)) == list(self.model), "the order of arrival is that of eviction"
             assert pool.snapshot.num_documents == len(self.model)
             assert pool.snapshot.num_tokens == sum(map(len, self.model.values()))
-            assert len(pool.snapshot.segments) <= 3
+            assert len(pool.snapshot.segments) <= 4
             assert searchable(pool) == any(0 in tokens for tokens in self.model.values())
 
     def teardown(self) -> None:

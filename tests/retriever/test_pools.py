@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,12 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from retriever_clocks import HandClock
+from retriever_disks import UnsyncedDisk
 
+import laser_retriever.writer
 from laser_protocol.errors import InvalidRequest, StorageUnavailable, UnknownPool
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.durable import Disk
 from laser_retriever.index import Sources
 from laser_retriever.pool import Pool
 from laser_retriever.pools import Pools, PoolStatus
+from laser_retriever.samples import MAX_WAIT_S
+from laser_retriever.segment import SegmentContent
+from laser_retriever.writer_lock import WriterLock
 
 
 @contextmanager
@@ -66,6 +74,15 @@ def test_an_unknown_pool_is_drafted_from_its_ancestors(tmp_path: Path) -> None:
         assert pools.sources("", "f")[0] is PoolStatus.NO_POOL
 
 
+def test_a_pool_that_exists_only_as_an_ancestor_is_drafted_from_its_sample_and_that_is_ok(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a/b/c", {"1": [1]})
+        until(lambda: bool(texts(pools.sources("a", "f")[1])))
+        for pool in ("a", "a/b"):
+            assert pools.sources(pool, "f")[0] is PoolStatus.OK
+        assert pools.sources("a", "g")[0] is PoolStatus.NO_POOL
+
+
 def test_nothing_is_drafted_from_pools_of_another_tokenizer(tmp_path: Path) -> None:
     with pools_at(tmp_path) as pools:
         add(pools, "a/b", {"1": [1]}, "f")
@@ -95,6 +112,110 @@ def test_deletions_carry_over_to_ancestors_and_other_instances(tmp_path: Path) -
         one.delete_documents("a/b", ["1"])
         until(lambda: texts(two.sources("a", "f")[1]) == [(0, [[2]])])
         assert texts(two.sources("a/b", "f")[1]) == [(0, [[2]]), (1, [[2]])]
+
+
+def test_what_is_deleted_is_not_drafted_from_5_s_later_nor_60_s_later_from_ancestors_by_any_instance(
+    tmp_path: Path,
+) -> None:
+    hand = HandClock()
+    config = RetrieverConfig(pools=tmp_path)
+    assert config.rescan_s + 1 < 5, "looks follow each other in time: rescan_s and at most 1 s between two"
+    assert MAX_WAIT_S + config.rescan_s + 1 < 60
+    config = RetrieverConfig(pools=tmp_path, rescan_s=1e6, sample_interval_s=1e6)
+    one, two = Pools(config, UnsyncedDisk(), hand.clock), Pools(config, UnsyncedDisk(), hand.clock)
+    try:
+        add(one, "a/b", {"1": [1], "2": [2]})
+        two.refresh()
+        assert texts(two.sources("a/b", "f")[1]) == [(0, [[1], [2]]), (1, [[1], [2]])]
+        one.delete_documents("a/b", ["1"])
+        two.refresh()
+        assert texts(two.sources("a/b", "f")[1]) == [(0, [[2]]), (1, [[1], [2]])]
+        hand.advance(MAX_WAIT_S)
+        two.refresh()
+        assert texts(two.sources("a/b", "f")[1]) == [(0, [[2]]), (1, [[2]])]
+    finally:
+        one.close(), two.close()
+
+
+def test_replaced_segments_are_unlinked_60_s_later_and_the_lock_is_given_up_30_s_after_the_last_write(
+    tmp_path: Path,
+) -> None:
+    hand = HandClock()
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1e6), UnsyncedDisk(), hand.clock)
+    try:
+        add(pools, "a", {"1": [1], "2": [2]})
+        pools.compact("a")
+        pools.delete_documents("a", ["1"])
+        pools.compact("a")
+        segments = lambda: len(list((tmp_path / "a").glob("seg-*")))  # noqa: E731
+        writer = pools._pools["a"].writer
+        pools.upkeep()
+        assert segments() > 1, "another process may be about to open them"
+        hand.advance(59)
+        pools.upkeep()
+        assert segments() > 1 and writer.holds_lock, "nobody else would remove them"
+        hand.advance(2)
+        until(lambda: pools.upkeep() or segments() == 1)
+        hand.advance(28)
+        pools.upkeep()
+        assert writer.holds_lock
+        hand.advance(3)
+        until(lambda: pools.upkeep() or not writer.holds_lock)
+        assert WriterLock.last_holder(tmp_path / "a") == ""
+    finally:
+        pools.close()
+
+
+def test_what_a_killed_writer_left_to_unlink_the_next_instance_removes(tmp_path: Path) -> None:
+    hand = HandClock()
+    with pools_at(tmp_path) as pools:
+        for i in range(2):
+            add(pools, "a", {str(i): [i]})
+            pools.compact("a")
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1e6), UnsyncedDisk(), hand.clock)
+    try:
+        pools.upkeep()
+        assert len(list((tmp_path / "a").glob("seg-*"))) > 1
+        hand.advance(61)
+        until(lambda: pools.upkeep() or len(list((tmp_path / "a").glob("seg-*"))) == 1)
+    finally:
+        pools.close()
+
+
+def test_pools_on_a_network_file_system_are_read_into_memory(tmp_path: Path) -> None:
+    with pools_at(tmp_path, read_into_memory=True) as pools:
+        add(pools, "a", {"1": [1, 2, 3]})
+        pools.compact("a")
+        segment = pools.describe("a").segments[0]
+        assert segment.index.tokens.flags.owndata and segment.index.suffixes.flags.owndata
+        assert texts(pools.sources("a", "f")[1]) == [(0, [[1, 2, 3]])]
+
+
+def test_no_call_waits_while_a_segment_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    building, go_on = threading.Event(), threading.Event()
+    write = laser_retriever.writer.write_segment
+
+    def slow_write(disk: Disk, directory: Path, content: SegmentContent) -> str:
+        building.set()
+        assert go_on.wait(20)
+        return write(disk, directory, content)
+
+    with pools_at(tmp_path) as pools:
+        add(pools, "a", {"1": [1], "2": [2]})
+        monkeypatch.setattr(laser_retriever.writer, "write_segment", slow_write)
+        compacting = threading.Thread(target=pools.compact, args=("a",))
+        compacting.start()
+        assert building.wait(20)
+        add(pools, "a", {"3": [3], "1": [4]})
+        pools.delete_documents("a", ["2"])
+        assert pools.describe("a").num_documents == 2
+        assert texts(pools.sources("a", "f")[1]) == [(0, [[3], [4]])]
+        go_on.set()
+        compacting.join(20)
+        assert texts(pools.sources("a", "f")[1])[-1] == (0, [[3], [4]])
+        assert pools.describe("a").num_documents == 2
+    with pools_at(tmp_path) as pools:
+        assert sorted(key for key, _, _ in pools.describe("a").documents()) == ["1", "3"]
 
 
 def test_a_long_log_is_sealed_in_the_background(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,18 +17,24 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from test_service import until
 
+from laser_client.pools import Document, PoolClient
+from laser_protocol.channel import Endpoint
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.cli import main, own_address
+from laser_retriever.service import WRITES_NAME
+from laser_verifier.config import RetrieverConfig as VerifierRetrieverConfig
+from laser_verifier.remote_pools import RemotePools
 
 COMMAND = [sys.executable, "-c", "import sys; from laser_retriever.cli import main; sys.exit(main())"]
 
 
 @contextmanager
-def serving(directory: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(directory: Path, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running command and its address."""
     process = subprocess.Popen(
-        [*COMMAND, "serve", "--pools", str(directory), "--listen", "127.0.0.1:0", "--name", "shard"],
+        [*COMMAND, "serve", "--pools", str(directory), "--listen", "127.0.0.1:0", "--name", "shard", *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, **environment},
@@ -55,6 +64,59 @@ def test_it_turns_healthy_keeps_what_it_acknowledged_through_a_kill_and_stops_on
         assert [(pool.pool, pool.num_documents) for pool in listed] == [("p", 1)]
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def test_two_processes_on_one_directory_send_writers_to_each_other_and_clients_follow(tmp_path: Path) -> None:
+    documents = [Document.make(str(i), [i]) for i in range(3)]
+    with serving(tmp_path) as (first, one), serving(tmp_path) as (_, two):
+        with PoolClient(Endpoint.make(one)) as client:
+            assert sum(client.add("p", "f", documents[:1])) == 1
+            assert client.describe("p").writer == one
+        with PoolClient(Endpoint.make(two)) as client:
+            assert sum(client.add("p", "f", documents[1:2])) == 1, "stored by the other, which holds the lock"
+            assert (client.describe("p").num_documents, client.describe("p").writer) == (2, one)
+            assert client.remove("p", ["0"]) == 1
+            assert asyncio.run(learn(two, "learned", [7])) == 1, "the verifier goes there too"
+            assert client.remove("p", ["learned"]) == 1
+        first.kill()
+        first.wait()
+        with PoolClient(Endpoint.make(two)) as client:
+            assert sum(client.add("p", "f", documents[2:])) == 1, "who is killed holds no lock"
+            described = client.describe("p")
+            assert (described.num_documents, described.writer) == (2, two)
+            exported, stream = client.export("p")
+            assert (exported, list(stream)) == (described, documents[1:])
+
+
+async def learn(address: str, document_id: str, token_ids: list[int]) -> int:
+    """As the verifier does, whose first choice is the retriever at `address`. How many documents were taken."""
+    pools = RemotePools(VerifierRetrieverConfig(), "f", lambda: {"name": address})
+    running = asyncio.create_task(pools.run())
+    pools.learn("p", document_id, token_ids)
+    await asyncio.sleep(0)
+    await pools.drain(10)
+    running.cancel()
+    return pools.counters.num_learned
+
+
+def test_metrics_limits_and_health_of_writes_are_served(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ("--metrics-port", str(port), "--max-documents", "1", "--max-tokens", "9", "--max-age", "60.5")
+    with serving(tmp_path, *arguments, "--read-into-memory") as (_, address):
+        with PoolClient(Endpoint.make(address)) as client:
+            assert sum(client.add("p", "f", [Document.make(str(i), [i]) for i in range(3)])) == 3
+            until(lambda: client.describe("p").num_documents == 1)
+            described = client.describe("p")
+            assert (described.max_documents, described.max_tokens, described.max_age_s) == (1, 9, 60.5)
+            assert [document.id for document in client.export("p")[1]] == ["2"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            assert b"laser_retriever_documents_evicted_total 2.0" in answer.read()
+        with grpc.insecure_channel(address) as channel:
+            request = health_pb2.HealthCheckRequest(service=WRITES_NAME)
+            health = health_pb2_grpc.HealthStub(channel)
+            assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_it_works_without_a_place_to_cache_compiled_kernels(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from laser_protocol.errors import (
     InvalidRequest,
@@ -27,8 +28,9 @@ from laser_protocol.serving import LaserServer, ListenConfig
 from laser_protocol.tree import tree_from_message
 from laser_protocol.v1 import acceptance_pb2, retriever_pb2, retriever_pb2_grpc
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
-from laser_retriever.service import SERVICE_NAME, RetrieverService
+from laser_retriever.service import SERVICE_NAME, WRITES_NAME, RetrieverService
 
 FINGERPRINT = "f" * 64
 VOCAB_SIZE = 100
@@ -45,7 +47,8 @@ class RunningServer:
     def __init__(self, directory: Path, name: str = "shard-a") -> None:
         config = RetrieverConfig(pools=directory, name=name, rescan_s=0.05, sample_interval_s=0)
         self.pools = Pools(config)
-        self.service = RetrieverService(self.pools, config)
+        self.metrics = RetrieverMetrics(self.pools)
+        self.service = RetrieverService(self.pools, config, metrics=self.metrics)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -57,13 +60,17 @@ class RunningServer:
 
     async def _start(self) -> int:
         self._server = LaserServer(ListenConfig("127.0.0.1:0", grace_s=0.1), [SERVICE_NAME], self.service.register)
-        return await self._server.start()
+        port = await self._server.start()
+        await self._server.set_serving(True)
+        self._health = asyncio.get_running_loop().create_task(self.service.report_health(self._server))
+        return port
 
     def _run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(20)
 
     def stop(self) -> None:
         self.channel.close()
+        self._loop.call_soon_threadsafe(self._health.cancel)
         self._run(self._server.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -342,6 +349,50 @@ def test_pools_are_listed_described_compacted_and_dropped(server: RunningServer)
     server.stub.DropPool(retriever_pb2.DropPoolRequest(pool=POOL))
     listed = server.stub.ListPools(retriever_pb2.ListPoolsRequest(root="shop")).pools
     assert [pool.pool for pool in listed] == ["shop"]
+
+
+def test_documents_come_back_in_order_of_arrival_in_messages_of_bounded_size(server: RunningServer) -> None:
+    sizes = {"long": 900_000, "longer": 1_000_000, "z": 1, "a": 2}
+    for document_id, num_tokens in sizes.items():
+        server.add({document_id: list(range(num_tokens))})
+    server.stub.DeleteDocuments(retriever_pb2.DeleteDocumentsRequest(pool=POOL, ids=["z"]))
+    server.add({"long": [7]})
+    first, *rest = server.stub.ExportDocuments(retriever_pb2.ExportDocumentsRequest(pool=POOL))
+    assert first.description == server.described()
+    found = [(document.id, len(document.token_ids) // 4) for message in rest for document in message.documents]
+    assert found == [("longer", 1_000_000), ("a", 2), ("long", 1)]
+    assert len(rest) == 1
+    server.add({"last": list(range(900_000))})
+    assert [len(message.documents) for message in export(server)] == [3, 1]
+    error = raised(lambda: list(server.stub.ExportDocuments(retriever_pb2.ExportDocumentsRequest(pool="none"))))
+    assert type(error) is UnknownPool
+
+
+def export(server: RunningServer) -> list[retriever_pb2.ExportDocumentsResponse]:
+    return list(server.stub.ExportDocuments(retriever_pb2.ExportDocumentsRequest(pool=POOL)))[1:]
+
+
+def test_health_of_writes_is_its_own(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    health = health_pb2_grpc.HealthStub(server.channel)
+
+    def status(name: str) -> int:
+        return int(health.Check(health_pb2.HealthCheckRequest(service=name)).status)
+
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    server.add({"a": [1]})
+    until(lambda: status(WRITES_NAME) == serving)
+
+    def fail(*arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", fail)
+        assert isinstance(raised(lambda: server.add({"b": [2]})), StorageUnavailable)
+        until(lambda: status(WRITES_NAME) == not_serving)
+        assert status(SERVICE_NAME) == serving
+        assert server.described().num_documents == 1
+    until(lambda: status(WRITES_NAME) == serving)
+    server.add({"b": [2]})
 
 
 def test_two_shards_on_one_directory_share_pools_and_send_writers_to_each_other(

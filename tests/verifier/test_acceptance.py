@@ -34,7 +34,7 @@ def step_input(slot_idx: int, tree: DraftTree, acceptance: Acceptance, max_depth
 
 def run(inputs: list[StepInput], logits: np.ndarray) -> tuple[list[int], list[int], list[int]]:
     """Accepted node, bonus token per sequence and the relaxed flags per row."""
-    batch = pack(inputs, 64, CPU)
+    batch = pack(inputs, CPU)
     assert batch.trees is not None
     decided = verify(torch.from_numpy(logits), batch.trees, torch.tensor(EOS), batch.relaxed, batch.sampled).tolist()
     n = len(inputs)

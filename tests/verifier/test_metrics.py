@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from typing import Any
 
 import pytest
@@ -63,6 +65,18 @@ def test_metrics_add_up_to_what_the_requests_were_told(network: Any) -> None:
     assert sum(phases) == pytest.approx(value(registry, "laser_step_seconds_sum"))
 
 
+def test_prompt_tokens_count_whole_and_those_reused_from_another_slot_as_hits(network: Any) -> None:
+    metrics = VerifierMetrics("tiny", 32)
+    server = TinyServer(tiny_model(network), NoDrafts(), max_sequences=1, observer=metrics)
+    prompt = tuple(range(30))
+    for _ in range(2):
+        server.submit(prompt, 2)
+        server.run()
+    assert value(metrics.registry, "vllm:prompt_tokens_total") == 60
+    assert value(metrics.registry, "vllm:prefix_cache_queries_total") == 60
+    assert value(metrics.registry, "vllm:prefix_cache_hits_total") == server.engine.counters.num_reused_tokens == 29
+
+
 def test_dropped_trees_and_requests_that_did_not_finish_are_counted_with_their_reason(network: Any) -> None:
     class Stale(GoodDrafts):
         def _tree(self, sequence_id: int, token_ids: list[int]) -> DraftTree:
@@ -93,6 +107,15 @@ def test_every_shard_shows_its_sequences_and_two_verifiers_share_no_metric() -> 
     assert value(first.registry, "laser_shard_connected", shard="1.2.3.4:50051") == 0
     assert value(first.registry, "laser_draft_trees_total") == 7
     assert second.registry.get_sample_value("laser_draft_trees_total") is None
+
+
+def test_metrics_are_served_over_http_until_the_server_stops() -> None:
+    with VerifierMetrics("tiny", 8).serving("127.0.0.1", 0) as port:
+        url = f"http://127.0.0.1:{port}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            assert b"vllm:spec_decode_num_drafts_total" in answer.read()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(url, timeout=5)
 
 
 def test_without_a_measured_cost_none_is_shown(network: Any) -> None:

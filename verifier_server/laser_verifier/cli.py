@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prometheus_client import start_http_server
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.channel import Endpoint
@@ -93,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--max-slowdown", type=float, default=defaults.max_slowdown, metavar="X",
                        help="a prompt makes a step beside decoding sequences at most X times as long "
                             "(default: %(default)s)")  # fmt: skip
+    serve.add_argument("--no-prefix-reuse", action="store_true",
+                       help="compute every prompt whole, also where it begins as another did")  # fmt: skip
     serve.add_argument("--metrics-port", type=_port, default=0, metavar="P",
                        help="serve Prometheus metrics on this port of --listen's host (default: none)")  # fmt: skip
     serve.add_argument(
@@ -138,6 +139,7 @@ def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
         max_queue=arguments.max_queue,
         max_step_tokens=max(EngineConfig().max_step_tokens, arguments.max_sequences),
         max_slowdown=arguments.max_slowdown,
+        prefix_reuse=not arguments.no_prefix_reuse,
         max_draft_nodes=arguments.max_draft_nodes,
         draft_policy=arguments.draft_policy,
         default_acceptance=acceptance,
@@ -221,7 +223,8 @@ async def _serve(
         if isinstance(drafts, RemoteDrafts):
             metrics.watch_drafts(drafts.shards, drafts.counters)
         if metrics_port:
-            _expose(stack, metrics, listen.listen.rpartition(":")[0], metrics_port)
+            host = listen.listen.rpartition(":")[0].strip("[]")
+            logger.info("metrics.listening port=%d", stack.enter_context(metrics.serving(host, metrics_port)))
         description = ModelDescription(
             name=model.name,
             model_type=model.model_type,
@@ -256,19 +259,6 @@ async def _serve(
             await pools.drain(_DRAIN_S)
         if died.is_set():
             raise OSError("the engine ended after a fault, see the log")
-
-
-def _expose(stack: contextlib.AsyncExitStack, metrics: VerifierMetrics, host: str, port: int) -> None:
-    """Serves the metrics at /metrics until the stack closes. Raises OSError if the address cannot be bound."""
-    server, thread = start_http_server(port, host.strip("[]"), metrics.registry)
-    logger.info("metrics.listening address=%s:%d", host, port)
-
-    def stop() -> None:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-    stack.callback(stop)
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:

@@ -28,6 +28,7 @@ class EngineConfig:
         max_draft_nodes: draft nodes per sequence and step.
         draft_policy: "value" verifies the nodes that are worth their cost over the whole batch, "all" all of them.
         draft_wait_ms: longest wait for missing trees; never more than a quarter of a plain step.
+        prefix_reuse: keys and values of a beginning that prompts share are computed once and copied from slot to slot.
         default_acceptance: for requests that name none.
     """
 
@@ -39,6 +40,7 @@ class EngineConfig:
     max_draft_nodes: int = 32
     draft_policy: str = "value"
     draft_wait_ms: float = 5.0
+    prefix_reuse: bool = True
     default_acceptance: Acceptance = field(default_factory=Strict)
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from laser_verifier.draft_budget import Choice
 from laser_verifier.draft_policy import DraftPolicy
 from laser_verifier.drafts import Advanced, DraftSource, Opened
 from laser_verifier.observer import NoObserver, Observer, StepRecord
+from laser_verifier.prefix_cache import PrefixCache
 from laser_verifier.runner import ModelRunner, Verdict
 from laser_verifier.schedule import schedule
 from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Finished, Request, Sequence, Sink
@@ -46,6 +47,7 @@ class EngineCounters:
     num_accepted_tokens: int = 0
     num_malformed_trees: int = 0
     num_stale_trees: int = 0
+    num_reused_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Engine:
         self._eos_token_ids = frozenset(runner.model.eos_token_ids)
         self._running: list[Sequence] = []
         self._free_slots = list(range(runner.num_slots))
+        self._prefixes = PrefixCache(runner.num_slots)
         self._next_sequence_id = 1
         self._waiting = WaitingQueue(config.max_queue)
         self._work = threading.Event()
@@ -159,10 +162,10 @@ class Engine:
 
     def step(self) -> None:
         """One forward over all running sequences. Does nothing if none runs or waits."""
-        started_s = time.perf_counter()
+        started_s, num_reused_before = time.perf_counter(), self.counters.num_reused_tokens
         self._admit()
         cost = self.policy.cost.now if self.policy.cost is not None else None
-        scheduled = schedule(self._running, self._config, cost)
+        scheduled = schedule(self._reuse_prefixes(), self._config, cost)
         if not scheduled:
             return
         scheduled_s = time.perf_counter()
@@ -174,7 +177,8 @@ class Engine:
         verdicts = self._runner.run(inputs)
         run_s = time.perf_counter()
         emitted = self._emit([sequence for sequence, _ in scheduled], inputs, verdicts)
-        self._observe(num_prompt_tokens, inputs, emitted, drafts, drafted_s - scheduled_s, run_s - packed_s, started_s)
+        prefill = (num_prompt_tokens, self.counters.num_reused_tokens - num_reused_before)
+        self._observe(prefill, inputs, emitted, drafts, drafted_s - scheduled_s, run_s - packed_s, started_s)
 
     def close(self, error: LaserError | None = None) -> None:
         """Ends every request with `error` and takes no more."""
@@ -212,6 +216,27 @@ class Engine:
             prompt = sequence.token_ids[: sequence.num_tokens]
             budget = self._ask(sequence)
             self._drafts.open(Opened(sequence.sequence_id, request.pool, prompt, request.acceptance, budget))
+
+    def _reuse_prefixes(self) -> list[Sequence]:
+        """The running sequences without those whose prompt's beginning another computes just now.
+
+        What a slot holds of a new prompt already is copied, not computed.
+        """
+        if not self._config.prefix_reuse:
+            return self._running
+        ready: list[Sequence] = []
+        for i, sequence in enumerate(self._running):
+            if sequence.num_cached == 0:
+                shared = self._prefixes.find(sequence.prompt, {other.slot_idx for other in self._running[:i]})
+                if shared.is_coming:
+                    continue
+                if shared.num_tokens:
+                    self._runner.copy_prefix(shared.slot_idx, sequence.slot_idx, shared.num_tokens)
+                    sequence.num_cached = shared.num_tokens
+                    self.counters.num_reused_tokens += shared.num_tokens
+                self._prefixes.hold(sequence.slot_idx, sequence.prompt, sequence.num_cached)
+            ready.append(sequence)
+        return ready
 
     def _ask(self, sequence: Sequence) -> int:
         """Nodes to ask for in the sequence's next tree."""
@@ -283,6 +308,7 @@ class Engine:
         for sequence, entry, verdict in zip(sequences, inputs, verdicts, strict=True):
             if verdict is None or entry.tree is None:
                 sequence.num_cached += len(entry.token_ids)
+                self._prefixes.hold(sequence.slot_idx, sequence.prompt, sequence.num_cached)
                 continue
             position = sequence.num_tokens
             kept = self._apply(sequence, entry.tree, verdict, now_s)
@@ -310,7 +336,7 @@ class Engine:
 
     def _observe(
         self,
-        num_prompt_tokens: int,
+        prefill: tuple[int, int],
         inputs: list[StepInput],
         outcomes: list[tuple[DraftTree, Verdict, Emitted]],
         drafts: _Drafts,
@@ -318,14 +344,15 @@ class Engine:
         forward_s: float,
         started_s: float,
     ) -> None:
-        """Tells policy and observer of the step."""
+        """Tells policy and observer of the step; `prefill`: prompt tokens run, and reused instead."""
         num_tokens = sum(entry.num_tokens for entry in inputs)
-        self.policy.observe(num_tokens, forward_s, is_plain=num_prompt_tokens == 0)
+        self.policy.observe(num_tokens, forward_s, is_plain=prefill[0] == 0)
         self.policy.observe_trees([(tree, verdict.path) for tree, verdict, _ in outcomes])
         self.counters.num_steps += 1
         record = StepRecord(
             num_sequences=len(outcomes),
-            num_prompt_tokens=num_prompt_tokens,
+            num_prompt_tokens=prefill[0],
+            num_reused_tokens=prefill[1],
             num_offered_nodes=drafts.num_offered_nodes,
             num_nodes=sum(len(tree) for tree, _, _ in outcomes),
             expected_tokens=drafts.choice.expected_tokens,
@@ -348,6 +375,7 @@ class Engine:
         kept = sequence.emit(path if ends_in_eos else [*path, verdict.bonus_token_id], self._eos_token_ids, now_s)
         # All but the last emitted token have their keys and values in line now.
         sequence.num_cached = sequence.num_tokens - 1
+        self._prefixes.hold(sequence.slot_idx, sequence.token_ids[: sequence.num_tokens], sequence.num_cached)
         accepted_length = min(len(path), len(kept))
         sequence.num_draft_tokens += len(tree)
         sequence.num_accepted_tokens += accepted_length
@@ -381,6 +409,8 @@ class Engine:
 
 def _up_to_depth(tree: DraftTree, max_depth: int) -> DraftTree:
     """The longest prefix without a deeper node: deeper ones cannot be emitted, and would stand beyond the context."""
+    if len(tree) <= max_depth:
+        return tree
     too_deep = np.flatnonzero(tree.depths() > max_depth)
     return tree.prefix(int(too_deep[0])) if len(too_deep) else tree
 

@@ -20,6 +20,10 @@ class Cache(Protocol):
         """Bytes allocated."""
         ...
 
+    def copy_prefix(self, source_idx: int, target_idx: int, num_tokens: int) -> None:
+        """Copies the keys and values of a slot's first tokens to another slot."""
+        ...
+
 
 class Forward(Protocol):
     """A model with its KV cache."""

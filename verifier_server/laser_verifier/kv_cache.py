@@ -61,6 +61,11 @@ class KVCache:
         both = both.view(2, num_slots, self.slot_len, *both.shape[2:])[:, :, :length].transpose(2, 3)
         return both[0], both[1]
 
+    def copy_prefix(self, source_idx: int, target_idx: int, num_tokens: int) -> None:
+        """Copies the keys and values of a slot's first tokens to another slot."""
+        source, target = source_idx * self.slot_len, target_idx * self.slot_len
+        self._data[:, :, target : target + num_tokens] = self._data[:, :, source : source + num_tokens]
+
     def compact(self, slots: list[int], sources: list[int], targets: list[int]) -> None:
         """Moves places in all layers: in slot `slots[i]`, `targets[i]` takes what `sources[i]` held before."""
         if not slots:

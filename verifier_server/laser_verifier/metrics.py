@@ -7,8 +7,9 @@ Every verifier has a registry of its own; nothing is registered globally.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -54,7 +55,9 @@ class VerifierMetrics:
         return self._counter(name, text, _MODEL).labels(self._model_name)
 
     def _add_request_metrics(self) -> None:
-        self._prompt_tokens = self._of_model("vllm:prompt_tokens", "Prefilled tokens.")
+        self._prompt_tokens = self._of_model("vllm:prompt_tokens", "Prompt tokens, prefilled or reused.")
+        self._prefix_queries = self._of_model("vllm:prefix_cache_queries", "Prompt tokens looked up for reuse.")
+        self._prefix_hits = self._of_model("vllm:prefix_cache_hits", "Prompt tokens reused.")
         self._generation_tokens = self._of_model("vllm:generation_tokens", "Emitted tokens.")
         self._success = self._counter("vllm:request_success", "Finished requests.", _MODEL, "finished_reason")
         self._ended = self._counter("laser_requests_ended", "Requests that did not finish.", "reason")
@@ -104,11 +107,29 @@ class VerifierMetrics:
         phases = self._counter("laser_step_phase_seconds", "Time of steps by phase.", "phase")
         self._draft_s, self._forward_s, self._host_s = (phases.labels(name) for name in ("drafts", "forward", "host"))
 
+    @contextmanager
+    def serving(self, host: str, port: int) -> Iterator[int]:
+        """Serves `/metrics` at the port (0: a free one), which is yielded.
+
+        Raises:
+            OSError: the port cannot be bound.
+        """
+        server, thread = start_http_server(port, host, self.registry)
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
     # Observer, from the engine thread.
 
     def step(self, record: StepRecord) -> None:
         """See Observer."""
-        self._prompt_tokens.inc(record.num_prompt_tokens)
+        num_prompt_tokens = record.num_prompt_tokens + record.num_reused_tokens
+        self._prompt_tokens.inc(num_prompt_tokens)
+        self._prefix_queries.inc(num_prompt_tokens)
+        self._prefix_hits.inc(record.num_reused_tokens)
         self._generation_tokens.inc(record.num_output_tokens)
         self._step_tokens.observe(record.num_prompt_tokens + record.num_output_tokens)
         self._draft_s.inc(record.draft_s)

@@ -13,7 +13,7 @@ class StepRecord:
     """One step.
 
     Attributes:
-        num_sequences: that got tokens. num_prompt_tokens: prefilled.
+        num_sequences: that got tokens. num_prompt_tokens: prefilled. num_reused_tokens: of prompts, copied instead.
         num_offered_nodes: nodes of valid trees. num_nodes: of them, verified. expected_tokens: that those were to emit.
         num_missing_trees: sequences whose tree was asked for and was not there.
         accepted_lengths: of the sequences that had a tree. num_output_tokens: emitted.
@@ -23,6 +23,7 @@ class StepRecord:
 
     num_sequences: int
     num_prompt_tokens: int
+    num_reused_tokens: int
     num_offered_nodes: int
     num_nodes: int
     expected_tokens: float

@@ -99,6 +99,8 @@ class RemotePools:
                 return
             except WriterElsewhere as error:
                 holder = error.holder
+                if holder is None:  # the writer is changing: who it is will be known in a moment
+                    await asyncio.sleep(0.2 * 2**attempt)
             except NotReady:
                 holder = None
                 await asyncio.sleep(0.2 * 2**attempt)

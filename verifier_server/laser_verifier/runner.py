@@ -93,6 +93,11 @@ class ModelRunner:
         """The logits of a step's roots and nodes, [R, V], without verification: for tests and for measuring gaps."""
         return self._forward.logits(pack(inputs, self.model.device))
 
+    def copy_prefix(self, source_idx: int, target_idx: int, num_tokens: int) -> None:
+        """Copies the keys and values of a slot's first tokens to another slot (or leaves them where they are)."""
+        if source_idx != target_idx:
+            self._forward.cache.copy_prefix(source_idx, target_idx, num_tokens)
+
     def _compact(self, inputs: Seq[StepInput], verdicts: Seq[Verdict | None]) -> None:
         slots: list[int] = []
         sources: list[int] = []

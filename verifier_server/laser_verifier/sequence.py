@@ -144,6 +144,11 @@ class Sequence:
         return len(self.request.prompt_token_ids)
 
     @property
+    def prompt(self) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        """int32[num_prompt_tokens] (view)."""
+        return self.token_ids[: self.num_prompt_tokens]
+
+    @property
     def num_output_tokens(self) -> int:
         """Tokens emitted so far."""
         return self.num_tokens - self.num_prompt_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 import secrets
@@ -20,6 +21,7 @@ from laser_protocol.packing import pack_token_ids, unpack_token_ids
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.v1 import verifier_pb2, verifier_pb2_grpc
 from laser_verifier.engine import Engine
+from laser_verifier.mailbox import Mailbox
 from laser_verifier.prompt import encode_text, has_chat_template
 from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Event, Finished, FinishReason, Request
 
@@ -66,7 +68,7 @@ class ModelDescription:
 
 
 class VerifierService(verifier_pb2_grpc.VerifierServicer):
-    """Generate and GetModel.
+    """Generate and GetModel. Made and run on one event loop.
 
     Args:
         engine: running in a thread of its own. tokenizer: the model's. description: for GetModel and for checks.
@@ -76,6 +78,7 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         self._engine = engine
         self._tokenizer = tokenizer
         self._model = description
+        self._mailbox = Mailbox(asyncio.get_running_loop())
         # One thread: a fast tokenizer is not to be used by two at once.
         self._tokenising = ThreadPoolExecutor(1, "tokenise")
 
@@ -105,9 +108,8 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         # In a thread: tokenising a long prompt must not hold up the draft streams that share the loop.
         checked = await asyncio.get_running_loop().run_in_executor(self._tokenising, self._check, request)
         events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
         # The engine's name for it is ours: two callers may choose the same request_id.
-        self._engine.submit(checked, lambda event: loop.call_soon_threadsafe(events.put_nowait, event))
+        self._engine.submit(checked, functools.partial(self._mailbox.put, events))
         ended = False
         try:
             async for event in self._events(events, checked.request_id):

@@ -29,6 +29,9 @@ class TextStream:
         piece = self._decode(token_id)
         if not piece:
             return False
+        if not self._stop:
+            self._decoded += piece
+            return False
         # A stop string may span pieces, so the search starts far enough back to see one that ends in this piece.
         start = max(0, len(self._decoded) - max((len(s) for s in self._stop), default=0))
         self._decoded += piece

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,7 +19,7 @@ from laser_client.commands.common import (
     print_fields,
     print_table,
 )
-from laser_client.jsonl import read_documents
+from laser_client.document_files import read_document_file, write_document_file
 from laser_client.pools import Pool, PoolClient
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.pool_id import check_pool_id
@@ -29,8 +30,10 @@ _EXAMPLES = {
     "add": (
         "laser pools add --retriever localhost:50051 --verifier localhost:50052 \\\n"
         "      --pool ml-100k/kar/user/2 --input outputs.jsonl\n\n"
-        '  where a line of outputs.jsonl is {"id": "user-17", "output_token_ids": [464, 2836, 2]}'
+        '  where a line of outputs.jsonl is {"id": "user-17", "output_token_ids": [464, 2836, 2]};\n'
+        "  a Parquet file has these as columns, and needs no --verifier if `laser pools export` wrote it"
     ),
+    "export": "laser pools export --retriever localhost:50051 --pool ml-100k/kar/user/2 --output pool.parquet",
     "remove": "laser pools remove --retriever localhost:50051 --pool ml-100k/kar/user/2 --id user-17 --id user-18",
     "drop": "laser pools drop --retriever localhost:50051 --pool ml-100k/kar/user/2 --yes",
     "compact": "laser pools compact --retriever localhost:50051 --pool ml-100k/kar/user/2",
@@ -44,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "list": "all pools, or those below a root",
         "describe": "one pool",
         "add": "add outputs; acknowledged ones survive a power loss",
+        "export": "write all documents to a file",
         "remove": "delete documents by id",
         "drop": "delete a pool with all its documents",
         "compact": "merge a pool into one segment, without deleted documents",
@@ -65,7 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the action that was named."""
-    actions = {"list": _list, "describe": _describe, "add": _add, "remove": _remove, "drop": _drop, "compact": _compact}
+    actions = {
+        "list": _list,
+        "describe": _describe,
+        "add": _add,
+        "export": _export,
+        "remove": _remove,
+        "drop": _drop,
+        "compact": _compact,
+    }
     if arguments.action != "list":
         check_pool_id(arguments.pool)
     with PoolClient(make_endpoint(arguments.retriever, arguments)) as client:
@@ -79,9 +91,13 @@ def _add_own_arguments(name: str, action: argparse.ArgumentParser) -> None:
         action.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     if name == "add":
         action.add_argument(
-            "--input", required=True, type=Path, metavar="F.jsonl", help="lines with id, output_token_ids"
+            "--input", required=True, type=Path, metavar="F.jsonl|F.parquet", help="rows of id and output_token_ids"
         )
-        action.add_argument("--verifier", required=True, metavar="HOST:PORT", help="whose tokenizer the ids are of")
+        action.add_argument(
+            "--verifier", metavar="HOST:PORT", help="whose tokenizer the ids are of; needed unless the file says so"
+        )
+    if name == "export":
+        action.add_argument("--output", required=True, type=Path, metavar="F.jsonl|F.parquet", help="file to write")
     if name == "remove":
         action.add_argument(
             "--id", required=True, action="append", dest="ids", metavar="X", help="may be given more than once"
@@ -119,9 +135,13 @@ def _describe(client: PoolClient, arguments: argparse.Namespace) -> int:
 
 
 def _add(client: PoolClient, arguments: argparse.Namespace) -> int:
-    documents = read_documents(arguments.input)
-    with LaserClient(arguments.verifier, **connection_arguments(arguments)) as verifier:
-        fingerprint = verifier.model().tokenizer_fingerprint
+    file = read_document_file(arguments.input)
+    documents, fingerprint = file.documents, file.tokenizer_fingerprint
+    if arguments.verifier is not None:
+        with LaserClient(arguments.verifier, **connection_arguments(arguments)) as verifier:
+            fingerprint = _check_tokenizer(arguments.input, fingerprint, verifier.model().tokenizer_fingerprint)
+    if not fingerprint:
+        raise InvalidRequest(f"verifier is missing: {arguments.input} does not name its tokenizer", field="verifier")
     num_added = 0
     with tqdm(total=len(documents), unit="document", disable=None) as bar:
         try:
@@ -131,6 +151,20 @@ def _add(client: PoolClient, arguments: argparse.Namespace) -> int:
         finally:
             bar.close()
             sys.stdout.write(f"{num_added} of {len(documents)} documents stored in {arguments.pool}\n")
+    return 0
+
+
+def _check_tokenizer(path: Path, named: str, served: str) -> str:
+    if named and named != served:
+        raise InvalidRequest(f"{path} holds tokens of tokenizer {named}, the verifier has {served}", field="verifier")
+    return served
+
+
+def _export(client: PoolClient, arguments: argparse.Namespace) -> int:
+    pool, documents = client.export(arguments.pool)
+    with tqdm(documents, total=pool.num_documents, unit="document", disable=None) as bar:
+        num_documents = write_document_file(arguments.output, pool.tokenizer_fingerprint, bar)
+    sys.stdout.write(f"{num_documents} documents of {arguments.pool} written to {arguments.output}\n")
     return 0
 
 
@@ -158,7 +192,18 @@ def _print_pool(pool: Pool, arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print_json(pool)
     else:
-        print_fields([(field.name, getattr(pool, field.name)) for field in dataclasses.fields(Pool)])
+        print_fields(
+            [(field.name, _readable(field.name, getattr(pool, field.name))) for field in dataclasses.fields(Pool)]
+        )
+
+
+def _readable(name: str, value: object) -> object:
+    """A field's value for people: times as dates, no limit as a word."""
+    if name.endswith("_unix_ms") and isinstance(value, int):
+        return datetime.fromtimestamp(value / 1000, UTC).isoformat(timespec="seconds") if value else "-"
+    if name.startswith("max_"):
+        return value or "no limit"
+    return "-" if value == "" else value
 
 
 def _print_json(pool: Pool) -> None:

@@ -30,3 +30,9 @@ class BlockedKVCache:
     def size_bytes(self) -> int:
         """Bytes allocated."""
         return self.keys.nbytes + self.values.nbytes
+
+    def copy_prefix(self, source_idx: int, target_idx: int, num_tokens: int) -> None:
+        """Copies the keys and values of a slot's first tokens to another slot, keys in whole blocks."""
+        num_blocks = -(-num_tokens // LANES)
+        self.keys[:, target_idx, :, :num_blocks] = self.keys[:, source_idx, :, :num_blocks]
+        self.values[:, target_idx, :, :num_tokens] = self.values[:, source_idx, :, :num_tokens]

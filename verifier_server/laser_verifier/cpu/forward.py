@@ -17,22 +17,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from laser_verifier.batch import StepBatch
+from laser_verifier.cpu.attention_kernel import QUERY_TILE
 from laser_verifier.cpu.cache import BlockedKVCache
-from laser_verifier.cpu.kernels import QUERY_TILE, ROW_TILE
 from laser_verifier.cpu.linear import MIN_ROWS
 from laser_verifier.cpu.llama import PackedLayer, PackedLlama
+from laser_verifier.cpu.row_kernels import ROW_TILE
 from laser_verifier.cpu.team import Arguments, Team
 
 
 @dataclass(frozen=True, slots=True)
-class _LayerArguments:
-    """What the kernels of one layer get; addresses of the step are filled in as they come."""
+class _Step:
+    """The activations of one step. The kernels know their addresses, so they live until it ends.
 
-    layer: PackedLayer
-    input_norm: Arguments
-    rotate: Arguments
-    attend: Arguments
-    mlp_norm: Arguments
+    Attributes:
+        hidden, normed: [M, C]. queries: float32[M, Hq * D]. attended: [M, Hq * D]. gated: [M, I].
+        attention_tasks: int64[tasks, 3]. num_row_tasks: of the kernels that go row by row.
+    """
+
+    hidden: Tensor
+    normed: Tensor
+    queries: Tensor
+    attended: Tensor
+    gated: Tensor
+    attention_tasks: NDArray[np.int64]
+    num_row_tasks: int
 
 
 class PackedForward:
@@ -44,79 +52,91 @@ class PackedForward:
 
     def __init__(self, model: PackedLlama, num_slots: int, slot_len: int) -> None:
         self._model = model
-        dtype = model.embedding.dtype
-        self.cache = BlockedKVCache(model.kv_shape, num_slots, slot_len, dtype)
-        self._team = Team(dtype)
-        self._cosines, self._sines = model.angles(self.cache.slot_len)
-        row = QUERY_TILE * (self.cache.slot_len + model.kv_shape.head_size + 1)
+        self._shape = shape = model.kv_shape
+        self.cache = cache = BlockedKVCache(shape, num_slots, slot_len, model.embedding.dtype)
+        self._team = Team(model.embedding.dtype)
+        self._cosines, self._sines = model.angles(cache.slot_len)
+        row = QUERY_TILE * (cache.slot_len + shape.head_size + 1)
         self._scratch = torch.empty((self._team.num_threads, row), dtype=torch.float32)
         self._num_workers = torch.zeros(1, dtype=torch.int64)
-        self._layers = [self._layer_arguments(i, layer) for i, layer in enumerate(model.layers)]
-        self._final_norm = self._norm_arguments(model.norm)
+        # What holds for all steps stands here; `_begin` fills in the step, the loop over layers the layer.
+        epsilon = model.epsilon.data_ptr()
+        self._norm = Arguments(0, len(model.norm), 0, 0, 0, 0, epsilon)
         self._gate = Arguments(0, model.intermediate_size, 0, 0)
-
-    def _norm_arguments(self, weight: Tensor) -> Arguments:
-        return Arguments(0, len(weight), 0, 0, weight.data_ptr(), 0, self._model.epsilon.data_ptr())
-
-    def _layer_arguments(self, layer_idx: int, layer: PackedLayer) -> _LayerArguments:
-        model, cache, shape = self._model, self.cache, self._model.kv_shape
-        keys, values = cache.keys[layer_idx].data_ptr(), cache.values[layer_idx].data_ptr()
-        query_norm, key_norm = (0 if w is None else w.data_ptr() for w in (layer.query_norm, layer.key_norm))
-        rotate = Arguments(
-            0, model.num_query_heads, shape.num_heads, shape.head_size, cache.slot_len, 0, 0, keys, values,
-            self._cosines.data_ptr(), self._sines.data_ptr(), 0, 0, 0, query_norm, key_norm, model.epsilon.data_ptr(),
+        self._rotate = Arguments(
+            0, model.num_query_heads, shape.num_heads, shape.head_size, cache.slot_len, 0, 0, 0, 0,
+            self._cosines.data_ptr(), self._sines.data_ptr(), 0, 0, 0, 0, 0, epsilon,
         )  # fmt: skip
-        attend = Arguments(
-            model.num_query_heads, shape.num_heads, shape.head_size, cache.slot_len, 0, keys, values, 0,
+        self._attend = Arguments(
+            model.num_query_heads, shape.num_heads, shape.head_size, cache.slot_len, 0, 0, 0, 0,
             model.scale.data_ptr(), 0, 0, 0, 0, self._scratch.data_ptr(), self._num_workers.data_ptr(),
         )  # fmt: skip
-        return _LayerArguments(
-            layer, self._norm_arguments(layer.input_norm), rotate, attend, self._norm_arguments(layer.mlp_norm)
-        )
 
     def logits(self, batch: StepBatch) -> Tensor:
         """Runs a step; [R, V] of its logit_rows. Keys and values of all its tokens are in the cache afterwards."""
-        model, team = self._model, self._team
-        num_rows, num_row_tasks = batch.num_tokens, -(-batch.num_tokens // ROW_TILE)
-        tasks = self._attention_tasks(batch)
-        hidden = F.embedding(torch.from_numpy(_padded(batch.token_ids)), model.embedding)
-        size = model.num_query_heads * model.kv_shape.head_size
-        # A single row is run twice (see linear.py); what stands in the second must only be finite.
-        normed = torch.zeros_like(hidden)
-        queries = torch.empty((len(hidden), size), dtype=torch.float32)
-        attended, gated = (hidden.new_zeros((len(hidden), width)) for width in (size, model.intermediate_size))
+        step = self._begin(batch)
         delta: Tensor | None = None
+        for layer_idx, layer in enumerate(self._model.layers):
+            self._add_norm(step, delta, layer.input_norm)
+            self._attention(step, layer_idx, layer)
+            self._add_norm(step, layer.output(step.attended), layer.mlp_norm)
+            delta = self._mlp(step, layer)
+        num_rows = len(batch.logit_rows)
+        if not num_rows:
+            return step.hidden.new_empty((0, len(self._model.embedding)))
+        self._add_norm(step, delta, self._model.norm)
+        return self._model.head(step.normed[torch.from_numpy(_padded(batch.logit_rows))])[:num_rows]
 
-        def add_norm(arguments: Arguments, delta: Tensor | None) -> None:
-            arguments.set(0, num_rows)
-            arguments.set(2, hidden.data_ptr(), 0 if delta is None else delta.data_ptr())
-            arguments.set(5, normed.data_ptr())
-            team.run(team.add_norm, arguments, num_row_tasks)
+    def _begin(self, batch: StepBatch) -> _Step:
+        model, num_rows = self._model, batch.num_tokens
+        hidden = F.embedding(torch.from_numpy(_padded(batch.token_ids)), model.embedding)
+        size = model.num_query_heads * self._shape.head_size
+        step = _Step(
+            hidden=hidden,
+            # A single row is run twice (see linear.py); what stands in the second must only be finite.
+            normed=torch.zeros_like(hidden),
+            queries=torch.empty((len(hidden), size), dtype=torch.float32),
+            attended=hidden.new_zeros((len(hidden), size)),
+            gated=hidden.new_zeros((len(hidden), model.intermediate_size)),
+            attention_tasks=self._attention_tasks(batch),
+            num_row_tasks=-(-num_rows // ROW_TILE),
+        )
+        positions, parents = batch.position_ids.ctypes.data, batch.parents.ctypes.data
+        self._norm.set(0, num_rows)
+        self._norm.set(2, hidden.data_ptr())
+        self._norm.set(5, step.normed.data_ptr())
+        self._rotate.set(0, num_rows)
+        self._rotate.set(6, step.queries.data_ptr())
+        self._rotate.set(11, positions, batch.slots.ctypes.data, batch.places.ctypes.data)
+        self._attend.set(4, step.queries.data_ptr())
+        self._attend.set(7, step.attended.data_ptr())
+        self._attend.set(9, step.attention_tasks.ctypes.data, batch.sequences.ctypes.data, parents, positions)
+        self._gate.set(0, num_rows)
+        self._gate.set(3, step.gated.data_ptr())
+        return step
 
-        for own in self._layers:
-            add_norm(own.input_norm, delta)
-            qkv = own.layer.qkv(normed)
-            own.rotate.set(0, num_rows)
-            own.rotate.set(5, qkv.data_ptr(), queries.data_ptr())
-            own.rotate.set(11, batch.position_ids.ctypes.data, batch.slots.ctypes.data, batch.places.ctypes.data)
-            team.run(team.rotate, own.rotate, num_row_tasks)
-            own.attend.set(4, queries.data_ptr())
-            own.attend.set(7, attended.data_ptr())
-            own.attend.set(9, tasks.ctypes.data, batch.sequences.ctypes.data)
-            own.attend.set(11, batch.parents.ctypes.data, batch.position_ids.ctypes.data)
-            self._num_workers.zero_()
-            team.run(team.attend, own.attend, len(tasks))
-            add_norm(own.mlp_norm, own.layer.output(attended))
-            joined = own.layer.gate_up(normed)
-            self._gate.set(0, num_rows)
-            self._gate.set(2, joined.data_ptr(), gated.data_ptr())
-            team.run(team.gate, self._gate, num_row_tasks)
-            delta = own.layer.down(gated)
-        if not len(batch.logit_rows):
-            return hidden.new_empty((0, len(model.embedding)))
-        add_norm(self._final_norm, delta)
-        rows = torch.from_numpy(_padded(batch.logit_rows))
-        return model.head(normed[rows])[: len(batch.logit_rows)]
+    def _add_norm(self, step: _Step, delta: Tensor | None, weight: Tensor) -> None:
+        """hidden += delta; normed = RMSNorm(hidden) * weight."""
+        self._norm.set(3, _address(delta), weight.data_ptr())
+        self._team.run(self._team.add_norm, self._norm, step.num_row_tasks)
+
+    def _attention(self, step: _Step, layer_idx: int, layer: PackedLayer) -> None:
+        """attended = attention of normed, whose keys and values go to the cache."""
+        qkv = layer.qkv(step.normed)
+        keys, values = self.cache.keys[layer_idx].data_ptr(), self.cache.values[layer_idx].data_ptr()
+        self._rotate.set(5, qkv.data_ptr())
+        self._rotate.set(7, keys, values)
+        self._rotate.set(14, _address(layer.query_norm), _address(layer.key_norm))
+        self._team.run(self._team.rotate, self._rotate, step.num_row_tasks)
+        self._attend.set(5, keys, values)
+        self._num_workers.zero_()
+        self._team.run(self._team.attend, self._attend, len(step.attention_tasks))
+
+    def _mlp(self, step: _Step, layer: PackedLayer) -> Tensor:
+        joined = layer.gate_up(step.normed)
+        self._gate.set(2, joined.data_ptr())
+        self._team.run(self._team.gate, self._gate, step.num_row_tasks)
+        return layer.down(step.gated)
 
     def compact(self, slots: list[int], sources: list[int], targets: list[int]) -> None:
         """Moves places in all layers: in slot `slots[i]`, `targets[i]` takes what `sources[i]` held.
@@ -125,7 +145,7 @@ class PackedForward:
         """
         if not slots:
             return
-        cache, shape = self.cache, self._model.kv_shape
+        cache, shape = self.cache, self._shape
         moves = np.array((slots, sources, targets), np.int64)
         arguments = Arguments(
             len(slots), cache.num_slots, shape.num_heads, shape.head_size, cache.slot_len, cache.keys.data_ptr(),
@@ -135,7 +155,7 @@ class PackedForward:
 
     def _attention_tasks(self, batch: StepBatch) -> NDArray[np.int64]:
         """int64[tasks, 3]: sequence, head, first query. Neighbouring tasks share keys, which then are still at hand."""
-        num_heads = self._model.kv_shape.num_heads
+        num_heads = self._shape.num_heads
         shared = self._model.num_query_heads // num_heads
         num_tiles = -(-batch.sequences[:, 2] * shared // QUERY_TILE)
         blocks = np.repeat(num_tiles, num_heads)
@@ -149,3 +169,7 @@ class PackedForward:
 def _padded(values: NDArray[np.int64]) -> NDArray[np.int64]:
     """At least MIN_ROWS values: the last one again."""
     return values if len(values) >= MIN_ROWS else np.repeat(values, MIN_ROWS)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

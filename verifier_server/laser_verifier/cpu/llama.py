@@ -115,7 +115,7 @@ def _is_supported(network: Any, shape: KVShape) -> bool:
 
 
 def _has_linear_kernels(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available():
+    if not torch._C._has_mkldnn:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 

@@ -15,7 +15,9 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
+
+from laser_verifier.cpu.typed import intrinsic
 
 LANES = 16
 
@@ -112,11 +114,24 @@ def load(typing_context: Any, pointer: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         is_float = pointer == float32_pointer
-        address = _address(builder, *arguments, _vector if is_float else _shorts)
+        address = _address(builder, arguments[0], arguments[1], _vector if is_float else _shorts)
         loaded = builder.load(address, align=4 if is_float else 2)
         return loaded if is_float else _widened(builder, loaded)
 
     return float32x16(pointer, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typing_context: Any, pointer: Any, index: Any) -> Any:
+    """Asks for the cache line of `pointer[index]`, which may lie anywhere, to be fetched to the second-level cache."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
+        hints = [ir.Constant(_i32, hint) for hint in (0, 2, 1)]
+        _intrinsic(builder, "llvm.prefetch.p0", [address, *hints], ir.VoidType())
+        return context.get_dummy_value()
+
+    return types.none(pointer, types.int64), codegen
 
 
 @intrinsic

@@ -15,69 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numba import cfunc, types
 
-from laser_verifier.cpu import kernels
-from laser_verifier.cpu.simd import null_bfloat16, null_float32
+from laser_verifier.cpu import attention_kernel, row_kernels
+from laser_verifier.cpu.typed import HEADER, NEXT_TASK, NUM_TASKS, c_function
 
 logger = logging.getLogger(__name__)
 
 
-def add_norm_bfloat16(arguments: Any) -> None:
-    kernels.add_norm(arguments, null_bfloat16())
-
-
-def add_norm_float32(arguments: Any) -> None:
-    kernels.add_norm(arguments, null_float32())
-
-
-def gate_bfloat16(arguments: Any) -> None:
-    kernels.gate(arguments, null_bfloat16())
-
-
-def gate_float32(arguments: Any) -> None:
-    kernels.gate(arguments, null_float32())
-
-
-def rotate_bfloat16(arguments: Any) -> None:
-    kernels.rotate_and_cache(arguments, null_bfloat16())
-
-
-def rotate_float32(arguments: Any) -> None:
-    kernels.rotate_and_cache(arguments, null_float32())
-
-
-def attend_bfloat16(arguments: Any) -> None:
-    kernels.attend(arguments, null_bfloat16())
-
-
-def attend_float32(arguments: Any) -> None:
-    kernels.attend(arguments, null_float32())
-
-
-def move_bfloat16(arguments: Any) -> None:
-    kernels.move(arguments, null_bfloat16())
-
-
-def move_float32(arguments: Any) -> None:
-    kernels.move(arguments, null_float32())
-
-
 _KERNELS = {
-    torch.bfloat16: (add_norm_bfloat16, gate_bfloat16, rotate_bfloat16, attend_bfloat16, move_bfloat16),
-    torch.float32: (add_norm_float32, gate_float32, rotate_float32, attend_float32, move_float32),
+    torch.bfloat16: (
+        row_kernels.add_norm_bfloat16,
+        row_kernels.gate_bfloat16,
+        row_kernels.rotate_bfloat16,
+        attention_kernel.attend_bfloat16,
+        row_kernels.move_bfloat16,
+    ),
+    torch.float32: (
+        row_kernels.add_norm_float32,
+        row_kernels.gate_float32,
+        row_kernels.rotate_float32,
+        attention_kernel.attend_float32,
+        row_kernels.move_float32,
+    ),
 }
 
-
-@functools.cache
-def _compiled(function: Callable[[Any], None]) -> Any:
-    """A C function `void(int64_t *)`. Machine code is cached as numba caches it; without a place for it, made anew."""
-    signature = types.void(types.CPointer(types.int64))
-    try:
-        return cfunc(signature, cache=True)(function)
-    except RuntimeError as error:  # numba's word for "no place to cache"
-        logger.warning("kernel.no_cache function=%s reason=%r", function.__name__, str(error))
-        return cfunc(signature)(function)
+# Once per process: compiling, or reading the cache, is not free.
+_compiled = functools.cache(c_function)
 
 
 class Kernel:
@@ -92,12 +55,12 @@ class Arguments:
     """The argument array of one kernel: how many tasks, then what the kernel's docstring lists."""
 
     def __init__(self, *values: int) -> None:
-        self.values = (ctypes.c_int64 * (kernels.HEADER + len(values)))(0, 0, *values)
+        self.values = (ctypes.c_int64 * (HEADER + len(values)))(0, 0, *values)
         self.address = ctypes.addressof(self.values)
 
     def set(self, index: int, *values: int) -> None:
         """Replaces the kernel's arguments from `index` on."""
-        for i, value in enumerate(values, kernels.HEADER + index):
+        for i, value in enumerate(values, HEADER + index):
             self.values[i] = value
 
 
@@ -118,8 +81,8 @@ class Team:
 
     def run(self, kernel: Kernel, arguments: Arguments, num_tasks: int) -> None:
         """Runs a kernel's tasks; returns when all are done."""
-        arguments.values[kernels.NEXT_TASK] = 0
-        arguments.values[kernels.NUM_TASKS] = num_tasks
+        arguments.values[NEXT_TASK] = 0
+        arguments.values[NUM_TASKS] = num_tasks
         if self._parallel is None or num_tasks == 1:
             kernel.call(arguments.address)
         else:

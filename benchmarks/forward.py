@@ -1,0 +1,260 @@
+"""What a forward costs against its floor, on the CPU: ours, our path through transformers, transformers itself.
+
+    python benchmarks/forward.py --model DIR [--dtype bfloat16] [--rounds 9]
+
+A case S x (1 + n) is S sequences with 300 cached tokens each, one verified token and a tree of n nodes. Its floor is
+what no arrangement can save: the model's linear layers on that many rows, packed (lm_head for all of them, as all are
+verified); the keys and values of the context at the read bandwidth measured here; and for everything else five of
+torch's own element-wise operators a layer over rows x hidden size: what two norms, rotation, gate and attention would
+cost if each were one trivial operator. Everything is measured in turns in one run; figures are medians of milliseconds.
+
+Prefill: one prompt of 261 tokens, lm_head for its last row. Its rate counts the floating-point operations of linear
+layers and causal attention; the machine's rate is that of the same linear layers alone at the same number of rows.
+Prints one JSON line per case and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from laser_protocol.acceptance import Strict
+from laser_protocol.tree import DraftTree
+from laser_verifier.batch import StepInput, pack
+from laser_verifier.config import ModelConfig
+from laser_verifier.cpu.linear import MIN_ROWS
+from laser_verifier.cpu.llama import PackedLlama
+from laser_verifier.forward import make_forward
+from laser_verifier.model import TargetModel, load_model
+from laser_verifier.runner import ModelRunner
+
+CONTEXT_LEN, PROMPT_LEN = 300, 261
+CASES = ((1, 1), (1, 16), (1, 32), (8, 5), (32, 1), (32, 4))
+SMALL_OPERATORS_PER_LAYER = 5
+
+
+def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Milliseconds of each, measured in turns; the first round is thrown away."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def tree_of(num_nodes: int, position: int) -> DraftTree:
+    """A binary tree."""
+    parents = np.array([(i - 1) // 2 if i else -1 for i in range(num_nodes)], np.int32)
+    return DraftTree(position, np.arange(num_nodes, dtype=np.int32), parents, np.ones(num_nodes, np.float32))
+
+
+def step_inputs(num_sequences: int, num_rows: int) -> list[StepInput]:
+    """One step of a case."""
+    return [
+        StepInput(
+            slot_idx=slot_idx,
+            num_cached=CONTEXT_LEN,
+            token_ids=np.array([5], np.int32),
+            tree=tree_of(num_rows - 1, CONTEXT_LEN + 1),
+            acceptance=Strict(),
+            temperature=0.0,
+            seed=0,
+            num_output=0,
+            max_depth=num_rows,
+        )
+        for slot_idx in range(num_sequences)
+    ]
+
+
+def linear_layers(model: PackedLlama, num_rows: int, num_logit_rows: int) -> Callable[[], object]:
+    """All linear layers of a forward and nothing else."""
+    dtype, hidden_size = model.embedding.dtype, model.embedding.shape[1]
+    hidden, wanted = (torch.randn(max(n, MIN_ROWS), hidden_size).to(dtype) for n in (num_rows, num_logit_rows))
+    attended = torch.randn(len(hidden), model.num_query_heads * model.kv_shape.head_size).to(dtype)
+    gated = torch.randn(len(hidden), model.intermediate_size).to(dtype)
+
+    def run() -> None:
+        for layer in model.layers:
+            layer.qkv(hidden), layer.output(attended), layer.gate_up(hidden), layer.down(gated)
+        model.head(wanted)
+
+    return run
+
+
+def small_operators(model: PackedLlama, num_rows: int) -> Callable[[], object]:
+    """The allowance for all that is neither a linear layer nor the read of the context."""
+    x = torch.randn(num_rows, model.embedding.shape[1]).to(model.embedding.dtype)
+
+    def run() -> None:
+        for _ in range(SMALL_OPERATORS_PER_LAYER * model.kv_shape.num_layers):
+            torch.neg(x)
+
+    return run
+
+
+def read_bytes_per_ms(rounds: int) -> float:
+    """Bandwidth of reading 512 MiB, far more than any cache holds."""
+    data = torch.ones(2**29 // 4, dtype=torch.float32)
+    return data.nbytes / medians({"read": data.sum}, rounds)["read"]
+
+
+def transformers_eager(network: Any, num_sequences: int, num_rows: int) -> Callable[[], object]:
+    """transformers with its own attention and cache; a chain stands for the tree, which it could not verify."""
+    cache = DynamicCache()
+    network(torch.ones(num_sequences, CONTEXT_LEN, dtype=torch.int64), past_key_values=cache, logits_to_keep=1)
+    rows = torch.ones(num_sequences, num_rows, dtype=torch.int64)
+
+    def run() -> None:
+        network(rows, past_key_values=cache)
+        cache.crop(-num_rows)
+
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class Peers:
+    """The same weights three times: packed, under our attention in transformers, and transformers' own."""
+
+    packed: TargetModel
+    unpacked: TargetModel
+    eager: Any
+
+
+def load(path: str, dtype: str) -> Peers:
+    """Loads the model once for each."""
+    packed = load_model(ModelConfig(path, device="cpu", dtype=dtype))
+    if packed.packed is None:
+        raise SystemExit(f"model type {packed.model_type!r} in {packed.dtype} has no packed forward here")
+    network, eager = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=packed.dtype, attn_implementation=kind).eval()
+        for kind in ("sdpa", "eager")
+    )
+    return Peers(packed, dataclasses.replace(packed, network=network, packed=None), eager)
+
+
+def measure_case(peers: Peers, num_sequences: int, num_rows: int, bytes_per_ms: float, rounds: int) -> dict[str, Any]:
+    """One case, all contenders in turns."""
+    model = peers.packed.packed
+    assert model is not None
+    slot_len, rows = CONTEXT_LEN + 64, num_sequences * num_rows
+    runner = ModelRunner(peers.packed, num_sequences, CONTEXT_LEN + 32, 32)
+    ours, old = (make_forward(peer, num_sequences, slot_len) for peer in (peers.packed, peers.unpacked))
+    inputs = step_inputs(num_sequences, num_rows)
+    batch = pack(inputs, torch.device("cpu"))
+    took = medians(
+        {
+            "linear": linear_layers(model, rows, rows),
+            "small": small_operators(model, rows),
+            "ours": lambda: ours.logits(batch),
+            "step": lambda: runner.run(inputs),
+            "old": lambda: old.logits(batch),
+            "eager": transformers_eager(peers.eager, num_sequences, num_rows),
+        },
+        rounds,
+    )
+    shape, element = model.kv_shape, model.embedding.element_size()
+    kv_bytes = 2 * num_sequences * CONTEXT_LEN * shape.num_layers * shape.num_heads * shape.head_size * element
+    floor = took["linear"] + took["small"] + kv_bytes / bytes_per_ms
+    return {
+        "case": f"{num_sequences}x{num_rows}",
+        "forward_ms": took["ours"],
+        "floor_ms": floor,
+        "ratio": took["ours"] / floor,
+        "linear_ms": took["linear"],
+        "kv_ms": kv_bytes / bytes_per_ms,
+        "small_ms": took["small"],
+        "outside_share": (took["step"] - took["ours"]) / took["step"],
+        "old_ms": took["old"],
+        "eager_ms": took["eager"],
+    }
+
+
+def measure_prefill(peers: Peers, rounds: int) -> dict[str, Any]:
+    """The prompt alone."""
+    model = peers.packed.packed
+    assert model is not None
+    prompt = np.arange(PROMPT_LEN, dtype=np.int32)
+    batch = pack([StepInput(0, 0, prompt, DraftTree.empty(PROMPT_LEN), Strict(), 0.0, 0, 0, 1)], torch.device("cpu"))
+    ours, old = (make_forward(peer, 1, PROMPT_LEN + 64) for peer in (peers.packed, peers.unpacked))
+    ids = torch.from_numpy(prompt.astype(np.int64)).unsqueeze(0)
+    took = medians(
+        {
+            "linear": linear_layers(model, PROMPT_LEN, 1),
+            "ours": lambda: ours.logits(batch),
+            "old": lambda: old.logits(batch),
+            "eager": lambda: peers.eager(ids, logits_to_keep=1),
+        },
+        rounds,
+    )
+    linear, attention = num_operations(peers.packed, model)
+    machine_rate = linear / took["linear"]
+    return {
+        "case": f"prefill {PROMPT_LEN}",
+        "forward_ms": took["ours"],
+        "linear_ms": took["linear"],
+        "tflops": (linear + attention) / took["ours"] / 1e9,
+        "gemm_tflops": machine_rate / 1e9,
+        "gemm_share": (linear + attention) / took["ours"] / machine_rate,
+        "old_ms": took["old"],
+        "eager_ms": took["eager"],
+    }
+
+
+def num_operations(target: TargetModel, model: PackedLlama) -> tuple[int, int]:
+    """Floating-point operations of the prompt's linear layers (lm_head for one row) and of its causal attention."""
+    shape, hidden_size = model.kv_shape, model.embedding.shape[1]
+    query_size, kv_size = model.num_query_heads * shape.head_size, shape.num_heads * shape.head_size
+    per_layer = hidden_size * (2 * query_size + 2 * kv_size + 3 * model.intermediate_size)
+    linear = 2 * (PROMPT_LEN * shape.num_layers * per_layer + hidden_size * target.vocab_size)
+    return linear, 2 * shape.num_layers * query_size * PROMPT_LEN * (PROMPT_LEN + 1)
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """The results under their column names."""
+    columns = list(results[0])
+    print("  ".join(column.rjust(max(len(column), 11)) for column in columns))
+    for result in results:
+        print("  ".join(str(result[column]).rjust(max(len(column), 11)) for column in columns))
+    print()
+
+
+def rounded(result: dict[str, Any]) -> dict[str, Any]:
+    """Floats with three digits behind the point."""
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", required=True, metavar="DIR", help="see laser-recsys model --output")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    peers = load(arguments.model, arguments.dtype)
+    bytes_per_ms = read_bytes_per_ms(arguments.rounds)
+    print(json.dumps({"dtype": arguments.dtype, "threads": torch.get_num_threads(), "read_gb_s": bytes_per_ms / 1e6}))
+    results = []
+    for num_sequences, num_rows in CASES:
+        results.append(rounded(measure_case(peers, num_sequences, num_rows, bytes_per_ms, arguments.rounds)))
+        print(json.dumps(results[-1]), flush=True)
+    prefill = rounded(measure_prefill(peers, arguments.rounds))
+    print(json.dumps(prefill), flush=True)
+    print()
+    print_table(results)
+    print_table([prefill])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`laser-recsys evaluate`: what the knowledge does for CTR models, and whether relaxed knowledge does the same."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+HELP = "train CTR models with and without the knowledge, and compare them over seeds"
+EPILOG = """\
+Each NAME=FILE[,FILE...] is a row of the result; "no knowledge" is always one. The first is the reference that all
+rows are compared with, pair by pair over the seeds; --shuffled adds its texts at the wrong users and items, as
+control. A second file of plain texts, made at another --concurrency, is the noise floor.
+
+--decide NAME is the comparison named beforehand: on the first network, after the pilot of --seeds, as many seeds as the
+spread asks for to decide on a margin of 0.001 AUC, at most --max-seeds. Runs are kept: the same command goes on.
+
+results in the output directory: runs.parquet, report.html
+
+examples:
+  laser-recsys evaluate --data data --knowledge plain=knowledge-plain/knowledge.parquet \\
+      relaxed=knowledge-relaxed/knowledge.parquet --decide relaxed --output evaluation
+  laser-recsys evaluate --data data --knowledge plain=P.parquet strict=S.parquet --networks din dcnv2 deepfm autoint
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `laser-recsys evaluate`."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what 'prepare' wrote")
+    parser.add_argument(
+        "--knowledge", nargs="*", default=[], metavar="NAME=FILE[,FILE...]", help="rows, reference first"
+    )
+    parser.add_argument(
+        "--networks", nargs="+", choices=("din", "dcnv2", "deepfm", "autoint"), default=["din"], help="default: din"
+    )
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of every row (default: %(default)s)")
+    parser.add_argument("--decide", metavar="NAME", help="the comparison to decide, see below")
+    parser.add_argument("--max-seeds", type=int, default=60, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--shown",
+        type=int,
+        default=20,
+        metavar="N",
+        help="the newest past ratings that a prompt may show: no training targets (default: %(default)s, the longest "
+        "history of the built-in frameworks)",
+    )
+    parser.add_argument("--shuffled", action="store_true", help="add the control of shuffled texts")
+    parser.add_argument(
+        "--output", type=Path, default=Path("laser-evaluation"), metavar="DIR", help="default: ./%(default)s"
+    )
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Runs it.
+
+    Raises:
+        DatasetError, CacheError, ValueError: see the modules of `laser_recsys.ctr`.
+    """
+    from laser_recsys.ctr.encoder import ENCODER_NAME
+    from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Evaluation
+    from laser_recsys.ctr.knowledge_vectors import load_knowledge, shuffled
+    from laser_recsys.ctr.report import text_table, write_report
+    from laser_recsys.ctr.samples import LIKED_STARS, make_samples
+    from laser_recsys.datasets.prepared import read_prepared
+    from laser_recsys.facts import processor_name
+
+    _check(arguments)
+    named = _named_files(arguments.knowledge)
+    dataset, parts = read_prepared(arguments.data)
+    samples = make_samples(dataset, parts, arguments.shown)
+    knowledge = {
+        name: load_knowledge(paths, dataset, samples.vocabulary, arguments.cache) for name, paths in named.items()
+    }
+    reference = next(iter(knowledge), NO_KNOWLEDGE)
+    if arguments.shuffled and knowledge:
+        knowledge[f"{reference}, shuffled"] = shuffled(knowledge[reference])
+    if arguments.decide is not None and arguments.decide not in knowledge:
+        raise ValueError(f"--decide is {arguments.decide!r}, must be one of {', '.join(knowledge) or 'the rows: none'}")
+    evaluation = Evaluation(samples, knowledge, reference, arguments.output)
+    evaluation.run(arguments.networks, evaluation.names, arguments.seeds)
+    if arguments.decide is not None:
+        evaluation.decide(arguments.networks[0], arguments.decide, say, arguments.max_seeds)
+    rows = evaluation.rows(arguments.networks)
+    counts = (
+        f"{len(samples.train)} training, {len(samples.validation)} validation and {len(samples.test)} test samples, "
+        f"liked is {LIKED_STARS:g} stars or more"
+    )
+    facts = [(name, f"texts of {vectors.coverage}") for name, vectors in knowledge.items()]
+    facts.append(("encoder", f"{ENCODER_NAME}, mean over tokens; two-layer adaptors of users and items"))
+    facts.append(("processor", f"{processor_name()}, {os.cpu_count()} cores"))
+    write_report(arguments.output / "report.html", dataset.name, counts, reference, rows, facts)
+    say(f"{dataset.name}: {counts}")
+    say(text_table(rows))
+    say(f"written: {arguments.output / 'report.html'}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name, least in (("seeds", 1), ("max_seeds", 2), ("shown", 0)):
+        if getattr(arguments, name) < least:
+            option = name.replace("_", "-")
+            raise argparse.ArgumentTypeError(f"--{option} is {getattr(arguments, name)}, must be at least {least}")
+    if arguments.decide is not None and arguments.seeds < 2:
+        raise argparse.ArgumentTypeError("--decide needs a pilot of at least 2 --seeds")
+
+
+def _named_files(values: list[str]) -> dict[str, list[Path]]:
+    named: dict[str, list[Path]] = {}
+    for value in values:
+        name, _, files = value.partition("=")
+        if not name or not files:
+            raise argparse.ArgumentTypeError(f"--knowledge is {value!r}, must be NAME=FILE[,FILE...]")
+        if name in named:
+            raise argparse.ArgumentTypeError(f"--knowledge names {name!r} twice; list its files as {name}=FILE,FILE")
+        named[name] = [Path(file) for file in files.split(",")]
+    return named

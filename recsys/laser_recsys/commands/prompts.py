@@ -1,0 +1,71 @@
+"""`laser-recsys prompts`: what is asked about each user and item."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+HELP = "write the prompts of a framework, each with its group's pool"
+EPILOG = """\
+frameworks: kar, once, trawl, rlmrec, or the path of your own template file (TOML; copy one of
+laser_recsys/frameworks/).
+With -instruction-first appended the instruction stands before what is known, so that all prompts share a prefix.
+
+A prompt that is too long loses its oldest history first (an item: the end of its description). How many is counted.
+Only with --model is that known; otherwise a verifier refuses what is too long.
+
+examples:
+  laser-recsys prompts --data data --framework kar --model ./smollm2
+  laser-recsys prompts --data data --framework rlmrec-instruction-first --kinds user --output data/rlmrec.parquet
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `laser-recsys prompts`."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what 'prepare' wrote")
+    parser.add_argument("--groups", type=Path, metavar="FILE", help="what 'group' wrote (default: DIR/groups.parquet)")
+    parser.add_argument("--framework", default="kar", metavar="NAME_OR_FILE", help="default: %(default)s")
+    parser.add_argument("--kinds", nargs="+", choices=("user", "item"), default=["user", "item"], help="default: both")
+    parser.add_argument("--model", metavar="PATH_OR_HUB_ID", help="whose tokenizer measures the prompts")
+    parser.add_argument("--max-model-len", type=int, default=1024, metavar="T", help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="kept free (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: DIR/prompts-FRAMEWORK.parquet")
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Runs it.
+
+    Raises:
+        DatasetError, TemplateError, ValueError: see `write_all`.
+    """
+    from laser_recsys.datasets.prepared import read_prepared
+    from laser_recsys.frameworks.prompts import PromptWriter
+    from laser_recsys.frameworks.template import load_framework
+    from laser_recsys.groups.table import read_groups
+    from laser_recsys.knowledge.prompt_files import write_prompts
+    from laser_recsys.knowledge.tasks import write_tasks
+    from laser_recsys.tokens import PromptTokenizer
+
+    framework = load_framework(arguments.framework)
+    dataset, parts = read_prepared(arguments.data)
+    max_tokens = arguments.max_model_len - arguments.max_new_tokens
+    if max_tokens < 1:
+        raise ValueError(
+            f"--max-new-tokens is {arguments.max_new_tokens}, must be below --max-model-len ({arguments.max_model_len})"
+        )
+    count = PromptTokenizer(arguments.model).count if arguments.model else None
+    groups_path = arguments.groups or arguments.data / "groups.parquet"
+    writer = PromptWriter(framework, dataset, parts.past)
+    tasks = []
+    for kind in arguments.kinds:
+        written = write_tasks(writer, kind, read_groups(groups_path, kind), count, max_tokens)
+        tasks += written.tasks
+        say(f"{len(written.tasks)} {kind} prompts in {framework.name}: {written.summary()}")
+        for line in written.warnings():
+            say(f"warning: {line}")
+    if not tasks:
+        raise ValueError(f"no prompts: nobody in {arguments.data} has a history")
+    output = arguments.output or arguments.data / f"prompts-{framework.name}.parquet"
+    write_prompts(output, tasks)
+    say(f"written: {output}")

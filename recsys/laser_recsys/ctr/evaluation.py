@@ -1,0 +1,150 @@
+"""The evaluation: all runs of networks, kinds of knowledge and seeds, kept as they end, compared, and reported."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from tqdm import tqdm
+
+from laser_recsys.ctr.knowledge_vectors import KnowledgeVectors
+from laser_recsys.ctr.samples import SampleSplit
+from laser_recsys.ctr.statistics import MAX_SEEDS, Comparison, compare, num_seeds_needed
+from laser_recsys.ctr.training import Run, train
+from laser_recsys.knowledge.rows import read_rows, write_parquet
+
+NO_KNOWLEDGE = "no knowledge"
+RUN_SCHEMA = pyarrow.schema(
+    [
+        ("network", pyarrow.string()),
+        ("knowledge", pyarrow.string()),
+        ("seed", pyarrow.int32()),
+        ("auc", pyarrow.float64()),
+        ("log_loss", pyarrow.float64()),
+        ("validation_auc", pyarrow.float64()),
+        ("epoch", pyarrow.int32()),
+        ("seconds", pyarrow.float64()),
+        ("digest", pyarrow.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the result.
+
+    Attributes:
+        network, knowledge: what was trained.
+        runs: one per seed, in the order of seeds.
+        auc, log_loss: against the reference of the same network; None for the reference itself.
+    """
+
+    network: str
+    knowledge: str
+    runs: tuple[Run, ...]
+    auc: Comparison | None
+    log_loss: Comparison | None
+
+
+class Evaluation:
+    """Runs what is missing, keeps each run in runs.parquet, and compares.
+
+    Args:
+        samples: of the dataset.
+        knowledge: tables by the name of the row. `NO_KNOWLEDGE` is always a row.
+        reference: the row that all are compared with; one of `knowledge`, or `NO_KNOWLEDGE`.
+        folder: of the results; made if missing. Runs found there on the same data are not repeated.
+    """
+
+    def __init__(
+        self, samples: SampleSplit, knowledge: Mapping[str, KnowledgeVectors], reference: str, folder: Path
+    ) -> None:
+        self._samples = samples
+        self._tables: dict[str, Mapping[str, Any]] = {NO_KNOWLEDGE: {}}
+        self._tables |= {name: vectors.tables for name, vectors in knowledge.items()}
+        if reference not in self._tables:
+            raise ValueError(f"reference is {reference!r}, must be one of {', '.join(self._tables)}")
+        self._reference = reference
+        self._path = folder / "runs.parquet"
+        self._digests = {name: _digest(samples, tables) for name, tables in self._tables.items()}
+        self._runs = dict(self._kept())
+
+    @property
+    def names(self) -> list[str]:
+        """The rows' names."""
+        return list(self._tables)
+
+    def run(self, networks: Sequence[str], names: Sequence[str], num_seeds: int) -> None:
+        """Trains what is not there yet: every network, row and seed 0 to `num_seeds` - 1, seed by seed."""
+        wanted = [(network, name, seed) for seed in range(num_seeds) for network in networks for name in names]
+        missing = [key for key in wanted if key not in self._runs]
+        with tqdm(missing, desc="training", unit="run") as bar:
+            for network, name, seed in bar:
+                bar.set_postfix_str(f"{network}, {name}, seed {seed}")
+                self._runs[network, name, seed] = train(network, name, self._samples, self._tables[name], seed)
+                self._keep()
+
+    def decide(self, network: str, name: str, say: Callable[[str], None], max_seeds: int = MAX_SEEDS) -> Comparison:
+        """Runs as many seeds of one comparison, named beforehand, as its spread over the seeds so far asks for."""
+        pilot = self.compare(network, name)
+        needed = num_seeds_needed(pilot.spread)
+        num_seeds = min(max(needed, pilot.num_seeds), max_seeds)
+        say(
+            f"{network}, {name} against {self._reference}: spread {pilot.spread:.5f} over {pilot.num_seeds} seeds, "
+            f"so {needed} seeds are needed; {num_seeds} are run"
+        )
+        self.run([network], [self._reference, name], num_seeds)
+        return self.compare(network, name)
+
+    def compare(self, network: str, name: str) -> Comparison:
+        """AUC of a row against the reference, over the seeds that both have."""
+        ours, reference = self._paired(network, name)
+        return compare([run.auc for run in ours], [run.auc for run in reference])
+
+    def rows(self, networks: Sequence[str]) -> list[Row]:
+        """All rows, in the order of networks and names."""
+        return [self._row(network, name) for network in networks for name in self._tables]
+
+    def _row(self, network: str, name: str) -> Row:
+        ours, reference = self._paired(network, name)
+        if name == self._reference or len(ours) < 2:
+            return Row(network, name, ours, None, None)
+        return Row(
+            network,
+            name,
+            ours,
+            compare([run.auc for run in ours], [run.auc for run in reference]),
+            compare([run.log_loss for run in ours], [run.log_loss for run in reference]),
+        )
+
+    def _paired(self, network: str, name: str) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+        seeds = sorted(seed for net, row, seed in self._runs if (net, row) == (network, name))
+        both = [seed for seed in seeds if (network, self._reference, seed) in self._runs]
+        ours = tuple(self._runs[network, name, seed] for seed in both)
+        return ours, tuple(self._runs[network, self._reference, seed] for seed in both)
+
+    def _kept(self) -> Iterator[tuple[tuple[str, str, int], Run]]:
+        if self._path.exists():
+            for row in read_rows(self._path, RUN_SCHEMA):
+                if row.pop("digest") == self._digests.get(row["knowledge"]):
+                    yield (row["network"], row["knowledge"], row["seed"]), Run(**row)
+
+    def _keep(self) -> None:
+        rows = [{**asdict(run), "digest": self._digests[run.knowledge]} for run in self._runs.values()]
+        write_parquet(self._path, pyarrow.Table.from_pylist(rows, schema=RUN_SCHEMA))
+
+
+def _digest(samples: SampleSplit, tables: Mapping[str, Any]) -> str:
+    """Of all that a run depends on but its seed and network."""
+    digest = hashlib.sha256()
+    for part in (samples.train, samples.validation, samples.test):
+        for array in (part.fields, part.history, part.labels):
+            digest.update(array.tobytes())
+    for kind, table in tables.items():
+        digest.update(kind.encode() + table.numpy().tobytes())
+    return digest.hexdigest()

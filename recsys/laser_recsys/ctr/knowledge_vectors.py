@@ -1,0 +1,88 @@
+"""Knowledge files to the tables of vectors that the networks look up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from laser_recsys.ctr.encoder import DIMENSIONS, encode_cached
+from laser_recsys.ctr.samples import Vocabulary
+from laser_recsys.datasets.dataset import Dataset
+from laser_recsys.frameworks.answers import knowledge_text
+from laser_recsys.knowledge.rows import SCHEMA, read_rows
+
+KINDS = ("user", "item")
+
+
+@dataclass(frozen=True, slots=True)
+class KnowledgeVectors:
+    """Vectors by kind, and how many users and items have one.
+
+    Attributes:
+        tables: float32[U + 1, D] and float32[I + 1, D]; zeros where nothing is known, and in row 0.
+        coverage: "800 of 943 users, 841 of 1682 items".
+    """
+
+    tables: Mapping[str, Tensor]
+    coverage: str
+
+
+def load_knowledge(
+    paths: Sequence[Path], dataset: Dataset, vocabulary: Vocabulary, cache_dir: Path
+) -> KnowledgeVectors:
+    """Encodes the texts of knowledge files; encoded texts are kept in the cache.
+
+    Raises:
+        ValueError: a file is no knowledge file, speaks of nobody in the dataset, or of somebody twice.
+    """
+    texts = _texts(paths)
+    tables, coverage = {}, []
+    for kind, keys, known in (
+        ("user", vocabulary.user_keys, dataset.users),
+        ("item", vocabulary.item_keys, dataset.items),
+    ):
+        place = {known[key].id: number for number, key in enumerate(keys.tolist(), start=1)}
+        rows = {
+            place[text_id]: text for (of_kind, text_id), text in texts.items() if of_kind == kind and text_id in place
+        }
+        table = np.zeros((len(keys) + 1, DIMENSIONS), np.float32)
+        if rows:
+            table[list(rows)] = encode_cached(list(rows.values()), cache_dir)
+        tables[kind] = torch.from_numpy(table)
+        coverage.append(f"{len(rows)} of {len(keys)} {kind}s")
+    if not any(bool(table.any()) for table in tables.values()):
+        names = ", ".join(map(str, paths))
+        raise ValueError(f"{names}: no id is a user or item of {dataset.name}; is it knowledge of another dataset?")
+    return KnowledgeVectors(tables, ", ".join(coverage))
+
+
+def shuffled(vectors: KnowledgeVectors, seed: int = 0) -> KnowledgeVectors:
+    """The same vectors at the wrong users and items: what more parameters and any text at all do, without its
+    meaning."""
+    random = np.random.default_rng(seed)
+    tables = {}
+    for kind, table in vectors.tables.items():
+        known: NDArray[np.int64] = np.flatnonzero(table.numpy().any(1))
+        mixed = table.clone()
+        mixed[known] = table[random.permutation(known)]
+        tables[kind] = mixed
+    return KnowledgeVectors(tables, vectors.coverage)
+
+
+def _texts(paths: Sequence[Path]) -> dict[tuple[str, str], str]:
+    texts: dict[tuple[str, str], str] = {}
+    for path in paths:
+        for row in read_rows(path, SCHEMA, ("id", "kind", "text")):
+            key = (row["kind"], row["id"])
+            if key[0] not in KINDS:
+                raise ValueError(f"{path}: kind is {key[0]!r}, must be 'user' or 'item'")
+            if key in texts:
+                raise ValueError(f"{path}: {' '.join(key)} stands twice; a row of the evaluation takes one framework")
+            texts[key] = knowledge_text(row["text"])
+    return texts

@@ -1,0 +1,234 @@
+"""Groups of users by what they and others rated: implicit-feedback ALS, then k-means on the directions of the vectors.
+
+The paper trains LightGCN. On MovieLens-100k (32 dimensions, 3 layers, two cores; benchmarks/user_vectors.py) ALS of
+the library `implicit` took 0.1 s against 32 s, ranked held-back items better (recall@20 0.23 against 0.18), and
+its groups of three are as stable between seeds (adjusted Rand index 0.96 against 0.95) and hold texts as much alike.
+ALS also gives a newcomer's vector in closed form, so that the model need not be trained again.
+Source: Hu, Koren, Volinsky, "Collaborative Filtering for Implicit Feedback Datasets", ICDM 2008.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.cluster import KMeans, MiniBatchKMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import euclidean_distances
+from sklearn.preprocessing import normalize
+
+from laser_recsys.cache import building
+from laser_recsys.datasets.dataset import Item, Ratings, User
+from laser_recsys.groups.attributes import frequent_genres
+from laser_recsys.groups.groups import Groups, check_num_groups, largest_first
+
+NUM_FACTORS = 32
+MIN_HISTORY = 3
+_CONFIDENCE = 10.0  # of a rating, against 1 of its absence
+_REGULARIZATION = 0.05
+_ITERATIONS = 15
+_FAR = 1e6  # from any table of traits, whose entries lie between 0 and 1
+_MANY = 100_000  # users above which k-means sees them in batches
+
+
+@dataclass(frozen=True, slots=True)
+class UserModel:
+    """What assigns a user to a group, also one who came later.
+
+    Attributes:
+        item_ids: int64[I], increasing.
+        item_factors: float32[I, D].
+        centroids: float64[k, D], of unit vectors.
+        traits: names of the attributes' columns, for users with too little history.
+        trait_centroids: float64[k, A], mean of the attributes of each group's users.
+        min_history: ratings below which attributes decide.
+    """
+
+    item_ids: NDArray[np.int64]
+    item_factors: NDArray[np.float32]
+    centroids: NDArray[np.float64]
+    traits: NDArray[np.str_]
+    trait_centroids: NDArray[np.float64]
+    min_history: int
+
+    def assign(self, past: Ratings, items: Mapping[int, Item], users: Mapping[int, User]) -> tuple[Groups, int]:
+        """The groups of all `users`, and how many of them were assigned by attributes.
+
+        Args:
+            past: their ratings; items that the model does not know are passed over.
+            items: the genres, by item.
+            users: who is to be assigned, with attributes.
+        """
+        keys = np.array(sorted(users), np.int64)
+        known = past.take(np.isin(past.item_ids, self.item_ids) & np.isin(past.user_ids, keys))
+        vectors = self._fold_in(keys, known)
+        num_known = np.bincount(np.searchsorted(keys, known.user_ids), minlength=len(keys))
+        is_cold = num_known < self.min_history
+        group_idx = _nearest(vectors, self.centroids)
+        if is_cold.any():
+            cold = {key: users[key] for key in keys[is_cold].tolist()}
+            described = _traits(cold, past, items, self.traits)
+            group_idx[is_cold] = _nearest(described, self.trait_centroids)
+        num_cold = int(is_cold.sum())
+        how = f"collaborative vectors; {num_cold} users with fewer than {self.min_history} ratings by attributes"
+        return Groups(keys, group_idx, len(self.centroids), how), num_cold
+
+    def _fold_in(self, keys: NDArray[np.int64], past: Ratings) -> NDArray[np.float64]:
+        return _unit(user_vectors(self.item_factors, rating_matrix(keys, self.item_ids, past)))
+
+    def save(self, path: Path) -> None:
+        """Writes the model as .npz; the file appears complete or not at all."""
+        with building(path) as built, built.open("wb") as file:
+            np.savez(
+                file,
+                item_ids=self.item_ids,
+                item_factors=self.item_factors,
+                centroids=self.centroids,
+                traits=self.traits,
+                trait_centroids=self.trait_centroids,
+                min_history=self.min_history,
+            )
+            built.replace(path)
+
+    @staticmethod
+    def load(path: Path) -> UserModel:
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: the file is not such a model.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return UserModel(
+                    **{**{name: stored[name] for name in stored}, "min_history": int(stored["min_history"])}
+                )
+        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no model of user groups (laser-recsys group writes one): {error}") from error
+
+
+def train_user_groups(
+    past: Ratings,
+    items: Mapping[int, Item],
+    users: Mapping[int, User],
+    num_groups: int = 3,
+    seed: int = 0,
+    min_history: int = MIN_HISTORY,
+) -> tuple[UserModel, Groups]:
+    """Trains on all users with enough history and assigns all. The same input and seed give the same groups.
+
+    Args:
+        past: what the groups may know, never held-back ratings.
+        items, users: by the numbers that `past` uses; users without ratings are assigned by attributes.
+        num_groups: k, 1 to the number of users with enough history.
+        seed: of ALS' and k-means' starting points.
+        min_history: ratings below which a user is cold.
+
+    Raises:
+        ValueError: num_groups out of range.
+    """
+    rated_by, counts = np.unique(past.user_ids, return_counts=True)
+    warm = rated_by[counts >= min_history]
+    check_num_groups(num_groups, len(warm), f"users with at least {min_history} ratings")
+    item_ids = np.unique(past.item_ids)
+    warm_past = past.take(np.isin(past.user_ids, warm))
+    item_factors = item_vectors(rating_matrix(warm, item_ids, warm_past), seed)
+    vectors = _unit(user_vectors(item_factors, rating_matrix(warm, item_ids, warm_past)))
+    kind = MiniBatchKMeans if len(warm) > _MANY else KMeans
+    with warnings.catch_warnings():
+        # Fewer distinct users than groups leave groups empty, which the caller is told by `Groups.empty`.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        clusters = kind(num_groups, n_init=10, random_state=seed).fit(vectors)
+    order = np.argsort(largest_first(warm, clusters.labels_, num_groups))
+    group_idx = _nearest(vectors, clusters.cluster_centers_[order])
+    names = _trait_names(items, users)
+    described = _traits({key: users[key] for key in warm.tolist()}, past, items, names)
+    # An empty group is as far from everyone as can be.
+    trait_centroids = np.full((num_groups, len(names)), _FAR)
+    for group in np.unique(group_idx):
+        trait_centroids[group] = described[group_idx == group].mean(0)
+    centroids = clusters.cluster_centers_[order].astype(np.float64)
+    model = UserModel(item_ids, item_factors, centroids, names, trait_centroids, min_history)
+    return model, model.assign(past, items, users)[0]
+
+
+def rating_matrix(keys: NDArray[np.int64], item_ids: NDArray[np.int64], past: Ratings) -> Any:
+    """float32 csr_matrix[len(keys), len(item_ids)]: stars / 5 where rated, of an item rated twice the sum."""
+    places = np.searchsorted(keys, past.user_ids), np.searchsorted(item_ids, past.item_ids)
+    return csr_matrix((past.stars / 5, places), (len(keys), len(item_ids)), dtype=np.float32)
+
+
+def item_vectors(matrix: Any, seed: int) -> NDArray[np.float32]:
+    """float32[I, D] by ALS, of a csr_matrix[U, I] of confidences; one seed gives the same."""
+    model = _model(seed)
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        model.fit(matrix, show_progress=False)
+    return np.asarray(model.item_factors)
+
+
+def user_vectors(item_factors: NDArray[np.float32], matrix: Any) -> NDArray[np.float32]:
+    """float32[U, D]: each user's least-squares vector, given the items'."""
+    model = _model(0)
+    model.item_factors = item_factors
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        vectors: NDArray[np.float32] = model.recalculate_user(np.arange(matrix.shape[0]), matrix)
+    return vectors
+
+
+def _model(seed: int) -> Any:
+    # It warns unless BLAS runs on one thread while it brings its own.
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        from implicit.cpu.als import AlternatingLeastSquares
+
+        return AlternatingLeastSquares(
+            factors=NUM_FACTORS,
+            regularization=_REGULARIZATION,
+            alpha=_CONFIDENCE,
+            iterations=_ITERATIONS,
+            random_state=seed,
+        )
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    scaled: NDArray[np.float64] = normalize(vectors.astype(np.float64))
+    return scaled
+
+
+def _nearest(vectors: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDArray[np.int64]:
+    """int64[U]: the nearest centroid of each vector."""
+    nearest: NDArray[np.int64] = euclidean_distances(vectors, centroids, squared=True).argmin(1)
+    return nearest
+
+
+def _trait_names(items: Mapping[int, Item], users: Mapping[int, User]) -> NDArray[np.str_]:
+    genres = {f"genre={genre}" for genre in frequent_genres(items)}
+    values = {f"{name}={_bucket(value)}" for user in users.values() for name, value in user.attributes.items()}
+    return np.array(sorted(genres | values), dtype=np.str_)
+
+
+def _traits(
+    users: Mapping[int, User], past: Ratings, items: Mapping[int, Item], names: NDArray[np.str_]
+) -> NDArray[np.float64]:
+    """float64[U, A]: of each user, the share of each genre in what was rated, and 1 for each attribute's value."""
+    place = {name: column for column, name in enumerate(names.tolist())}
+    table = np.zeros((len(users), len(names)))
+    for row, (key, user) in enumerate(sorted(users.items())):
+        rated = past.of_user(key).item_ids.tolist()
+        named = [f"genre={genre}" for item_id in rated for genre in items[item_id].genres]
+        weights = [(name, 1 / len(named)) for name in named]
+        weights += [(f"{name}={_bucket(value)}", 1.0) for name, value in user.attributes.items()]
+        for name, weight in weights:
+            if name in place:
+                table[row, place[name]] += weight
+    return table
+
+
+def _bucket(value: str) -> str:
+    """Numbers by tens: an age alone says little, a decade more."""
+    return f"{int(value) // 10 * 10}s" if value.isdigit() else value

@@ -1,0 +1,131 @@
+"""What a knowledge job has done, on disk: settings, and parts that appear whole. A task is done when a part holds it.
+
+DIR/job.json       what the job is; a resumed job must be the same
+DIR/job.lock       held by the one process that runs it
+DIR/parts/*.parquet
+DIR/knowledge.parquet   all parts in one file, once all tasks are done
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet
+
+from laser_recsys.cache import building
+from laser_recsys.errors import RecsysError
+from laser_recsys.knowledge.rows import SCHEMA, Knowledge, TaskKey, read_rows, write_knowledge
+
+_KEY = ("framework", "kind", "id")
+
+
+class LedgerError(RecsysError):
+    """The job's directory belongs to another job, or to a process that runs. The message says what to do."""
+
+
+class Ledger:
+    """The directory of one job, held by this process. Make one with `open_ledger`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._parts = folder / "parts"
+        self.done: set[TaskKey] = set()
+        for part in self._sorted_parts():
+            self._note(part)
+
+    def record(self, knowledge: Sequence[Knowledge]) -> Path:
+        """Writes a part. When this returns, the rows are done for good; before, none of them is.
+
+        Raises:
+            ValueError: a row was done already (assertion of our own).
+            OSError: the part cannot be written.
+        """
+        keys = [row.key for row in knowledge]
+        assert len(set(keys)) == len(keys) and not self.done.intersection(keys), "a task was done twice"
+        number = 1 + max((int(part.stem) for part in self._sorted_parts()), default=0)
+        path = self._parts / f"{number:06d}.parquet"
+        write_knowledge(path, knowledge)
+        _sync_directory(self._parts)
+        self.done.update(keys)
+        return path
+
+    def rates(self) -> tuple[int, int]:
+        """(output tokens, steps) of all that is done."""
+        num_tokens = num_steps = 0
+        for part in self._sorted_parts():
+            table = pyarrow.parquet.read_table(part, columns=["token_ids", "num_steps"])
+            num_tokens += len(table["token_ids"].combine_chunks().flatten())
+            num_steps += sum(table["num_steps"].to_pylist())
+        return num_tokens, num_steps
+
+    def merge(self) -> Path:
+        """Writes knowledge.parquet out of all parts, one part in memory at a time."""
+        path = self.folder / "knowledge.parquet"
+        with building(path) as built:
+            with pyarrow.parquet.ParquetWriter(built, SCHEMA, compression="zstd") as writer:
+                for part in self._sorted_parts():
+                    writer.write_table(pyarrow.parquet.read_table(part, schema=SCHEMA))
+            built.replace(path)
+        return path
+
+    def _sorted_parts(self) -> list[Path]:
+        return sorted(self._parts.glob("[0-9]*.parquet"))
+
+    def _note(self, part: Path) -> None:
+        for row in read_rows(part, SCHEMA, _KEY):
+            key = (row["framework"], row["kind"], row["id"])
+            if key in self.done:
+                raise LedgerError(f"{part} holds {' '.join(key)}, which an earlier part holds: was a part copied in?")
+            self.done.add(key)
+
+
+@contextmanager
+def open_ledger(folder: Path, settings: Mapping[str, object]) -> Iterator[Ledger]:
+    """The ledger in `folder`, new or resumed, while the body runs.
+
+    Args:
+        folder: made if missing.
+        settings: what makes this job another one than another: model, acceptance, limits. JSON values.
+
+    Raises:
+        LedgerError: another process runs a job there, or the job there has other settings; names them.
+        OSError: the folder cannot be written.
+    """
+    (folder / "parts").mkdir(parents=True, exist_ok=True)
+    with (folder / "job.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LedgerError(
+                f"another process runs the job in {folder}: wait for it, or name another folder"
+            ) from None
+        _check_settings(folder / "job.json", json.loads(json.dumps(settings)))
+        yield Ledger(folder)
+
+
+def _check_settings(path: Path, settings: dict[str, object]) -> None:
+    if path.exists():
+        stored = json.loads(path.read_text(encoding="utf8"))
+        for name in sorted(stored.keys() | settings.keys()):
+            if stored.get(name) != settings.get(name):
+                raise LedgerError(
+                    f"{path.parent} holds a job with {name} {stored.get(name)!r}, asked for is {settings.get(name)!r}: "
+                    "resume it as it was, or name another folder"
+                )
+        return
+    with building(path) as built:
+        built.write_text(json.dumps(settings, indent=1), encoding="utf8")
+        built.replace(path)
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,112 @@
+"""prompts.parquet: what is to be asked, written once and read as a stream, so that a job of millions fits into
+memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from laser_recsys.frameworks.prompts import Prompt
+from laser_recsys.knowledge.rows import Task, TaskKey, write_parquet
+
+_BATCH = 1024
+
+SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("kind", pyarrow.string()),
+        ("framework", pyarrow.string()),
+        ("pool", pyarrow.string()),
+        ("system", pyarrow.string()),
+        ("prompt", pyarrow.string()),
+        ("num_dropped", pyarrow.int32()),
+        ("answer", pyarrow.string()),
+    ]
+)
+_KEY = ("framework", "kind", "id")
+
+
+class PromptFiles:
+    """The tasks of one or many prompt files, in their order; may be iterated again.
+
+    Args:
+        paths: files of `write_prompts`.
+
+    Raises:
+        ValueError: a file is not to be read, lacks a column, or a task stands twice.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = list(paths)
+        self._num_rows = sum(_open(path).metadata.num_rows for path in self._paths)
+        self._check_unique()
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __iter__(self) -> Iterator[Task]:
+        for path in self._paths:
+            for batch in _open(path).iter_batches(_BATCH, columns=SCHEMA.names):
+                yield from map(task_of_row, batch.to_pylist())
+
+    def sha256(self) -> str:
+        """Of the files' bytes, in their order; hex."""
+        digest = hashlib.sha256()
+        for path in self._paths:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def json_frameworks(self) -> list[str]:
+        """The frameworks among them that ask for JSON."""
+        return sorted({task.prompt.framework for task in self if task.prompt.answer == "json"})
+
+    def _check_unique(self) -> None:
+        seen: set[TaskKey] = set()
+        for path in self._paths:
+            for batch in _open(path).iter_batches(_BATCH, columns=list(_KEY)):
+                for row in batch.to_pylist():
+                    key = (row["framework"], row["kind"], row["id"])
+                    if key in seen:
+                        raise ValueError(f"{path}: {' '.join(key)} stands twice; must be once")
+                    seen.add(key)
+
+
+def write_prompts(path: Path, tasks: Iterable[Task]) -> None:
+    """Writes prompts.parquet; the file appears complete and on the disk, or not at all."""
+    rows = [
+        {
+            "id": task.prompt.id,
+            "kind": task.prompt.kind,
+            "framework": task.prompt.framework,
+            "pool": task.pool,
+            "system": task.prompt.system,
+            "prompt": task.prompt.text,
+            "num_dropped": task.prompt.num_dropped,
+            "answer": task.prompt.answer,
+        }
+        for task in tasks
+    ]
+    write_parquet(path, pyarrow.Table.from_pylist(rows, schema=SCHEMA))
+
+
+def task_of_row(row: Mapping[str, Any]) -> Task:
+    """The task of one row."""
+    named = {"text" if name == "prompt" else name: row[name] for name in row if name != "pool"}
+    return Task(Prompt(**named), row["pool"])
+
+
+def _open(path: Path) -> Any:
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+    missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
+    if missing:
+        raise ValueError(f"{path} has the columns {file.schema_arrow.names}, lacks {missing}")
+    return file

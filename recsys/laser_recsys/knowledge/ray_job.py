@@ -1,0 +1,133 @@
+"""The knowledge job on Ray Data, for those whose pipelines run there: Parquet in, Parquet out, batches on any worker.
+
+Each batch goes through `knowledge.job`, so verifiers are shared, failed over and asked again as there. Ray repeats
+batches of workers that die; a text is then generated again, and learned under the same document id. Unlike
+`knowledge.job` a run whose driver is killed starts from the beginning: its output appears only once it is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+
+from laser_client import Generation, LaserError
+from laser_recsys.knowledge.job import JobConfig, JobFailed, common_model, run_job
+from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
+from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row
+from laser_recsys.knowledge.rows import SCHEMA, Knowledge, TaskKey, read_rows
+
+_BATCHES_PER_WORKER = 4  # of a verifier's concurrency: long enough that the last texts of a batch cost little
+
+
+class _Rows:
+    """A sink in memory, in place of a ledger."""
+
+    def __init__(self) -> None:
+        self.done: set[TaskKey] = set()
+        self.rows: list[Knowledge] = []
+
+    def record(self, knowledge: Sequence[Knowledge]) -> None:
+        self.rows += knowledge
+        self.done.update(row.key for row in knowledge)
+
+
+class _Silent:
+    """No progress bar: Ray has one."""
+
+    def finished(self, made: Generation) -> None:
+        """See `Progress`."""
+
+    def retried(self, verifier: str, error: LaserError) -> None:
+        """See `Progress`."""
+
+
+def generate_batch(batch: pyarrow.Table, config: JobConfig, model: str) -> pyarrow.Table:
+    """Rows of prompts.parquet to rows of knowledge.parquet.
+
+    Raises:
+        JobFailed: no verifier serves, or a prompt was refused.
+    """
+    sink = _Rows()
+    tasks = [task_of_row(row) for row in batch.select(PROMPT_SCHEMA.names).to_pylist()]
+    refused = asyncio.run(run_job(config, tasks, sink, model, _Silent()))
+    if refused:
+        raise JobFailed(f"{' '.join(refused[0].task.key)}: {refused[0].reason}")
+    return pyarrow.Table.from_pylist([asdict(row) for row in sink.rows], schema=SCHEMA)
+
+
+def run_ray_session(
+    config: JobConfig,
+    prompts: Sequence[Path],
+    output: Path,
+    num_workers: int,
+    address: str | None,
+    say: Callable[[str], None],
+) -> None:
+    """`run_ray_job` as a user sees it.
+
+    Raises:
+        JobFailed, ValueError: see there.
+    """
+    model = asyncio.run(common_model(config))
+    num_rows = run_ray_job(config, prompts, output, model.name, num_workers, address)
+    say(f"{num_rows} texts: {output}")
+
+
+def run_ray_job(
+    config: JobConfig,
+    prompts: Sequence[Path],
+    output: Path,
+    model: str,
+    num_workers: int = 2,
+    address: str | None = None,
+) -> int:
+    """Generates all prompts on a Ray cluster.
+
+    Args:
+        config: how; its concurrency holds at each verifier for all workers together.
+        prompts: files of `laser-recsys prompts`, to be seen by all workers.
+        output: directory of Parquet files; appears when all is done. To be seen by all workers.
+        model: name of the model, for the rows.
+        num_workers: batches at a time.
+        address: of the cluster; None: one is started on this machine and ended.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        ValueError: `output` exists, or a prompt stands twice.
+        JobFailed: see `generate_batch`.
+    """
+    import ray
+
+    if output.exists():
+        raise ValueError(f"output {output} exists: name another, or remove it")
+    num_tasks = len(PromptFiles(prompts))  # and each stands once
+    share = replace(config, concurrency=max(config.concurrency // num_workers, 1))
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    ray.init(address=address, include_dashboard=False, log_to_driver=False)
+    try:
+        rows: Any = ray.data.read_parquet([str(path) for path in prompts])
+        made = rows.repartition(target_num_rows_per_block=_BATCHES_PER_WORKER * share.concurrency).map_batches(
+            generate_batch,
+            batch_format="pyarrow",
+            batch_size=_BATCHES_PER_WORKER * share.concurrency,
+            fn_kwargs={"config": share, "model": model},
+            concurrency=num_workers,
+            num_cpus=0.5,  # it waits for verifiers
+        )
+        made.write_parquet(str(partial))
+    finally:
+        ray.shutdown()
+    keys = {tuple(row.values()) for row in read_rows(partial, SCHEMA, ("framework", "kind", "id"))}
+    if len(keys) != num_tasks:
+        raise JobFailed(f"{partial} holds {len(keys)} texts, {num_tasks} were asked for")
+    partial.rename(output)
+    return num_tasks

@@ -1,0 +1,166 @@
+"""What the knowledge job asks and keeps: tasks, how to decode them, and the rows of knowledge.parquet."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from laser_client import Generation, Relaxed, Strict
+from laser_recsys.cache import building
+from laser_recsys.frameworks.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A prompt and the pool it is drafted from and learned into."""
+
+    prompt: Prompt
+    pool: str
+
+    @property
+    def key(self) -> TaskKey:
+        """What names the task in a job."""
+        return self.prompt.framework, self.prompt.kind, self.prompt.id
+
+
+TaskKey = tuple[str, str, str]  # framework, kind, id
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How to decode. `draft=False` is plain decoding."""
+
+    name: str
+    acceptance: Strict | Relaxed
+    draft: bool
+
+
+PLAIN = Mode("plain", Strict(), draft=False)
+STRICT = Mode("strict", Strict(), draft=True)
+RELAXED = Mode("relaxed (2, 0.1)", Relaxed(top_k=2, min_prob=0.1), draft=True)
+
+
+def relaxed_mode(top_k: int, min_prob: float) -> Mode:
+    """Relaxed with these values.
+
+    Raises:
+        InvalidRequest: one is out of range.
+    """
+    return Mode(f"relaxed ({top_k}, {min_prob:g})", Relaxed(top_k=top_k, min_prob=min_prob), draft=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """One row of knowledge.parquet.
+
+    Attributes:
+        id, kind, framework, prompt: see `Prompt`.
+        pool: where it was drafted from.
+        text, token_ids, finish_reason: see `laser_client.Generation`.
+        model: name of the target model.
+        acceptance: "plain", "strict" or "relaxed (top_k, min_prob)".
+        num_steps, num_relaxed_tokens: see `laser_client.GenerationStats`.
+        created_at: UTC.
+    """
+
+    id: str
+    kind: str
+    framework: str
+    pool: str
+    prompt: str
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    model: str
+    acceptance: str
+    num_steps: int
+    num_relaxed_tokens: int
+    created_at: datetime.datetime
+
+    @property
+    def key(self) -> TaskKey:
+        """The task it answers."""
+        return self.framework, self.kind, self.id
+
+
+SCHEMA = pyarrow.schema(
+    [
+        ("id", pyarrow.string()),
+        ("kind", pyarrow.string()),
+        ("framework", pyarrow.string()),
+        ("pool", pyarrow.string()),
+        ("prompt", pyarrow.string()),
+        ("text", pyarrow.string()),
+        ("token_ids", pyarrow.list_(pyarrow.int32())),
+        ("finish_reason", pyarrow.string()),
+        ("model", pyarrow.string()),
+        ("acceptance", pyarrow.string()),
+        ("num_steps", pyarrow.int32()),
+        ("num_relaxed_tokens", pyarrow.int32()),
+        ("created_at", pyarrow.timestamp("us", tz="UTC")),
+    ]
+)
+
+
+def pool_id(dataset: str, framework: str, kind: str, group: int) -> str:
+    """The pool of one group: `ml-100k/kar/user/2`."""
+    return f"{dataset}/{framework}/{kind}/{group}"
+
+
+def make_row(task: Task, made: Generation, mode: Mode, model: str) -> Knowledge:
+    """The row of one finished task, as of now."""
+    return Knowledge(
+        id=task.prompt.id,
+        kind=task.prompt.kind,
+        framework=task.prompt.framework,
+        pool=task.pool,
+        prompt=task.prompt.text,
+        text=made.text,
+        token_ids=made.token_ids,
+        finish_reason=made.finish_reason,
+        model=model,
+        acceptance=mode.name,
+        num_steps=made.stats.num_steps,
+        num_relaxed_tokens=made.stats.num_relaxed_tokens,
+        created_at=datetime.datetime.now(datetime.UTC),
+    )
+
+
+def write_knowledge(path: Path, knowledge: Sequence[Knowledge]) -> None:
+    """Writes the rows; the file appears complete and on the disk, or not at all."""
+    write_parquet(path, pyarrow.Table.from_pylist([asdict(row) for row in knowledge], schema=SCHEMA))
+
+
+def read_rows(path: Path, schema: pyarrow.Schema, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of a Parquet file, or of all files of a directory, with the schema's columns or some of them.
+
+    Raises:
+        ValueError: the file is not to be read or lacks a column.
+    """
+    wanted = list(columns) if columns is not None else schema.names
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+    missing = [name for name in wanted if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{path} has the columns {table.column_names}, lacks {missing}")
+    rows: list[dict[str, Any]] = table.select(wanted).to_pylist()
+    return rows
+
+
+def write_parquet(path: Path, table: pyarrow.Table) -> None:
+    """Writes a table; the file appears complete and on the disk, or not at all."""
+    with building(path) as built:
+        with built.open("wb") as file:
+            pyarrow.parquet.write_table(table, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        built.replace(path)

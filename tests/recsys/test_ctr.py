@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from laser_recsys.ctr import encoder, knowledge_vectors
+from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Evaluation
+from laser_recsys.ctr.knowledge_vectors import KnowledgeVectors, load_knowledge, shuffled
+from laser_recsys.ctr.networks import NETWORKS, KnowledgeNetwork
+from laser_recsys.ctr.report import text_table, write_report
+from laser_recsys.ctr.samples import HISTORY_LEN, SampleSplit, make_samples
+from laser_recsys.ctr.statistics import compare, num_seeds_needed
+from laser_recsys.ctr.training import train
+from laser_recsys.datasets.dataset import Dataset, Item, Ratings, Split, User, split
+from laser_recsys.frameworks.prompts import Prompt
+from laser_recsys.knowledge.rows import STRICT, Task, make_row, write_knowledge
+from tests.recsys.conftest import MakeGeneration
+
+NUM_USERS, NUM_ITEMS, NUM_RATINGS = 60, 1500, 40
+
+
+@pytest.fixture(scope="module")
+def liking() -> tuple[Dataset, Split]:
+    """All like the items of one colour. An item is rated once or twice, so that only knowledge tells its colour."""
+    random = np.random.default_rng(0)
+    rows = [
+        (user, item, 5 if item % 2 else 1, 100 * place)
+        for user in range(NUM_USERS)
+        for place, item in enumerate(random.permutation(NUM_ITEMS)[:NUM_RATINGS].tolist())
+    ]
+    users, items, stars, times = np.array(rows, np.int64).T
+    ratings = Ratings.sort(users, items, stars.astype(np.float32), times)
+    titles = {item: Item(str(item), f"Item {item}", None, ("Drama",)) for item in range(NUM_ITEMS)}
+    known = {user: User(str(user), {"age": "20"}) for user in range(NUM_USERS)}
+    return Dataset("liking", "movie", titles, known, ratings), split(ratings)
+
+
+@pytest.fixture(scope="module")
+def samples(liking: tuple[Dataset, Split]) -> SampleSplit:
+    return make_samples(*liking, num_shown=5)
+
+
+@pytest.fixture(scope="module")
+def colours() -> KnowledgeVectors:
+    """One-hot colours: the answer in two numbers."""
+    tables = {}
+    for kind, num in (("user", NUM_USERS), ("item", NUM_ITEMS)):
+        table = torch.zeros(num + 1, 4)
+        table[torch.arange(1, num + 1), torch.arange(num) % 2] = 1.0
+        tables[kind] = table
+    return KnowledgeVectors(tables, "all")
+
+
+def test_targets_are_past_ratings_no_prompt_showed_then_validation_then_test(
+    liking: tuple[Dataset, Split], samples: SampleSplit
+) -> None:
+    parts = liking[1]
+    assert len(samples.train) == len(parts.past) - 5 * NUM_USERS
+    assert (len(samples.validation), len(samples.test)) == (len(parts.validation), len(parts.test))
+    first = parts.test.of_user(0)
+    of_user = samples.test.fields[:, 0] == 1
+    assert samples.test.fields[of_user, 1].tolist() == (first.item_ids + 1).tolist()
+    assert samples.test.labels[of_user].tolist() == (first.stars >= 4).tolist()
+
+
+def test_a_samples_history_is_what_its_user_liked_before_it_and_nothing_later(
+    liking: tuple[Dataset, Split], samples: SampleSplit
+) -> None:
+    own = liking[0].ratings.of_user(7)
+    part = samples.validation
+    for row in np.flatnonzero(part.fields[:, 0] == 8):
+        place = int(np.flatnonzero(own.item_ids == part.fields[row, 1] - 1)[0])
+        liked = (own.item_ids[:place][own.stars[:place] >= 4] + 1)[-HISTORY_LEN:].tolist()
+        assert part.history[row, : part.history_lens[row]].tolist() == liked
+        assert not part.history[row, part.history_lens[row] :].any()
+
+
+def test_a_part_without_both_labels_is_an_error(liking: tuple[Dataset, Split]) -> None:
+    dataset, parts = liking
+    with pytest.raises(ValueError, match="test has 0 samples, must have liked and disliked ones"):
+        make_samples(dataset, Split(parts.past, parts.validation, parts.test.take(slice(0, 0))), 5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_gives_probabilities_and_one_seed_gives_the_same(
+    name: str, samples: SampleSplit, colours: KnowledgeVectors
+) -> None:
+    part = samples.test
+    batch = [torch.from_numpy(array[:16]) for array in (part.fields, part.history, part.history_lens)]
+    for vectors in ({}, colours.tables):
+        first, again, other = (
+            KnowledgeNetwork(name, samples.vocabulary, vectors, seed).eval()(*batch) for seed in (1, 1, 2)
+        )
+        assert first.shape == (16,) and bool(((first > 0) & (first < 1)).all())
+        assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_knowledge_that_tells_the_answer_is_used_and_shuffled_it_is_not(
+    samples: SampleSplit, colours: KnowledgeVectors
+) -> None:
+    none = train("deepfm", NO_KNOWLEDGE, samples, {}, seed=0, max_epochs=4)
+    told = train("deepfm", "told", samples, colours.tables, seed=0, max_epochs=4)
+    mixed = train("deepfm", "mixed", samples, shuffled(colours).tables, seed=0, max_epochs=4)
+    assert told.auc > 0.95
+    assert told.auc > max(none.auc, mixed.auc) + 0.15
+    assert told.validation_auc > 0.95
+
+
+def test_runs_are_kept_and_only_missing_ones_are_trained(
+    samples: SampleSplit, colours: KnowledgeVectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+
+    def counted(*arguments: object) -> object:
+        trained.append(arguments[1:2] + arguments[4:])
+        return train(*arguments, max_epochs=1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("laser_recsys.ctr.evaluation.train", counted)
+    rows = {"plain": colours, "plain, shuffled": shuffled(colours)}
+    evaluation = Evaluation(samples, rows, "plain", tmp_path)
+    evaluation.run(["deepfm"], evaluation.names, 2)
+    assert trained == [(name, seed) for seed in (0, 1) for name in (NO_KNOWLEDGE, "plain", "plain, shuffled")]
+    again = Evaluation(samples, rows, "plain", tmp_path)
+    again.run(["deepfm"], again.names, 3)
+    assert len(trained) == 9
+    changed = Evaluation(samples, {"plain": shuffled(colours)}, "plain", tmp_path)
+    changed.run(["deepfm"], changed.names, 1)
+    assert trained[9:] == [("plain", 0)]
+    table = text_table(again.rows(["deepfm"]))
+    assert "reference" in table and "inconclusive" in table
+    write_report(tmp_path / "report.html", "liking", "counts", "plain", again.rows(["deepfm"]), [("plain", "all")])
+    page = (tmp_path / "report.html").read_text(encoding="utf8")
+    assert page.count("<svg") == 2 and "plain, shuffled" in page and "<script" not in page and "http" not in page
+
+
+def test_a_decision_runs_the_seeds_its_spread_asks_for_and_no_more_than_the_limit(
+    samples: SampleSplit, colours: KnowledgeVectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laser_recsys.ctr.evaluation.train", lambda *arguments: train(*arguments, max_epochs=1))
+    evaluation = Evaluation(samples, {"plain": colours, "other": shuffled(colours)}, "plain", tmp_path)
+    evaluation.run(["deepfm"], ["plain", "other"], 2)
+    said: list[str] = []
+    compared = evaluation.decide("deepfm", "other", said.append, max_seeds=4)
+    assert (compared.num_seeds, compared.verdict) == (4, "inconclusive")
+    assert "spread" in said[0] and "4 are run" in said[0]
+    runs = pq.read_table(tmp_path / "runs.parquet").to_pylist()
+    assert sorted(run["seed"] for run in runs if run["knowledge"] == "other") == [0, 1, 2, 3]
+
+
+def test_the_seeds_a_margin_needs_grow_with_the_square_of_the_spread() -> None:
+    assert num_seeds_needed(0.0) == 2
+    assert num_seeds_needed(0.001) == 9
+    assert num_seeds_needed(0.002) == 35
+
+
+def test_verdicts_are_equivalent_different_or_inconclusive() -> None:
+    reference = [0.75 + 0.01 * seed for seed in range(12)]
+    noise = [0.0001 * (-1) ** seed for seed in range(12)]
+
+    def verdict(shift: float, scale: float = 1.0, num: int = 12) -> str:
+        return compare(
+            [r + shift + scale * n for r, n in zip(reference, noise, strict=True)][:num], reference[:num]
+        ).verdict
+
+    assert verdict(0.0) == "equivalent"
+    assert verdict(0.0008) == "equivalent"
+    assert verdict(0.001) == "inconclusive"
+    assert verdict(0.003) == verdict(-0.003) == "different"
+    assert verdict(0.0, scale=20.0) == "inconclusive"  # 42 seeds are needed
+    assert verdict(0.0, scale=20.0, num=2) == "inconclusive"
+
+
+@given(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=30))
+def test_the_interval_holds_the_mean_and_equivalence_means_the_interval_is_near_zero(values: list[float]) -> None:
+    compared = compare(values, [0.0] * len(values))
+    assert compared.low <= compared.mean <= compared.high
+    if compared.verdict == "equivalent":
+        assert abs(compared.mean) < 0.001
+    if compared.verdict == "different":
+        assert compared.low > 0.001 or compared.high < -0.001
+
+
+def test_one_pair_of_seeds_is_no_comparison() -> None:
+    with pytest.raises(ValueError, match="1 pairs of seeds, must be at least 2"):
+        compare([0.7], [0.7])
+
+
+@pytest.fixture
+def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        knowledge_vectors,
+        "encode_cached",
+        lambda texts, cache: np.full((len(texts), encoder.DIMENSIONS), 1, np.float32),
+    )
+
+
+def write(path: Path, make: Callable[..., object], *ids: tuple[str, str]) -> None:
+    rows = [make_row(Task(Prompt(text_id, kind, "kar", "?"), "p"), make([1]), STRICT, "tiny") for kind, text_id in ids]
+    write_knowledge(path, rows)
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_texts_stand_at_their_users_and_items_and_the_rest_is_zero(
+    liking: tuple[Dataset, Split], samples: SampleSplit, make_generation: MakeGeneration, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "users.parquet", tmp_path / "items.parquet"
+    write(first, make_generation, ("user", "0"), ("user", "59"))
+    write(second, make_generation, ("item", "3"))
+    vectors = load_knowledge([first, second], liking[0], samples.vocabulary, tmp_path)
+    assert np.flatnonzero(vectors.tables["user"].numpy().any(1)).tolist() == [1, 60]
+    assert np.flatnonzero(vectors.tables["item"].numpy().any(1)).tolist() == [4]
+    assert vectors.coverage == "2 of 60 users, 1 of 1500 items"
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_knowledge_of_another_dataset_or_of_someone_twice_is_an_error(
+    liking: tuple[Dataset, Split], samples: SampleSplit, make_generation: MakeGeneration, tmp_path: Path
+) -> None:
+    path = tmp_path / "k.parquet"
+    for ids, message in (
+        ([("user", "nobody")], "no id is a user or item of liking"),
+        ([("user", "0"), ("user", "0")], "user 0 stands twice"),
+        ([("shop", "0")], "kind is 'shop', must be 'user' or 'item'"),
+    ):
+        write(path, make_generation, *ids)
+        with pytest.raises(ValueError, match=message):
+            load_knowledge([path], liking[0], samples.vocabulary, tmp_path)

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pyarrow.parquet as pq
+import pytest
+
+from laser_client import Unauthenticated
+from laser_protocol.v1 import verifier_pb2
+from laser_recsys.frameworks.prompts import Prompt
+from laser_recsys.knowledge.job import JobConfig, JobFailed
+from laser_recsys.knowledge.ledger import LedgerError, open_ledger
+from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
+from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task
+from laser_recsys.knowledge.session import IncompleteJob, run_session
+from tests.recsys.scripted import EchoVerifier, serving
+
+NUM_TASKS = 40
+
+
+def tasks(num: int = NUM_TASKS, text: str = "about {}") -> list[Task]:
+    return [
+        Task(Prompt(str(number), "user", "kar", text.format(number)), f"ml-100k/kar/user/{number % 3}")
+        for number in range(num)
+    ]
+
+
+class Verifier(EchoVerifier):
+    """An echo that knows its model, and that can refuse calls: its first `num_down`, or all of prompts with a word."""
+
+    def __init__(self, num_down: int = 0, model: str = "tiny") -> None:
+        super().__init__()
+        self.num_down = num_down
+        self._model = model
+        self.pause_s = 0.0
+
+    def GetModel(self, request: Any, context: Any) -> verifier_pb2.GetModelResponse:  # noqa: N802
+        return verifier_pb2.GetModelResponse(name=self._model, dtype="float32", tokenizer_fingerprint="f" * 64)
+
+    def Generate(self, request: verifier_pb2.GenerateRequest, context: Any) -> Iterator[verifier_pb2.GenerateResponse]:  # noqa: N802
+        with self._lock:
+            self.num_down -= 1
+            down = self.num_down >= 0
+        if down:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        if "invalid" in request.text.text:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "prompt has 9000 tokens")
+        if "forbidden" in request.text.text:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+        time.sleep(self.pause_s)
+        yield from super().Generate(request, context)
+
+
+def run(folder: Path, asked: Sequence[Task], *addresses: str, num_baseline: int = 0, **settings: Any) -> list[str]:
+    said: list[str] = []
+    settings = {"mode": STRICT, "max_new_tokens": 9, "concurrency": 4, "patience_s": 2.0, **settings}
+    config = JobConfig(verifiers=addresses, **settings)
+    prompts = folder / "prompts.parquet"
+    write_prompts(prompts, asked)
+    asyncio.run(run_session(config, PromptFiles([prompts]), folder, num_baseline, said.append))
+    return said
+
+
+def ids(folder: Path) -> Counter[str]:
+    return Counter(pq.read_table(folder / "knowledge.parquet")["id"].to_pylist())
+
+
+def test_each_task_is_asked_once_in_its_pool_and_stands_once_in_the_output(tmp_path: Path) -> None:
+    verifier = Verifier()
+    with serving(verifier) as address:
+        said = run(tmp_path, tasks(), address, learn=True, part_rows=7)
+    assert ids(tmp_path) == Counter(str(number) for number in range(NUM_TASKS))
+    table = pq.read_table(tmp_path / "knowledge.parquet")
+    assert table.schema.equals(SCHEMA)
+    assert {row["pool"] == f"ml-100k/kar/user/{int(row['id']) % 3}" for row in table.to_pylist()} == {True}
+    assert all(row["text"] == row["prompt"][::-1] for row in table.to_pylist())
+    assert sorted(request.document_id for request in verifier.requests) == sorted(str(n) for n in range(NUM_TASKS))
+    assert len(list((tmp_path / "parts").iterdir())) >= NUM_TASKS // 7 - 3
+    assert said[-1].startswith(f"{NUM_TASKS} texts, {3 * NUM_TASKS} tokens, 1.50 tokens per step")
+
+
+def test_a_job_resumes_where_it_was_and_asks_nothing_twice(tmp_path: Path) -> None:
+    verifier = Verifier()
+    with serving(verifier) as address:
+        with pytest.raises(IncompleteJob, match=r"1 of 6 prompts were given up.*\n.*kar user 5: prompt has 9000"):
+            run(tmp_path, [*tasks(5), Task(Prompt("5", "user", "kar", "invalid"), "p")], address)
+        assert not (tmp_path / "knowledge.parquet").exists()
+        verifier.requests.clear()
+        with pytest.raises(IncompleteJob):
+            run(tmp_path, [*tasks(5), Task(Prompt("5", "user", "kar", "invalid"), "p")], address)
+    assert verifier.requests == []
+
+
+def test_no_more_prompts_are_open_than_asked_for(tmp_path: Path) -> None:
+    verifier = Verifier()
+    verifier.pause_s = 0.01
+    num_open = most = 0
+    lock = threading.Lock()
+    plain = verifier.Generate
+
+    def counted(request: Any, context: Any) -> Iterator[verifier_pb2.GenerateResponse]:
+        nonlocal num_open, most
+        with lock:
+            num_open += 1
+            most = max(most, num_open)
+        yield from plain(request, context)
+        with lock:
+            num_open -= 1
+
+    verifier.Generate = counted  # type: ignore[method-assign]
+    with serving(verifier) as address:
+        run(tmp_path, tasks(), address, concurrency=3)
+    assert 2 <= most <= 3
+
+
+def test_a_verifier_that_fails_is_asked_again_and_another_takes_over_meanwhile(tmp_path: Path) -> None:
+    failing, healthy = Verifier(num_down=4), Verifier()
+    with serving(failing) as first, serving(healthy) as second:
+        said = run(tmp_path, tasks(), first, second)
+    assert ids(tmp_path) == Counter(str(number) for number in range(NUM_TASKS))
+    assert len(healthy.requests) > 4
+    assert any(line.startswith("tried again: 4 at ") for line in said)
+
+
+def test_two_verifiers_share_the_work(tmp_path: Path) -> None:
+    verifiers = Verifier(), Verifier()
+    for verifier in verifiers:
+        verifier.pause_s = 0.01
+    with serving(verifiers[0]) as first, serving(verifiers[1]) as second:
+        run(tmp_path, tasks(), first, second)
+    asked = [request.text.text for verifier in verifiers for request in verifier.requests]
+    assert len(asked) == len(set(asked)) == NUM_TASKS
+    assert min(len(verifier.requests) for verifier in verifiers) > NUM_TASKS // 4
+
+
+def test_a_job_without_any_verifier_left_ends_after_its_patience_and_keeps_what_is_done(tmp_path: Path) -> None:
+    verifier = Verifier()
+    with serving(verifier) as address:
+        with pytest.raises(IncompleteJob):
+            run(tmp_path, [*tasks(3), Task(Prompt("x", "user", "kar", "invalid"), "p")], address)
+        verifier.num_down = 10**6
+        with pytest.raises(JobFailed, match=r"no verifier has finished a text for .* restarting.*run the same command"):
+            run(tmp_path, [*tasks(3), Task(Prompt("x", "user", "kar", "invalid"), "p")], address, patience_s=0.2)
+        verifier.num_down = 0
+        with pytest.raises(IncompleteJob, match="1 of 4"):
+            run(tmp_path, [*tasks(3), Task(Prompt("x", "user", "kar", "invalid"), "p")], address)
+    assert len(verifier.requests) == 3
+
+
+def test_a_prompt_at_which_the_server_breaks_every_time_is_given_up_and_the_rest_is_done(tmp_path: Path) -> None:
+    with serving(Verifier()) as address, pytest.raises(IncompleteJob, match="1 of 3 prompts were given up"):
+        run(tmp_path, [*tasks(2), Task(Prompt("2", "user", "kar", "fail"), "p")], address)
+    assert sum(len(pq.read_table(part)) for part in (tmp_path / "parts").iterdir()) == 2
+
+
+def test_a_wrong_token_ends_the_job_at_once_as_what_it_is(tmp_path: Path) -> None:
+    with serving(Verifier()) as address, pytest.raises(Unauthenticated):
+        run(tmp_path, tasks(3, "forbidden {}"), address, patience_s=60.0)
+
+
+def test_the_speed_up_is_known_from_prompts_first_generated_plainly(tmp_path: Path) -> None:
+    verifier = Verifier()
+    with serving(verifier) as address:
+        run(tmp_path, tasks(6), address, num_baseline=2)
+    plain = [request for request in verifier.requests if request.drafting == verifier_pb2.DRAFTING_OFF]
+    assert len(plain) == 2 and not any(request.learn for request in plain)
+    assert len(ids(tmp_path)) == 6
+
+
+def test_a_folder_with_another_job_is_refused_with_what_differs(tmp_path: Path) -> None:
+    with serving(Verifier()) as address:
+        run(tmp_path, tasks(3), address)
+        with pytest.raises(LedgerError, match=r"acceptance 'strict', asked for is 'relaxed \(2, 0.1\)'"):
+            run(tmp_path, tasks(3), address, mode=RELAXED)
+        with pytest.raises(LedgerError, match="holds a job with prompts_sha256"):
+            run(tmp_path, tasks(4), address)
+
+
+def test_verifiers_of_different_models_are_refused(tmp_path: Path) -> None:
+    with (
+        serving(Verifier()) as first,
+        serving(Verifier(model="other")) as second,
+        pytest.raises(JobFailed, match=r"has name 'other', .* has 'tiny': must be the same"),
+    ):
+        run(tmp_path, tasks(3), first, second)
+
+
+def test_two_processes_do_not_run_one_job(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with open_ledger(tmp_path, {"a": 1}), context.Pool(1) as pool:
+        assert "another process runs the job" in pool.apply(_open, (tmp_path,))
+
+
+def _open(folder: Path) -> str:
+    try:
+        with open_ledger(folder, {"a": 1}):
+            return "opened"
+    except LedgerError as error:
+        return str(error)
+
+
+def test_a_part_that_holds_a_task_again_is_refused(tmp_path: Path) -> None:
+    with serving(Verifier()) as address:
+        run(tmp_path, tasks(3), address)
+        part = next((tmp_path / "parts").iterdir())
+        part.with_name("000099.parquet").write_bytes(part.read_bytes())
+        with pytest.raises(LedgerError, match=r"000099.parquet holds kar user \d, which an earlier part holds"):
+            run(tmp_path, tasks(3), address)
+
+
+def test_json_answers_that_do_not_parse_are_counted(tmp_path: Path) -> None:
+    asked = [Task(Prompt(str(n), "user", "rlmrec", f"about {n}", answer="json"), "p") for n in range(3)]
+    with serving(Verifier()) as address:
+        said = run(tmp_path, asked, address)
+    assert said[-1] == "rlmrec: 3 of 3 answers are no JSON object with summarization and reasoning"
+
+
+def test_prompts_are_read_back_as_written_and_a_doubled_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.parquet"
+    asked = [*tasks(2), Task(Prompt("0", "item", "rlmrec", "text", "system", 3, "json"), "pool")]
+    write_prompts(path, asked)
+    assert list(PromptFiles([path])) == asked
+    write_prompts(path, [*asked, asked[0]])
+    with pytest.raises(ValueError, match="kar user 0 stands twice"):
+        PromptFiles([path])
+    path.write_text("no parquet")
+    with pytest.raises(ValueError, match="is no Parquet file"):
+        PromptFiles([path])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("verifiers", ()), ("max_new_tokens", 0), ("concurrency", 0), ("part_rows", 0), ("part_s", 0.0)],
+)
+def test_wrong_settings_are_named(field: str, value: object) -> None:
+    settings: dict[str, Any] = {"verifiers": ("localhost:1",), "mode": STRICT, field: value}
+    with pytest.raises(ValueError, match=f"{field} is"):
+        JobConfig(**settings)

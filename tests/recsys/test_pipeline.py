@@ -1,0 +1,90 @@
+"""The steps as commands, one after the other, on the tiny dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from laser_recsys.cli import main
+from tests.recsys.conftest import WriteWheel
+from tests.recsys.scripted import serving
+from tests.recsys.test_knowledge_job import Verifier
+
+
+@pytest.fixture
+def data(write_wheel: WriteWheel, tmp_path: Path) -> Path:
+    """A prepared dataset; its package lies in the cache already."""
+    cache = write_wheel().parent
+    assert main(["prepare", "--output", str(tmp_path / "data"), "--cache", str(cache)]) == 0
+    return tmp_path / "data"
+
+
+def test_from_ratings_to_knowledge_each_step_takes_what_the_one_before_wrote(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["group", "--data", str(data), "--num-user-groups", "2", "--num-item-groups", "2"]) == 0
+    assert "stability of the users' groups over 3 seeds" in capsys.readouterr().out
+    assert main(["prompts", "--data", str(data), "--framework", "trawl"]) == 0
+    assert "12 user prompts in trawl" in capsys.readouterr().out
+    output = tmp_path / "knowledge"
+    with serving(Verifier()) as address:
+        prompts = str(data / "prompts-trawl.parquet")
+        assert main(["generate", "--prompts", prompts, "--verifier", address, "--output", str(output)]) == 0
+    rows = pq.read_table(output / "knowledge.parquet").to_pylist()
+    assert sorted((row["kind"], row["id"]) for row in rows) == sorted(
+        [("user", str(user)) for user in range(1, 13)] + [("item", str(item)) for item in range(1, 6)]
+    )
+    pools = {row["id"]: row["pool"] for row in rows if row["kind"] == "user"}
+    assert pools["1"] == pools["3"] != pools["2"] == pools["4"]
+    assert set(pools.values()) == {"ml-100k/trawl/user/0", "ml-100k/trawl/user/1"}
+
+
+def test_new_users_are_assigned_by_an_earlier_runs_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["group", "--data", str(data), "--num-user-groups", "2", "--num-item-groups", "1"]) == 0
+    first = pq.read_table(data / "groups.parquet").select(["key", "group"])
+    again = data / "again.parquet"
+    model = str(data / "user_model.npz")
+    arguments = ["group", "--data", str(data), "--num-item-groups", "1", "--model", model, "--output", str(again)]
+    assert main(arguments) == 0
+    assert "0 of 12 users by attributes" in capsys.readouterr().out
+    assert pq.read_table(again).select(["key", "group"]).equals(first)
+
+
+@pytest.mark.parametrize("method", ["genre", "random", "single"])
+def test_users_are_grouped_by_every_other_method(data: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--users", method, "--items", "random", "--num-user-groups", "2", "--num-item-groups", "2"]
+    assert main(["group", "--data", str(data), *options]) == 0
+    assert f"users: {1 if method == 'single' else 2} groups of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["prompts", "--framework", "kra"], 1, "framework 'kra' is none of kar, once, trawl, rlmrec"),
+        (["prompts", "--max-new-tokens", "9999"], 1, "--max-new-tokens is 9999, must be below --max-model-len (1024)"),
+        (["prompts", "--groups", "nothing.parquet"], 1, "nothing.parquet is no Parquet file"),
+        (["group", "--num-user-groups", "13"], 1, "num_groups is 13, must be from 1 to the 12 users"),
+        (["group", "--model", "nothing.npz"], 1, "nothing.npz is no model of user groups"),
+        (["evaluate", "--seeds", "0"], 2, "--seeds is 0, must be at least 1"),
+        (["evaluate", "--knowledge", "file.parquet"], 2, "--knowledge is 'file.parquet', must be NAME=FILE"),
+        (["evaluate", "--knowledge", "a=b", "a=c"], 2, "--knowledge names 'a' twice"),
+        (["evaluate", "--seeds", "1", "--decide", "a"], 2, "--decide needs a pilot of at least 2 --seeds"),
+        (["evaluate"], 1, "ml-100k: training has 0 samples"),
+    ],
+)
+def test_wrong_input_ends_a_step_with_one_line_that_says_what_would_be_right(
+    arguments: list[str], status: int, message: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        ended = main([arguments[0], "--data", str(data), *arguments[1:]])
+    except SystemExit as ending:
+        ended = int(str(ending.code))
+    assert ended == status
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_prepare_names_an_unknown_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "--dataset", "ml-2m", "--output", str(tmp_path / "data")]) == 1
+    assert "dataset is 'ml-2m', must be one of ml-100k, ml-1m" in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""Disk full, read-only, failing: a clear error, reads go on, writes come back once the cause is gone."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from retriever_disks import FailingDisk, UnsyncedDisk
+
+from laser_protocol.errors import StorageUnavailable
+from laser_retriever import checked_json
+from laser_retriever.config import RetrieverConfig
+from laser_retriever.contents import FORMAT_VERSION, IDENTITY_NAME
+from laser_retriever.counters import Event
+from laser_retriever.pool import Pool
+from laser_retriever.pools import Pools
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+READ_ONLY = OSError(errno.EROFS, "Read-only file system")
+REASONS = {errno.ENOSPC: "disk full", errno.EROFS: "not writable"}
+
+Model = dict[str, list[int]]
+
+
+def add(pool: Pool, documents: Model) -> None:
+    pool.writer.add("f", [(key, np.array(tokens, np.int32)) for key, tokens in documents.items()])
+
+
+def contents(pool: Pool) -> Model:
+    pool.refresh()
+    return {key: index.document(i).tolist() for key, index, i in pool.snapshot.documents()}
+
+
+def live(root: Path, disk: FailingDisk) -> tuple[Pool, list[str]]:
+    """A pool's life in which any step may fail. Gives what the failures said. Checks every step against a dict."""
+    pool = Pool("a/b", RetrieverConfig(pools=root, max_segments=2, unlink_after_s=0), str, disk)
+    model: Model = {}
+    doubtful: dict[str, list[list[int] | None]] = {}  # what a failed write may or may not have left
+    said: list[str] = []
+
+    def holds(pool: Pool) -> bool:
+        found = contents(pool)
+        return all(found.get(key) in doubtful.get(key, [model.get(key)]) for key in {*found, *model, *doubtful})
+
+    def step(change: Model, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except StorageUnavailable as error:
+            said.append(str(error))
+            doubtful.update({key: [*doubtful.get(key, [model.get(key)]), tokens] for key, tokens in change.items()})
+        else:
+            model.update(change)
+            for key in change:
+                doubtful.pop(key, None)
+        assert holds(pool), "nothing is lost or made up"
+
+    for i in range(4):
+        step({f"{i}": [i + 1]}, lambda i=i: add(pool, {f"{i}": [i + 1]}))
+        step({"x": [i]}, lambda i=i: add(pool, {"x": [i]}))
+        if i > 0 and model:
+            step({}, pool.writer.seal)
+    step({}, pool.writer.compact)
+    step({}, pool.writer.tidy)
+    step({"last": [9]}, lambda: add(pool, {"last": [9]}))
+    pool.writer.close()
+    reopened = Pool("a/b", RetrieverConfig(pools=root), str, UnsyncedDisk())
+    assert holds(reopened)
+    return reopened, said
+
+
+def test_a_failure_at_any_one_operation_is_said_and_loses_nothing(tmp_path: Path) -> None:
+    counting = FailingDisk()
+    live(tmp_path / "counting", counting)
+    assert counting.num_operations > 80
+    for at in range(counting.num_operations):
+        _, said = live(tmp_path / str(at), FailingDisk(NO_SPACE, at))
+        assert all("disk full" in message for message in said)
+        assert len(said) <= 1, "the next write comes through"
+
+
+@pytest.mark.parametrize("error", [NO_SPACE, READ_ONLY], ids=["full", "read-only"])
+def test_from_any_operation_on_all_writes_are_refused_and_reads_go_on(tmp_path: Path, error: OSError) -> None:
+    for at in range(30, 90, 7):
+        disk = FailingDisk(error, at, for_good=True)
+        pool, said = live(tmp_path / str(at), disk)
+        assert said and all(REASONS[error.errno or 0] in message for message in said)
+        disk.error = None
+        add(pool, {"after": [1]})
+        assert contents(pool)["after"] == [1]
+        pool.writer.close()
+
+
+def test_health_of_writes_follows_the_disk_and_failures_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = FailingDisk()
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1000), disk)
+    try:
+        documents = [("a", np.array([1], np.int32))]
+        pools.add_documents("p", "f", documents)
+        assert pools.storage.writable
+        disk.die(0)
+        with pytest.raises(StorageUnavailable):
+            pools.add_documents("p", "f", documents)
+        pools.upkeep()
+        assert not pools.storage.writable, "it is tried again, and fails again"
+        assert pools.describe("p").num_documents == 1
+        disk.error = None
+        pools.upkeep()
+        assert pools.storage.writable
+        pools.add_documents("p", "f", documents)
+        assert pools.counters.read()[Event.STORAGE_ERRORS] == 1
+        assert caplog.text.count("storage.failed") == caplog.text.count("storage.recovered") == 1
+    finally:
+        pools.close()
+
+
+def test_a_directory_that_is_read_only_from_the_start_is_served_and_known_not_to_be_writable(tmp_path: Path) -> None:
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1000))
+    pools.add_documents("p", "f", [("a", np.array([1], np.int32))])
+    pools.close()
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1000), FailingDisk(READ_ONLY, for_good=True))
+    try:
+        assert not pools.storage.writable
+        assert pools.describe("p").num_documents == 1
+        assert len(pools.sources("p", "f")[1].indexes) == 1
+    finally:
+        pools.close()
+
+
+@pytest.mark.parametrize("damage", ["version", "content"])
+def test_a_pool_whose_identity_cannot_be_read_is_neither_served_nor_written_nor_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    pool = Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())
+    add(pool, {"a": [1]})
+    pool.writer.close()
+    path = tmp_path / "p" / IDENTITY_NAME
+    whole = path.read_bytes()
+    fields = checked_json.decode(whole, FORMAT_VERSION)
+    path.write_bytes(checked_json.encode({**fields, "format_version": 99}) if damage == "version" else b"{}")
+    pool = Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())
+    with caplog.at_level(logging.ERROR):
+        assert contents(pool) == {}
+    message = "format version is 99, this program reads" if damage == "version" else "it is damaged"
+    assert message in caplog.text and str(path) in caplog.text
+    with pytest.raises(StorageUnavailable, match=message):
+        add(pool, {"b": [2]})
+    path.write_bytes(whole)
+    assert contents(Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())) == {"a": [1]}
+
+
+def test_one_flipped_bit_in_a_pools_identity_changes_nothing(tmp_path: Path) -> None:
+    pool = Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())
+    add(pool, {"a": [1]})
+    pool.writer.close()
+    path = tmp_path / "p" / IDENTITY_NAME
+    whole = path.read_bytes()
+    for i in range(len(whole)):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+        assert contents(Pool("p", RetrieverConfig(pools=tmp_path), str, UnsyncedDisk())) == {"a": [1]}

@@ -1,0 +1,98 @@
+"""Prompts that begin alike: the beginning is computed once, and nobody's output changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from laser_verifier.drafts import NoDrafts
+from laser_verifier.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, SharedPrefix
+from tests.oracles import plain_decoding
+from tests.verifier.tiny import ARCHITECTURES, VOCAB_SIZE, TinyServer, tiny_model, tiny_network
+from tests.verifier.trees import RandomDrafts
+
+
+def tokens(*values: int) -> Any:
+    return np.asarray(values, np.int32)
+
+
+BEGINNING = tuple(int(t) for t in np.random.default_rng(0).integers(0, VOCAB_SIZE, 40))
+
+
+def test_finds_the_slot_that_holds_most() -> None:
+    cache = PrefixCache(3)
+    cache.hold(1, tokens(*range(30)), 20)
+    cache.hold(2, tokens(*range(30)), 25)
+    assert cache.find(tokens(*range(50)), set()) == SharedPrefix(2, 25, False)
+    assert cache.find(tokens(9, *range(50)), set()).num_tokens == 0
+
+
+def test_the_last_token_of_a_prompt_always_runs() -> None:
+    cache = PrefixCache(1)
+    cache.hold(0, tokens(*range(30)), 30)
+    assert cache.find(tokens(*range(30)), set()).num_tokens == 29
+
+
+def test_a_short_beginning_is_not_worth_a_copy() -> None:
+    cache = PrefixCache(1)
+    cache.hold(0, tokens(*range(MIN_PREFIX_TOKENS - 1)), MIN_PREFIX_TOKENS - 1)
+    assert cache.find(tokens(*range(30)), set()).num_tokens == 0
+
+
+def test_waits_only_for_sequences_ahead_that_bring_enough() -> None:
+    cache = PrefixCache(2)
+    cache.hold(1, tokens(*range(40)), 4)
+    assert cache.find(tokens(*range(50)), {1}).is_coming
+    assert not cache.find(tokens(*range(50)), {0}).is_coming
+    cache.hold(1, tokens(*range(40)), 40 - MIN_PREFIX_TOKENS + 1)
+    assert not cache.find(tokens(*range(50)), {1}).is_coming
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_prompts_that_begin_alike_give_what_they_give_alone(architecture: str) -> None:
+    """They come together, then after slots were freed: the beginning is computed once each time it is not at hand."""
+    network = tiny_network(architecture)
+    prompts = [(*BEGINNING, *range(i, i + 5)) for i in range(6)]
+    server = TinyServer(tiny_model(network), RandomDrafts(VOCAB_SIZE), max_sequences=3, max_step_tokens=64)
+    outcomes = {prompt: server.submit(prompt, 12) for prompt in prompts}
+    server.run()
+    assert {p: outcome.token_ids for p, outcome in outcomes.items()} == {
+        p: plain_decoding(network, p, 12) for p in prompts
+    }
+    assert server.engine.counters.num_reused_tokens == 5 * len(BEGINNING)
+
+
+def test_reuse_can_be_turned_off() -> None:
+    server = TinyServer(tiny_model(tiny_network()), NoDrafts(), max_sequences=2, prefix_reuse=False)
+    for i in range(4):
+        server.submit((*BEGINNING, i), 4)
+    server.run()
+    assert server.engine.counters.num_reused_tokens == 0
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_mix_of_beginnings_cancels_and_slots_gives_plain_decoding(data: st.DataObject) -> None:
+    network = tiny_network("llama", seed=1)
+    server = TinyServer(
+        tiny_model(network),
+        RandomDrafts(VOCAB_SIZE),
+        max_sequences=data.draw(st.integers(1, 4)),
+        max_step_tokens=data.draw(st.integers(4, 64)),
+    )
+    outcomes: dict[tuple[int, ...], Any] = {}
+    for i in range(data.draw(st.integers(2, 8))):
+        prompt = (*BEGINNING[: data.draw(st.integers(0, 40))], i % 3, i)
+        outcomes[prompt] = server.submit(prompt, 6, request_id=str(i))
+        for _ in range(data.draw(st.integers(0, 3))):
+            server.engine.step()
+        if data.draw(st.booleans()):
+            server.engine.cancel(str(i))
+            del outcomes[prompt]
+    server.run()
+    for prompt, outcome in outcomes.items():
+        assert outcome.token_ids == plain_decoding(network, prompt, 6)
