@@ -1,7 +1,7 @@
 """The retrievers of other projects behind one face, for the benchmarks.
 
-`make peers-retriever` puts arctic-inference and draftretriever into `.venv-peers-retriever`, apart from what LASER is built with.
-Each is given its best case: arctic-inference may spend the whole node budget at any match length and on any
+`make peers-retriever` puts arctic-inference and draftretriever into `.venv-peers-retriever`, apart from what LASER is
+built with. Each is given its best case: arctic-inference may spend the whole node budget at any match length and on any
 probability. All see the same documents, and forget a replayed output when it ends, as LASER does in a replay.
 """
 
