@@ -88,6 +88,14 @@ bench: $(VENV)/.dev ## Run a script of benchmarks/ (BENCH=replay BENCH_ARGS="...
 bench-peers: $(VENV)/.dev ## LASER beside vLLM, in an environment of its own (BENCH_ARGS="--corpus FILE ...").
 	$(BIN)/python -m benchmarks.peers --environment .venv-peers $(or $(BENCH_ARGS),--help)
 
+.PHONY: peers-retriever
+peers-retriever: .venv-peers-retriever/.done ## Fetch the retrievers LASER is compared with (compiles one: needs CMake).
+
+.venv-peers-retriever/.done: | $(VENV)/.dev
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --upgrade --target .venv-peers-retriever \
+		arctic-inference==0.1.1 draftretriever==0.1.1
+	touch $@
+
 .PHONY: wheelhouse
 wheelhouse: $(WHEELHOUSE)/pip.conf ## Fetch all packages of the images, so that they build without network.
 

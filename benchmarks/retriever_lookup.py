@@ -1,7 +1,7 @@
 """Time from the end of a sequence to its draft tree, against arctic-inference and draftretriever on one pool.
 
     make peers-retriever
-    python -m benchmarks.retriever_lookup --corpus corpus_user.jsonl --peers .venv-peers --check
+    python -m benchmarks.retriever_lookup --corpus corpus_user.jsonl --peers .venv-peers-retriever --check
 
 The pool is spliced out of the corpus's first outputs (`_spliced.py` says how, and into which segments, tail and
 ancestors); the last outputs are the queries, taken up round robin as a server would: every document in turn is asked
@@ -94,7 +94,7 @@ def measure_laser(
         buffers.append(buffer)
 
     def ask(i: int) -> int:
-        return len(drafter.draft([DraftRequest(buffers[i], sources, arguments.nodes)])[0])
+        return len(drafter.draft([DraftRequest(buffers[i], sources, arguments.nodes)])[0][0])
 
     result = time_passes(ask, len(queries), arguments.passes, "laser")
     num_tokens = sum(len(index.tokens) for index in indexes)

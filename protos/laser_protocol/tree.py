@@ -11,6 +11,8 @@ from laser_protocol.v1 import draft_tree_pb2
 
 MAX_NODES = 256
 MAX_VOCAB_SIZE = 2**31 - 1
+# A pool id has at most 8 components, so a pool at most 7 ancestors.
+MAX_SOURCE = 8
 
 
 class MalformedTree(ValueError):
@@ -26,12 +28,15 @@ class DraftTree:
         token_ids: int32[N], token of each node.
         parents: int32[N], -1 <= parents[i] < i; -1 is the last verified token.
         probs: float32[N], probability that the node lies on the emitted path; non-increasing.
+        sources: uint8[N], what speaks for the node: 0 only the sequence's own text, 1 the pool, 1 + n its n-th
+            ancestor; or None: not said.
     """
 
     position: int
     token_ids: NDArray[np.int32]
     parents: NDArray[np.int32]
     probs: NDArray[np.float32]
+    sources: NDArray[np.uint8] | None = None
 
     @staticmethod
     def empty(position: int) -> DraftTree:
@@ -44,7 +49,13 @@ class DraftTree:
 
     def prefix(self, num_nodes: int) -> DraftTree:
         """The tree of the first `num_nodes` nodes (views, no copy)."""
-        return DraftTree(self.position, self.token_ids[:num_nodes], self.parents[:num_nodes], self.probs[:num_nodes])
+        return DraftTree(
+            self.position,
+            self.token_ids[:num_nodes],
+            self.parents[:num_nodes],
+            self.probs[:num_nodes],
+            None if self.sources is None else self.sources[:num_nodes],
+        )
 
     def path(self, node_idx: int) -> list[int]:
         """Node indices from the root's child down to `node_idx`; empty for -1."""
@@ -74,6 +85,8 @@ class DraftTree:
         n = len(self.token_ids)
         if len(self.parents) != n or len(self.probs) != n:
             raise MalformedTree(f"lengths differ: {n} token_ids, {len(self.parents)} parents, {len(self.probs)} probs")
+        if self.sources is not None and (len(self.sources) != n or (n and self.sources.max() > MAX_SOURCE)):
+            raise MalformedTree(f"sources must be none or {n} values from 0 to {MAX_SOURCE}")
         if n > budget:
             raise MalformedTree(f"{n} nodes, at most {budget} were asked for")
         if n == 0:
@@ -100,6 +113,7 @@ def tree_to_message(sequence_id: int, tree: DraftTree) -> draft_tree_pb2.DraftTr
         token_ids=np.ascontiguousarray(tree.token_ids, "<i4").tobytes(),
         parents=np.ascontiguousarray(tree.parents, "<i4").tobytes(),
         probs=np.ascontiguousarray(tree.probs, "<f4").tobytes(),
+        sources=b"" if tree.sources is None else tree.sources.tobytes(),
     )
 
 
@@ -118,4 +132,5 @@ def tree_from_message(message: draft_tree_pb2.DraftTree) -> DraftTree:
         np.frombuffer(message.token_ids, "<i4"),
         np.frombuffer(message.parents, "<i4"),
         np.frombuffer(message.probs, "<f4"),
+        np.frombuffer(message.sources, np.uint8) if message.sources else None,
     )

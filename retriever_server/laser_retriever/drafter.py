@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_protocol.tree import MAX_NODES, DraftTree
+from laser_retriever.calibration import Evidence, no_scalings
 from laser_retriever.estimation import num_features
 from laser_retriever.growth import (
     ANCESTOR_WEIGHT,
@@ -30,7 +31,7 @@ from laser_retriever.growth import (
     NUM_SETTINGS,
     NUM_SOURCES,
     OWN_WEIGHT,
-    SHIFTS,
+    SCALINGS,
     SOURCES,
     TEXT,
     TEXT_LEN,
@@ -42,9 +43,6 @@ from laser_retriever.growth import (
 from laser_retriever.index import Sources
 from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS
 from laser_retriever.suffix_array import BEGIN_MARK, END_MARK
-
-# Rows of a table of shifts: the sequence itself, the pool, its parent, all further ancestors.
-NUM_SHIFT_ROWS = 4
 
 
 def fitted_coefficients() -> tuple[float, ...]:
@@ -145,13 +143,13 @@ class DraftRequest:
         buffer: at least one token.
         sources: what its pool gives; the buffer's own tokens are matched beside them.
         node_budget: most nodes.
-        shifts: float64[NUM_SHIFT_ROWS, L], of a calibration; None: no shifts.
+        scalings: float64[C, L, 2], of a `Calibration`; None: none.
     """
 
     buffer: TokenBuffer
     sources: Sources
     node_budget: int
-    shifts: NDArray[np.float64] | None = None
+    scalings: NDArray[np.float64] | None = None
 
 
 class TreeDrafter:
@@ -166,24 +164,30 @@ class TreeDrafter:
         self._vocab_size = vocab_size
         self._model = model_of(params)
         self._work = Workspace.room(params.max_matches, MAX_NODES, params.max_depth)
-        self._no_shifts = np.zeros((NUM_SHIFT_ROWS, len(params.level_lengths)))
+        self._no_scalings = no_scalings(len(params.level_lengths))
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[DraftTree]:
-        """The trees that continue the requests' tokens."""
+    def draft(self, requests: Sequence[DraftRequest]) -> list[tuple[DraftTree, Evidence]]:
+        """The trees that continue the requests' tokens, each with what its probabilities were made of."""
         table = np.empty((len(requests), NUM_REQUEST_COLUMNS), np.int64)
         for row, request in zip(table, requests, strict=True):
             buffer, sources = request.buffer, request.sources
-            shifts = self._no_shifts if request.shifts is None else request.shifts
+            scalings = self._no_scalings if request.scalings is None else request.scalings
             row[TEXT], row[TEXT_LEN], row[NUM_PROMPT] = buffer.address, buffer.num_tokens, buffer.num_prompt_tokens
             row[SOURCES], row[NUM_SOURCES] = sources.address, len(sources.table)
-            row[SHIFTS], row[BUDGET] = shifts.ctypes.data, request.node_budget
+            row[SCALINGS], row[BUDGET] = scalings.ctypes.data, request.node_budget
         trees = Trees.room(len(requests), max(request.node_budget for request in requests))
         num_nodes = np.empty(len(requests), np.int64)
-        grow_trees(table, NUM_SHIFT_ROWS, self._vocab_size, self._model, self._work, trees, num_nodes)
+        grow_trees(table, len(self._no_scalings), self._vocab_size, self._model, self._work, trees, num_nodes)
         return [
-            DraftTree(request.buffer.num_tokens, trees.token_ids[i, :n], trees.parents[i, :n], trees.probs[i, :n])
+            (
+                DraftTree(
+                    request.buffer.num_tokens, trees.token_ids[i, :n], trees.parents[i, :n], trees.probs[i, :n],
+                    trees.origins[i, :n],
+                ),
+                Evidence(trees.origins[i, :n], trees.levels[i, :n], trees.conditionals[i, :n]),
+            )
             for i, (request, n) in enumerate(zip(requests, num_nodes.tolist(), strict=True))
-        ]
+        ]  # fmt: skip
 
 
 def model_of(params: DraftParams) -> Model:

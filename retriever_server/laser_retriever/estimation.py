@@ -44,7 +44,8 @@ class Children(NamedTuple):
         origins: int64[C], OWN_TEXT if only the sequence itself speaks for it, else that of the nearest source that
             does.
         levels: int64[C], level of the longest match there.
-        probs: float64[C], given the node.
+        conditionals: float64[C], probability given the node, as fitted.
+        probs: float64[C], the same after online calibration.
         longest: int64[C + 1, 2], level of the longest match in the sequence itself and in the pools, -1 for none.
         votes: float64[C + 1, 2, 2], weight of the matches of that level and of all, in each of the two.
         feature_ids, values: [C + 1, NUM_ENTRIES], which features are not 0, and what they are.
@@ -54,6 +55,7 @@ class Children(NamedTuple):
     starts: NDArray[np.int64]
     origins: NDArray[np.int64]
     levels: NDArray[np.int64]
+    conditionals: NDArray[np.float64]
     probs: NDArray[np.float64]
     longest: NDArray[np.int64]
     votes: NDArray[np.float64]
@@ -68,6 +70,7 @@ class Children(NamedTuple):
             np.empty(MAX_CHILDREN + 2, np.int64),
             np.empty(MAX_CHILDREN, np.int64),
             np.empty(MAX_CHILDREN, np.int64),
+            np.empty(MAX_CHILDREN),
             np.empty(MAX_CHILDREN),
             np.empty((MAX_CHILDREN + 1, 2), np.int64),
             np.empty((MAX_CHILDREN + 1, 2, 2)),
@@ -104,7 +107,7 @@ def split_matches(
         depth: of the node.
         max_depth: how many tokens behind a match count.
         vocab_size: ids from there on count as no token.
-        children: filled but for `levels`, `probs` and the features.
+        children: filled but for `levels`, the probabilities and the features.
     """
     # Fields are taken out once: a tuple of arrays is dear to pass on and to look into, match by match.
     following, lengths, weights = matches.following, matches.lengths, matches.weights
@@ -248,26 +251,54 @@ def _log_share(share: float, floor: float, log_none: float, log_whole: float) ->
 
 @kernel
 def estimate_children(
-    children: Children, num_children: int, coefficients: NDArray[np.float64], shifts: NDArray[np.float64]
+    children: Children, num_children: int, coefficients: NDArray[np.float64], scalings: NDArray[np.float64]
 ) -> None:
-    """Fills `probs`, `levels` and the features: conditional logit over the children and a token not seen here.
+    """Fills `conditionals`, `probs`, `levels` and the features.
 
     Args:
         children: as `split_matches` left them.
         coefficients: float64[], of the features.
-        shifts: float64[C, L], what online calibration adds to a child's log-odds by (origin, level); the origins from C
-            on have the last row.
+        scalings: float64[C, L, 2], slope and shift of a child's log-odds by (origin, level), see `calibration`; the
+            origins from C on have the last row.
     """
-    describe_children(children, num_children, shifts.shape[1])
-    feature_ids, values, probs = children.feature_ids, children.values, children.probs
-    unseen = _score(feature_ids[num_children], values[num_children], coefficients)
-    highest = unseen
+    describe_children(children, num_children, scalings.shape[1])
+    _choose(children, num_children, coefficients)
+    total = 0.0
     for child in range(num_children):
         origin = children.origins[child]
         level = children.longest[child, 0 if origin == OWN_TEXT else 1]
         children.levels[child] = level
-        score = _score(feature_ids[child], values[child], coefficients)
-        probs[child] = score + shifts[min(origin, len(shifts) - 1), level]
+        scaling = scalings[min(origin, len(scalings) - 1), level]
+        children.probs[child] = scale_probability(children.conditionals[child], scaling[0], scaling[1])
+        total += children.probs[child]
+    if total > 1.0:  # each was scaled alone, but they exclude each other
+        for child in range(num_children):
+            children.probs[child] /= total
+
+
+@kernel
+def scale_probability(prob: float, slope: float, shift: float) -> float:
+    """The probability whose log-odds are `slope` times those of `prob` plus `shift`."""
+    if slope == 1.0 and shift == 0.0:
+        return prob
+    return 1.0 / (1.0 + math.exp(-slope * log_odds(prob) - shift))
+
+
+@kernel
+def log_odds(prob: float) -> float:
+    """log(p / (1 - p)), of probabilities nearer to 0 or 1 than 1e-6 as of 1e-6 and 1 - 1e-6."""
+    prob = min(max(prob, 1e-6), 1.0 - 1e-6)
+    return math.log(prob / (1.0 - prob))
+
+
+@kernel
+def _choose(children: Children, num_children: int, coefficients: NDArray[np.float64]) -> None:
+    """Fills `conditionals`: conditional logit over the children and a token not seen here."""
+    feature_ids, values, probs = children.feature_ids, children.values, children.conditionals
+    unseen = _score(feature_ids[num_children], values[num_children], coefficients)
+    highest = unseen
+    for child in range(num_children):
+        probs[child] = _score(feature_ids[child], values[child], coefficients)
         highest = max(highest, probs[child])
     total = math.exp(unseen - highest)
     for child in range(num_children):

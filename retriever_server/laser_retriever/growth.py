@@ -33,8 +33,8 @@ from laser_retriever.suffix_array import BEGIN_MARK
 NUM_SETTINGS = 9
 
 # Columns of a request table: address and number of the sequence's tokens, how many are prompt; address and number of
-# its sources' rows; address of its shifts; how many nodes.
-TEXT, TEXT_LEN, NUM_PROMPT, SOURCES, NUM_SOURCES, SHIFTS, BUDGET = range(7)
+# its sources' rows; address of its scalings; how many nodes.
+TEXT, TEXT_LEN, NUM_PROMPT, SOURCES, NUM_SOURCES, SCALINGS, BUDGET = range(7)
 NUM_REQUEST_COLUMNS = 7
 
 # Columns of a candidate: node it is the child of, its token, its matches `order[begin:end]`, its depth, and what speaks
@@ -68,7 +68,7 @@ class Workspace(NamedTuple):
         candidate_probs: float64[N], rising.
         candidate_slots: int64[N], rows of `candidates` in that order, then the free ones.
         candidates: int64[N, 7], see the columns.
-        candidate_conditionals: float64[N], probability given the parent, by row.
+        candidate_conditionals: float64[N], probability given the parent before calibration, by row.
         own_query, pool_query: int32[], tail of the sequence, or of its output, and behind it a node's path.
     """
 
@@ -108,7 +108,7 @@ class Trees(NamedTuple):
     Attributes:
         token_ids, parents: int32[B, N]. probs: float32[B, N].
         origins, levels: uint8[B, N], what speaks for each node, see `estimation.Children`.
-        conditionals: float32[B, N], each node's probability given its parent.
+        conditionals: float32[B, N], each node's probability given its parent before calibration.
     """
 
     token_ids: NDArray[np.int32]
@@ -135,7 +135,7 @@ class Trees(NamedTuple):
 @kernel
 def grow_trees(
     requests: NDArray[np.int64],
-    num_shift_rows: int,
+    num_scaling_rows: int,
     vocab_size: int,
     model: Model,
     work: Workspace,
@@ -147,20 +147,19 @@ def grow_trees(
     Args:
         requests: int64[B, NUM_REQUEST_COLUMNS], see the columns. What is behind the addresses must be kept alive, and
             behind a sequence's tokens an END_MARK must lie.
-        num_shift_rows: C. A request's shifts are float64[C, L], what online calibration adds to a child's log-odds by
-            (origin, level); the origins from C on have the last row.
+        num_scaling_rows: C. A request's scalings are float64[C, L, 2], see `estimation.estimate_children`.
         vocab_size: token ids of the trees are below it.
         model, work: see there.
         trees, num_nodes: [B, N] with N at least every request's number of nodes, and int64[B], filled.
     """
     for i in range(len(requests)):
-        num_nodes[i] = _grow_tree(requests[i], num_shift_rows, vocab_size, model, work, trees, i)
+        num_nodes[i] = _grow_tree(requests[i], num_scaling_rows, vocab_size, model, work, trees, i)
 
 
 @kernel
 def _grow_tree(
     request: NDArray[np.int64],
-    num_shift_rows: int,
+    num_scaling_rows: int,
     vocab_size: int,
     model: Model,
     work: Workspace,
@@ -169,7 +168,9 @@ def _grow_tree(
 ) -> int:
     settings = model.settings
     budget = request[BUDGET]
-    shifts = carray(float64_pointer(request[SHIFTS]), (num_shift_rows, model.levels[len(model.levels) - 1] + 1))
+    scalings = carray(
+        float64_pointer(request[SCALINGS]), (num_scaling_rows, model.levels[len(model.levels) - 1] + 1, 2)
+    )
     own_len, pool_len = _begin_queries(request, work)
     num_matches = num_lookups = num_nodes = num_candidates = 0
     node = -1
@@ -194,7 +195,7 @@ def _grow_tree(
                     work.matches, model.levels, work.order, work.scratch, work.child_of, begin, end, depth,
                     settings[MAX_DEPTH], vocab_size, work.children,
                 )  # fmt: skip
-                estimate_children(work.children, num_children, model.coefficients, shifts)
+                estimate_children(work.children, num_children, model.coefficients, scalings)
                 num_candidates = _offer_children(
                     work, num_children, node, prob, depth, settings[MIN_PROB], num_candidates, budget - num_nodes
                 )
@@ -305,11 +306,9 @@ def _offer_children(
     """Makes a node's children candidates; only the best `most` of all remain. Returns how many there are now."""
     children = work.children
     probs, slots, rows = work.candidate_probs, work.candidate_slots, work.candidates
-    tokens, starts, origins, levels, conditionals = (
-        children.tokens, children.starts, children.origins, children.levels, children.probs,
-    )  # fmt: skip
+    tokens, starts, origins, levels = children.tokens, children.starts, children.origins, children.levels
     for child in range(num_children):
-        child_prob = prob * conditionals[child]
+        child_prob = prob * children.probs[child]
         if child_prob < min_prob:
             continue
         if num_candidates == most:
@@ -331,7 +330,7 @@ def _offer_children(
             num_candidates += 1
         probs[place] = child_prob
         slots[place] = slot
-        work.candidate_conditionals[slot] = conditionals[child]
+        work.candidate_conditionals[slot] = children.conditionals[child]
         rows[slot, PARENT] = node
         rows[slot, TOKEN] = tokens[child]
         rows[slot, BEGIN] = starts[child]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,10 +19,14 @@ from laser_protocol.acceptance import Acceptance, Strict
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.tree import MAX_NODES, MAX_VOCAB_SIZE, DraftTree
+from laser_retriever.calibration import Calibration, Evidence
 from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 from laser_retriever.feedback import Feedback, begins_with_path, first_outside
 from laser_retriever.index import Sources
 from laser_retriever.pools import PoolStatus
+
+# A tree and what it was made of.
+Draft: TypeAlias = tuple[DraftTree, Evidence]
 
 # Trees of one kernel call: many enough to make the call cheap, few enough to look at the clock between them.
 TREES_PER_CALL = 8
@@ -40,7 +44,7 @@ class _Sequence:
     pool: str
     model: str
     acceptance: Acceptance
-    last_tree: DraftTree | None = None
+    last_draft: Draft | None = None
 
 
 class Drafter:
@@ -53,6 +57,7 @@ class Drafter:
         params: how matches become probabilities.
         max_sequences: most open at once.
         num_threads: most that draft for the stream at once.
+        calibration: shared by all streams of a process; None: one of its own.
 
     Attributes:
         feedback: what became of the trees.
@@ -70,6 +75,7 @@ class Drafter:
         params: DraftParams | None = None,
         max_sequences: int = 4096,
         num_threads: int = 1,
+        calibration: Calibration | None = None,
     ) -> None:
         if not fingerprint:
             raise InvalidRequest("tokenizer_fingerprint is '', must be given", field="tokenizer_fingerprint")
@@ -80,6 +86,7 @@ class Drafter:
         self._vocab_size = vocab_size
         params = params or DraftParams()
         self._tree_drafters = [TreeDrafter(params, vocab_size) for _ in range(num_threads)]
+        self._calibration = Calibration(len(params.level_lengths)) if calibration is None else calibration
         self._max_sequences = max_sequences
         self._sequences: dict[int, _Sequence] = {}
         self.feedback = Feedback()
@@ -166,7 +173,7 @@ class Drafter:
             self.close(sequence_id)
             raise
         sequence.buffer.extend(tokens)
-        sequence.last_tree = None
+        sequence.last_draft = None
 
     def draft(self, sequence_id: int, node_budget: int) -> DraftTree:
         """The draft tree at the sequence's end, of at most `node_budget` nodes (0 to MAX_NODES).
@@ -202,7 +209,7 @@ class Drafter:
         requests = [
             self._request(sequence, node_budget) for sequence, (_, node_budget) in zip(sequences, wanted, strict=True)
         ]
-        drafted: list[DraftTree | None] = [None] * len(requests)
+        drafted: list[Draft | None] = [None] * len(requests)
         starts = iter(range(0, len(requests), TREES_PER_CALL))  # shared: whoever is free takes the next ones
 
         def work(tree_drafter: TreeDrafter) -> None:
@@ -220,18 +227,20 @@ class Drafter:
             if not future.cancel():
                 future.result()
         trees = []
-        for sequence, tree in zip(sequences, drafted, strict=True):
-            if tree is None:
+        for sequence, draft in zip(sequences, drafted, strict=True):
+            sequence.last_draft = draft
+            if draft is None:
                 self.num_late += 1
-                tree = DraftTree.empty(sequence.buffer.num_tokens)
-            sequence.last_tree = tree
-            self.feedback.drafted(tree)
-            trees.append(tree)
+                trees.append(DraftTree.empty(sequence.buffer.num_tokens))
+            else:
+                self.feedback.drafted(draft[0])
+                trees.append(draft[0])
         return trees
 
     def _request(self, sequence: _Sequence, node_budget: int) -> DraftRequest:
         _, sources = self._provider.sources(sequence.pool, self._fingerprint)
-        return DraftRequest(sequence.buffer, sources, node_budget)
+        scalings = self._calibration.scalings(sequence.model, sequence.acceptance, sequence.pool)
+        return DraftRequest(sequence.buffer, sources, node_budget, scalings)
 
     def close(self, sequence_id: int) -> None:
         """Forgets a sequence; an unknown one is ignored."""
@@ -260,7 +269,7 @@ class Drafter:
     def _take_feedback(
         self, sequence: _Sequence, tokens: NDArray[np.int32], num_verified_nodes: int, accepted_node_idx: int
     ) -> None:
-        tree = sequence.last_tree if sequence.last_tree is not None else DraftTree.empty(0)
+        tree, evidence = sequence.last_draft or (DraftTree.empty(0), None)
         if not 0 <= num_verified_nodes <= len(tree):
             raise InvalidRequest(
                 f"num_verified_nodes is {num_verified_nodes}, must be from 0 to the {len(tree)} nodes of the last tree",
@@ -271,7 +280,7 @@ class Drafter:
                 f"accepted_node_idx is {accepted_node_idx}, must be from -1 to {num_verified_nodes - 1}",
                 field="accepted_node_idx",
             )
-        if not num_verified_nodes:
+        if not num_verified_nodes or evidence is None:
             return
         if not begins_with_path(tree.parents, tree.token_ids, accepted_node_idx, tokens):
             raise InvalidRequest(
@@ -279,3 +288,7 @@ class Drafter:
                 field="accepted_node_idx",
             )
         self.feedback.observe(tree, num_verified_nodes, accepted_node_idx)
+        self._calibration.observe(
+            sequence.model, sequence.acceptance, sequence.pool, tree.parents, evidence,
+            num_verified_nodes, accepted_node_idx, len(tokens),
+        )  # fmt: skip

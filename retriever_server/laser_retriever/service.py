@@ -20,6 +20,7 @@ from laser_protocol.pool_id import check_pool_id
 from laser_protocol.serving import LaserServer
 from laser_protocol.tree import tree_to_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
+from laser_retriever.calibration import Calibration
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.drafter import DraftParams
 from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
@@ -74,6 +75,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         self._config = config
         self._params = params or DraftParams()
         self._metrics = metrics or RetrieverMetrics(pools)
+        self._calibration = Calibration(len(self._params.level_lengths))
         self._draft_threads = ThreadPoolExecutor(config.num_threads, "draft")
         # Writers wait for disks; drafting must never wait behind them.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
@@ -136,6 +138,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             self._params,
             self._config.max_sequences,
             self._config.num_threads,
+            self._calibration,
         )
 
     async def AddDocuments(  # noqa: N802

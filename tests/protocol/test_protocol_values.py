@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -174,6 +176,22 @@ def test_an_array_cut_in_the_middle_of_a_number_is_malformed(field):
     setattr(message, field, getattr(message, field)[:-1])
     with pytest.raises(MalformedTree, match=f"{field} has 15 bytes, must be a multiple of 4"):
         tree_from_message(message)
+
+
+def test_the_sources_of_a_trees_nodes_come_back_and_older_peers_say_none():
+    said = replace(GOOD, sources=np.array([1, 0, 2, 8], np.uint8))
+    said.check(4, 50)
+    assert tree_from_message(tree_to_message(1, said)).sources.tolist() == [1, 0, 2, 8]
+    assert said.prefix(2).sources.tolist() == [1, 0]
+    message = tree_to_message(1, said)
+    message.ClearField("sources")
+    assert tree_from_message(message).sources is None
+
+
+@pytest.mark.parametrize("sources", [[1, 0, 2], [1, 0, 2, 9], [1] * 5])
+def test_sources_that_do_not_fit_the_nodes_are_refused(sources):
+    with pytest.raises(MalformedTree, match="sources must be none or 4 values from 0 to 8"):
+        replace(GOOD, sources=np.array(sources, np.uint8)).check(4, 50)
 
 
 def test_the_tree_of_no_nodes_is_well_formed():

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"laser_protocol/v1/draft_tree.proto\x12\x08laser.v1\"e\n\tDraftTree\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07parents\x18\x04 \x01(\x0c\x12\r\n\x05probs\x18\x05 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"laser_protocol/v1/draft_tree.proto\x12\x08laser.v1\"v\n\tDraftTree\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x0f\n\x07parents\x18\x04 \x01(\x0c\x12\r\n\x05probs\x18\x05 \x01(\x0c\x12\x0f\n\x07sources\x18\x06 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'laser_protocol.v1.draft_tre
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DRAFTTREE']._serialized_start=48
-  _globals['_DRAFTTREE']._serialized_end=149
+  _globals['_DRAFTTREE']._serialized_end=166
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,184 @@
+"""Probabilities follow what is fed back, within bounds, and trees stay valid."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from retriever_oracles import FixedSources
+
+from laser_protocol.acceptance import Relaxed, Strict
+from laser_protocol.tree import DraftTree
+from laser_retriever.calibration import SHIFT, SLOPE, Calibration, CalibrationParams, Evidence
+from laser_retriever.index import Sources, build_index
+from laser_retriever.pools import PoolStatus
+from laser_retriever.sequence import Drafter
+
+NUM_LEVELS = 10
+STRICT = ("m", Strict(), "root/a")
+
+
+def evidence_of(probs: list[float], origin: int = 1, level: int = 2) -> Evidence:
+    n = len(probs)
+    return Evidence(np.full(n, origin, np.uint8), np.full(n, level, np.uint8), np.array(probs, np.float32))
+
+
+def feed(calibration: Calibration, prob: float, share: float, num_trees: int, origin: int = 1) -> None:
+    """Trees of one node of that probability, of which every so many is emitted."""
+    roots = np.array([-1], np.int32)
+    for i in range(num_trees):
+        emitted = int((i + 1) * share) > int(i * share)
+        calibration.observe(*STRICT, roots, evidence_of([prob], origin), 1, 0 if emitted else -1, 2)
+
+
+def scaled(calibration: Calibration, prob: float, origin: int = 1) -> float:
+    cell = calibration.scalings(*STRICT)[origin, 2]
+    return float(1 / (1 + np.exp(-cell[SLOPE] * np.log(prob / (1 - prob)) - cell[SHIFT])))
+
+
+@pytest.mark.parametrize(("prob", "share"), [(0.5, 0.9), (0.5, 0.1), (0.9, 0.6), (0.1, 0.4)])
+def test_a_probability_that_comes_true_more_or_less_often_moves_to_that_share(prob: float, share: float) -> None:
+    calibration = Calibration(NUM_LEVELS)
+    feed(calibration, prob, share, 2000)
+    assert scaled(calibration, prob) == pytest.approx(share, abs=0.05)
+
+
+def test_slope_and_shift_are_found_together() -> None:
+    calibration = Calibration(NUM_LEVELS)
+    random = np.random.default_rng(0)
+    roots = np.array([-1], np.int32)
+    for prob in random.uniform(0.05, 0.95, 8000).tolist():
+        real = 1 / (1 + np.exp(-1.4 * np.log(prob / (1 - prob)) + 0.5))
+        outcome = 0 if random.random() < real else -1
+        calibration.observe(*STRICT, roots, evidence_of([prob]), 1, outcome, 2)
+    assert calibration.scalings(*STRICT)[1, 2] == pytest.approx([1.4, -0.5], abs=0.15)
+
+
+def test_what_changes_is_followed_as_the_older_outcomes_fade() -> None:
+    calibration = Calibration(NUM_LEVELS, CalibrationParams(memory=300))
+    feed(calibration, 0.5, 0.9, 3000)
+    feed(calibration, 0.5, 0.2, 3000)
+    assert scaled(calibration, 0.5) == pytest.approx(0.2, abs=0.07)
+
+
+def test_only_the_key_the_source_and_the_length_that_were_observed_move() -> None:
+    calibration = Calibration(NUM_LEVELS)
+    feed(calibration, 0.5, 0.9, 100)
+    moved = calibration.scalings(*STRICT)
+    assert np.argwhere(moved[..., SHIFT]).tolist() == [[1, 2]]
+    assert calibration.scalings("m", Strict(), "root/b") is moved, "pools below one root share a table"
+    for other in (("n", Strict(), "root"), ("m", Relaxed(), "root"), ("m", Strict(), "other")):
+        assert not calibration.scalings(*other)[..., SHIFT].any()
+
+
+def test_sources_beyond_the_first_ancestor_share_a_row() -> None:
+    calibration = Calibration(NUM_LEVELS)
+    feed(calibration, 0.5, 0.9, 50, origin=8)
+    assert np.argwhere(calibration.scalings(*STRICT)[..., SHIFT]).tolist() == [[3, 2]]
+
+
+@pytest.mark.parametrize(
+    ("num_verified", "accepted", "num_emitted", "num_observed"),
+    [
+        (5, -1, 1, 2),  # roots only: 0 and 1
+        (5, 0, 2, 4),  # and the children of 0
+        (3, 0, 2, 3),  # of which one was not verified
+        (5, 0, 1, 2),  # the text ended behind 0
+        (5, 2, 3, 5),  # and the child of 2
+        (0, -1, 1, 0),
+    ],
+)
+def test_a_node_has_an_outcome_if_its_parent_was_emitted_and_something_followed(
+    num_verified: int, accepted: int, num_emitted: int, num_observed: int
+) -> None:
+    calibration = Calibration(NUM_LEVELS)
+    parents = np.array([-1, -1, 0, 0, 2], np.int32)
+    levels = np.arange(5, dtype=np.uint8)
+    evidence = Evidence(np.ones(5, np.uint8), levels, np.full(5, 0.5, np.float32))
+    calibration.observe(*STRICT, parents, evidence, num_verified, accepted, num_emitted)
+    assert np.count_nonzero(calibration.scalings(*STRICT)[..., SHIFT]) == num_observed
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=200))
+def test_no_feedback_however_false_moves_a_scaling_out_of_its_bounds(outcomes: list[tuple[float, bool]]) -> None:
+    params = CalibrationParams(prior=0.01, slope_prior=0.01)
+    calibration = Calibration(NUM_LEVELS, params)
+    for prob, emitted in outcomes:
+        roots = np.array([-1], np.int32)
+        calibration.observe(*STRICT, roots, evidence_of([prob]), 1, 0 if emitted else -1, 2)
+    scalings = calibration.scalings(*STRICT)
+    assert np.isfinite(scalings).all()
+    assert (np.abs(scalings[..., SHIFT]) <= params.max_shift).all()
+    assert (scalings[..., SLOPE] >= 1 / params.max_slope).all() and (scalings[..., SLOPE] <= params.max_slope).all()
+
+
+def test_keys_are_limited_and_the_one_used_longest_ago_goes_first() -> None:
+    calibration = Calibration(NUM_LEVELS, CalibrationParams(max_keys=2))
+    for model in ("a", "b", "a", "c"):
+        calibration.observe(model, Strict(), "p", np.array([-1], np.int32), evidence_of([0.5]), 1, 0, 2)
+    assert calibration.num_keys == 2
+    assert calibration.scalings("a", Strict(), "p")[..., SHIFT].any()
+    assert not calibration.scalings("b", Strict(), "p")[..., SHIFT].any()
+
+
+def test_threads_may_observe_and_draft_at_once() -> None:
+    calibration = Calibration(NUM_LEVELS)
+    threads = [threading.Thread(target=feed, args=(calibration, 0.5, 0.8, 500)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert scaled(calibration, 0.5) == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"prior": 0.0}, {"memory": float("nan")}, {"max_slope": 0.5}, {"max_keys": 0}, {"slope_prior": -1.0}]
+)
+def test_parameters_out_of_range_are_named(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CalibrationParams(**wrong)  # type: ignore[arg-type]
+
+
+def biased_drafter(calibration: Calibration, *, accepts: bool) -> tuple[DraftTree, DraftTree]:
+    """The first and the last tree for one text, while a verifier takes the first node always, or never."""
+    documents = [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 6, 4], [1, 7, 3, 4]] * 3
+    index = build_index([np.array(document, np.int32) for document in documents])
+    drafter = Drafter(FixedSources((index,)), "f", 50, calibration=calibration)
+    trees = []
+    for _ in range(200):
+        drafter.open(0, "p", [30, 1], 1)
+        tree = drafter.draft(0, 16)
+        tree.check(16, 50)
+        trees.append(tree)
+        drafter.advance(0, 2, [int(tree.token_ids[0]), 9] if accepts else [9], 1, 0 if accepts else -1)
+        drafter.close(0)
+    return trees[0], trees[-1]
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+def test_trees_stay_valid_and_exclusive_while_a_biased_acceptance_moves_them(accepts: bool) -> None:
+    first, last = biased_drafter(Calibration(NUM_LEVELS), accepts=accepts)
+    assert (last.probs[0] > first.probs[0]) == accepts
+    for tree in (first, last):
+        for parent in range(-1, len(tree)):
+            limit = 1.0 if parent < 0 else float(tree.probs[parent])
+            assert tree.probs[tree.parents == parent].sum() <= limit + 1e-6
+
+
+def test_a_node_is_said_to_come_from_the_sequence_only_if_no_pool_has_it() -> None:
+    pool = build_index([np.array([1, 2, 3], np.int32)])
+    parent = build_index([np.array([1, 2, 3], np.int32), np.array([1, 4, 5], np.int32)])
+
+    class PoolAndParent:
+        def sources(self, pool_id: str, fingerprint: str) -> tuple[PoolStatus, Sources]:
+            return PoolStatus.OK, Sources.of([(pool, 0), (parent, 1)])
+
+    drafter = Drafter(PoolAndParent(), "f", 50)
+    drafter.open(0, "p/q", [1, 6, 1, 2, 1], 4)
+    tree = drafter.draft(0, 32)
+    assert tree.sources is not None
+    roots = {int(t): int(s) for t, s, p in zip(tree.token_ids, tree.sources, tree.parents, strict=True) if p < 0}
+    assert roots == {2: 1, 4: 2, 6: 0}
