@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import urllib.error
 import urllib.request
 from typing import Any
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -63,6 +65,26 @@ def test_metrics_add_up_to_what_the_requests_were_told(network: Any) -> None:
     assert value(registry, "laser_accepted_length_sum") == accepted
     phases = [value(registry, "laser_step_phase_seconds_total", phase=p) for p in ("drafts", "forward", "host")]
     assert sum(phases) == pytest.approx(value(registry, "laser_step_seconds_sum"))
+
+
+def test_accepted_tokens_are_counted_by_what_spoke_for_them(network: Any) -> None:
+    class Told(GoodDrafts):
+        def _tree(self, sequence_id: int, token_ids: list[int]) -> DraftTree | None:
+            tree = super()._tree(sequence_id, token_ids)
+            if tree is None or len(token_ids) % 2:
+                return tree
+            return dataclasses.replace(tree, sources=np.arange(len(tree), dtype=np.uint8) % 3)
+
+    metrics = VerifierMetrics("tiny", 32)
+    drafts = Told(VOCAB_SIZE, {PROMPT: plain_decoding(network, PROMPT, 60)})
+    server = TinyServer(tiny_model(network), drafts, observer=metrics)
+    server.submit(PROMPT, 50)
+    server.run()
+    for name, total in (("laser_draft_nodes", "draft"), ("laser_accepted_tokens", "accepted")):
+        sources = ("own_text", "pool", "ancestor_1", "ancestor_7", "unknown")
+        counts = [value(metrics.registry, f"{name}_total", source=source) for source in sources]
+        assert sum(counts) == value(metrics.registry, f"vllm:spec_decode_num_{total}_tokens_total")
+        assert counts[3] == 0 and counts[0] > 0
 
 
 def test_prompt_tokens_count_whole_and_those_reused_from_another_slot_as_hits(network: Any) -> None:

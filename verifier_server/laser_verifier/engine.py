@@ -23,7 +23,7 @@ from laser_verifier.counters import EngineCounters
 from laser_verifier.draft_policy import DraftPolicy
 from laser_verifier.drafting import Drafting, StepDrafts
 from laser_verifier.drafts import Advanced, DraftSource
-from laser_verifier.observer import NoObserver, Observer, StepRecord
+from laser_verifier.observer import NoObserver, Observer, StepRecord, count_sources
 from laser_verifier.prefix_cache import PrefixCache
 from laser_verifier.runner import ModelRunner, Verdict
 from laser_verifier.schedule import schedule
@@ -292,6 +292,10 @@ class Engine:
             num_nodes=sum(len(tree) for tree, _, _ in outcomes),
             expected_tokens=drafts.choice.expected_tokens,
             num_missing_trees=drafts.num_missing,
+            nodes_by_source=count_sources((tree, range(len(tree))) for tree, _, _ in outcomes),
+            accepted_by_source=count_sources(
+                (tree, verdict.path[: kept.accepted_length]) for tree, verdict, kept in outcomes
+            ),
             accepted_lengths=tuple(kept.accepted_length for tree, _, kept in outcomes if len(tree)),
             num_relaxed_tokens=sum(sum(verdict.relaxed[: kept.accepted_length]) for _, verdict, kept in outcomes),
             num_output_tokens=sum(len(kept.token_ids) for _, _, kept in outcomes),

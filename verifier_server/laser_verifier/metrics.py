@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from laser_protocol.tree import MAX_SOURCE
 from laser_verifier.engine import Engine
 from laser_verifier.observer import StepRecord
 from laser_verifier.remote_drafts import DraftCounters, ShardState
@@ -27,6 +28,8 @@ _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _STEP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 _ACCEPTED = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _MODEL = "model_name"
+# As in DraftTree.sources: the sequence's own text, its pool, the pool's ancestors from the nearest on.
+_SOURCES = ("own_text", "pool", *(f"ancestor_{n}" for n in range(1, MAX_SOURCE)), "unknown")
 
 
 class VerifierMetrics:
@@ -84,6 +87,9 @@ class VerifierMetrics:
             "vllm:spec_decode_num_accepted_tokens_per_pos", "Accepted nodes by depth - 1.", _MODEL, "position"
         )
         self._accepted_at = [by_position.labels(self._model_name, str(i)) for i in range(self._max_draft_nodes)]
+        nodes = self._counter("laser_draft_nodes", "Verified nodes by what spoke for them.", "source")
+        accepted = self._counter("laser_accepted_tokens", "Accepted nodes by what spoke for them.", "source")
+        self._nodes_of, self._accepted_of = ([by.labels(source) for source in _SOURCES] for by in (nodes, accepted))
         self._offered = self._counter("laser_draft_offered_nodes", "Nodes of the trees that came in time.")
         self._expected = self._counter("laser_draft_expected_tokens", "Tokens that the verified nodes were to emit.")
         self._relaxed = self._counter("laser_relaxed_tokens", "Emitted tokens that were not the argmax.")
@@ -147,6 +153,12 @@ class VerifierMetrics:
         self._expected.inc(record.expected_tokens)
         self._accepted_tokens.inc(sum(record.accepted_lengths))
         self._relaxed.inc(record.num_relaxed_tokens)
+        for counters, counts in (
+            (self._nodes_of, record.nodes_by_source),
+            (self._accepted_of, record.accepted_by_source),
+        ):
+            for counter, count in zip(counters, counts, strict=True):
+                counter.inc(count)
         for accepted_length in record.accepted_lengths:
             self._lengths.observe(accepted_length)
         for position in range(max(record.accepted_lengths)):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from laser_protocol.tree import MAX_SOURCE, DraftTree
 from laser_verifier.sequence import FinishReason, GenerationStats
 
 
@@ -16,6 +18,7 @@ class StepRecord:
         num_sequences: that got tokens. num_prompt_tokens: prefilled. num_reused_tokens: of prompts, copied instead.
         num_offered_nodes: nodes of valid trees. num_nodes: of them, verified. expected_tokens: that those were to emit.
         num_missing_trees: sequences whose tree was asked for and was not there.
+        nodes_by_source, accepted_by_source: verified and accepted nodes, index as in DraftTree.sources, last: not said.
         accepted_lengths: of the sequences that had a tree. num_output_tokens: emitted.
         price: probability below which a node was not worth its place. gain: see `Choice`.
         draft_s, forward_s, host_s: wait for drafts and choosing; the runner; everything else.
@@ -28,6 +31,8 @@ class StepRecord:
     num_nodes: int
     expected_tokens: float
     num_missing_trees: int
+    nodes_by_source: tuple[int, ...]
+    accepted_by_source: tuple[int, ...]
     accepted_lengths: tuple[int, ...]
     num_relaxed_tokens: int
     num_output_tokens: int
@@ -36,6 +41,26 @@ class StepRecord:
     draft_s: float
     forward_s: float
     host_s: float
+
+
+def count_sources(chosen: Iterable[tuple[DraftTree, Sequence[int]]]) -> tuple[int, ...]:
+    """How many nodes each source speaks for.
+
+    Args:
+        chosen: trees, each with the indices of its nodes that count.
+
+    Returns:
+        Index as in DraftTree.sources, and one more for nodes that do not say.
+    """
+    counts = [0] * (MAX_SOURCE + 2)
+    for tree, node_idxs in chosen:
+        if tree.sources is None:
+            counts[-1] += len(node_idxs)
+            continue
+        sources = tree.sources.tolist()
+        for node_idx in node_idxs:
+            counts[sources[node_idx]] += 1
+    return tuple(counts)
 
 
 class Observer(Protocol):
