@@ -52,7 +52,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=192, help="default: %(default)s")
     parser.add_argument("--model", default="", help="default: SmolLM2-135M-Instruct from its wheel")
     parser.add_argument("--dtype", default="auto", help="default: %(default)s")
-    parser.set_defaults(nodes=32, draft_policy="value")
+    # Otherwise whoever runs second finds the prompts' keys and values there.
+    parser.set_defaults(nodes=32, draft_policy="value", verifier_options=("--no-prefix-reuse",))
     arguments = parser.parse_args()
     if arguments.unrelated_corpus is None and any(pool == "unrelated" for _, pool in arguments.cases):
         parser.error("a case :unrelated needs --unrelated-corpus")
