@@ -70,7 +70,7 @@ def servers(model: str, arguments: argparse.Namespace, directory: Path) -> Itera
         serve = [command_path("laser-verifier"), "serve", "--model", model, "--retriever", retriever]
         serve += ["--listen", verifier, "--dtype", arguments.dtype, "--draft-policy", arguments.draft_policy]
         serve += ["--max-draft-nodes", str(arguments.nodes), "--max-sequences", str(arguments.concurrency)]
-        serve += arguments.verifier_options
+        serve += getattr(arguments, "verifier_options", ())
         with ServerProcess("verifier", serve, verifier, directory / "verifier.log") as second:
             second.wait_until_healthy(300)
             yield retriever, verifier
@@ -110,7 +110,6 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--dtype", default="auto", help="default: %(default)s")
     parser.add_argument("--max-new-tokens", type=int, default=192, help="default: %(default)s")
-    parser.set_defaults(verifier_options=())
     arguments = parser.parse_args()
     corpus = [json.loads(line) for line in arguments.corpus.read_text(encoding="utf8").splitlines()]
     pool = [document for document in corpus if document["id"] in arguments.pool_ids]
