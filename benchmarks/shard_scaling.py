@@ -2,9 +2,9 @@
 
     python -m benchmarks.shard_scaling --corpus corpus_user.jsonl
 
-work    --pools pools over one directory, N retriever processes, one draft stream to each; every pool's sequences go
-        to the shard that `laser_verifier.shards` chooses. All streams replay recorded outputs at once; counted are
-        trees that are not empty and the CPU seconds of the retriever processes. Constant drafts per CPU second = shards cost nothing but
+work    --pools pools over one directory, N retriever processes, one draft stream to each pool's shard, as
+        `laser_verifier.shards` chooses. All streams replay recorded outputs at once; counted are trees that are not
+        empty and the CPU seconds of the retriever processes. Constant drafts per CPU second: shards cost nothing but
         themselves.
 spread  300 pools (names drawn from a seed) with the same number of sequences each, opened in turn; max/mean of the
         shards' open sequences, as the verifier chooses (rendezvous with bounded loads) and by rendezvous alone. No
