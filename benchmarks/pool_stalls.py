@@ -12,6 +12,7 @@ The directory must lie on the disk to be measured (default: the current director
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -123,6 +124,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         pools = Pools(RetrieverConfig(pools=Path(directory)))
         fill(pools, arguments.tokens)
+        gc.collect()
+        gc.freeze()  # as the command does
 
         def rest() -> float:
             time.sleep(arguments.seconds)
