@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 import pyarrow
@@ -58,8 +58,7 @@ def decode(name: str, data: bytes, encoding: str = "utf8") -> str:
 
 def open_binary(path: Path) -> IO[bytes]:
     """The file's bytes, unpacked if its name ends in .gz."""
-    opened: IO[bytes] = gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb")
-    return opened
+    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
 def rows(name: str, text: str, delimiter: str, num_columns: int) -> Iterator[Row]:

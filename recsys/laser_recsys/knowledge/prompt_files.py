@@ -43,7 +43,7 @@ class PromptFiles:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
-        self._num_rows = sum(_open(path).metadata.num_rows for path in self._paths)
+        self._num_rows: int = sum(_open(path).metadata.num_rows for path in self._paths)
         self._check_unique()
 
     def __len__(self) -> int:

@@ -120,7 +120,7 @@ def run_ray_job(
             batch_format="pyarrow",
             batch_size=_BATCHES_PER_WORKER * share.concurrency,
             fn_kwargs={"config": share, "model": model},
-            concurrency=num_workers,
+            compute=ray.data.TaskPoolStrategy(size=num_workers),
             num_cpus=0.5,  # it waits for verifiers
         )
         made.write_parquet(str(partial))
