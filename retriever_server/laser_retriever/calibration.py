@@ -203,9 +203,9 @@ def learn_scalings(
             continue
         if parent == accepted_node and num_emitted <= depth:
             continue  # the text ended there: nobody knows what would have followed
-        row = min(np.int64(origins[node]), len(scalings) - 1)
-        level = levels[node]
-        prob = np.float64(conditionals[node])
+        row = min(int(origins[node]), len(scalings) - 1)
+        level = int(levels[node])
+        prob = float(conditionals[node])
         odds = log_odds(prob)
         prob = scale_probability(prob, scalings[row, level, SLOPE], scalings[row, level, SHIFT])
         missed = (1.0 if emitted[node] else 0.0) - prob
