@@ -264,6 +264,7 @@ def estimate_children(
     describe_children(children, num_children, scalings.shape[1])
     _choose(children, num_children, coefficients)
     total = 0.0
+    best = 0
     for child in range(num_children):
         origin = children.origins[child]
         level = children.longest[child, 0 if origin == OWN_TEXT else 1]
@@ -271,9 +272,15 @@ def estimate_children(
         scaling = scalings[min(origin, len(scalings) - 1), level]
         children.probs[child] = scale_probability(children.conditionals[child], scaling[0], scaling[1])
         total += children.probs[child]
-    if total > 1.0:  # each was scaled alone, but they exclude each other
+        if children.probs[child] > children.probs[best]:
+            best = child
+    if total > 1.0:
+        # Each was scaled alone, but they exclude each other. The best child is the one whose outcomes are known, since
+        # it was verified most: it keeps its probability, the others share what it leaves.
+        others = total - children.probs[best]
         for child in range(num_children):
-            children.probs[child] /= total
+            if child != best and others > 0.0:
+                children.probs[child] *= (1.0 - children.probs[best]) / others
 
 
 @kernel

@@ -38,7 +38,7 @@ def test_drafts_pools_and_events_are_told(tmp_path: Path) -> None:
             assert told["laser_retriever_drafts_total"] == 1
             assert told["laser_retriever_draft_nodes_total"] > 0
             assert told["laser_retriever_draft_seconds_count"] == 1
-            assert told["laser_retriever_late_messages_total"] == 0
+            assert told["laser_retriever_late_drafts_total"] == 0
             assert told["laser_retriever_pools"] == 1
             assert (told["laser_retriever_documents"], told["laser_retriever_tokens"]) == (2, 4)
             assert told["laser_retriever_segments"] == 0
