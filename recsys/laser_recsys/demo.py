@@ -355,8 +355,8 @@ def _conclude(config: DemoConfig, result: DemoResult, say: Callable[[str], None]
     say(table.text_table(table.cells(result.summaries, result.noise)))
     say("")
     if result.dtype != "float32":
-        say(f"Strict is exact in float32. In {result.dtype} rounding depends on the batch: the last row shows how far")
-        say("plain decoding agrees with itself at another batch size; strict is to be read beside it.")
+        say(f"Strict is exact in float32. In {result.dtype} rounding may depend on the batch: the last row shows how")
+        say("far plain decoding agrees with itself at another batch size; strict is to be read beside it.")
     if result.replay:
         series = ", ".join(f"{point.num_documents}: {point.tokens_per_step:.2f}" for point in result.replay)
         say(f"tokens_per_step by documents in the pool (replay of this run's plain outputs): {series}")

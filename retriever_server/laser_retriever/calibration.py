@@ -39,7 +39,7 @@ MAX_NAME = 128
 
 @dataclass(frozen=True, slots=True)
 class CalibrationParams:
-    """How fast and how far scalings move. Chosen by `benchmarks/reliability.py` on users 1-680 of the user corpus.
+    """How fast and how far scalings move: round numbers, not tuned; `benchmarks/reliability.py` shows what they do.
 
     Attributes:
         prior: evidence, in units of p (1 - p), at which a cell's own weighs as much as no shift.

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from laser_verifier.waiting import Waiting, WaitingQueue
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Learn = Callable[[str, str, Seq[int]], None]
 
 
@@ -74,6 +75,7 @@ class Engine:
         self._running: list[Sequence] = []
         self._free_slots = list(range(runner.num_slots))
         self._prefixes = PrefixCache(runner.num_slots)
+        self._num_reused_told = 0
         self._next_sequence_id = 1
         self._waiting = WaitingQueue(config.max_queue)
         self._work = threading.Event()
@@ -141,23 +143,16 @@ class Engine:
 
     def step(self) -> None:
         """One forward over all running sequences. Does nothing if none runs or waits."""
-        started_s, num_reused_before = time.perf_counter(), self.counters.num_reused_tokens
+        started_s = time.perf_counter()
         self._admit()
-        cost = self.policy.cost.now if self.policy.cost is not None else None
-        scheduled = schedule(self._reuse_prefixes(), self._config, cost)
+        scheduled = self._schedule()
         if not scheduled:
             return
-        scheduled_s = time.perf_counter()
-        drafts = self._drafting.collect(scheduled)
-        drafted_s = time.perf_counter()
+        drafts, draft_s = _timed(lambda: self._drafting.collect(scheduled))
         inputs = [self._step_input(sequence, num_tokens, drafts.trees) for sequence, num_tokens in scheduled]
-        num_prompt_tokens = sum(min(n, max(0, s.num_prompt_tokens - s.num_cached)) for s, n in scheduled)
-        packed_s = time.perf_counter()
-        verdicts = self._runner.run(inputs)
-        run_s = time.perf_counter()
-        emitted = self._emit([sequence for sequence, _ in scheduled], inputs, verdicts)
-        prefill = (num_prompt_tokens, self.counters.num_reused_tokens - num_reused_before)
-        self._observe(prefill, inputs, emitted, drafts, drafted_s - scheduled_s, run_s - packed_s, started_s)
+        verdicts, forward_s = _timed(lambda: self._runner.run(inputs))
+        outcomes = self._emit([sequence for sequence, _ in scheduled], inputs, verdicts)
+        self._observe(inputs, outcomes, drafts, draft_s, forward_s, started_s)
 
     def close(self, error: LaserError | None = None) -> None:
         """Ends every request with `error` and takes no more."""
@@ -193,6 +188,10 @@ class Engine:
         entry.sink(Admitted())
         if request.draft:
             self._drafting.open(sequence)
+
+    def _schedule(self) -> list[tuple[Sequence, int]]:
+        cost = self.policy.cost.now if self.policy.cost is not None else None
+        return schedule(self._reuse_prefixes(), self._config, cost)
 
     def _reuse_prefixes(self) -> list[Sequence]:
         """The running sequences without those whose prompt's beginning another computes just now.
@@ -271,7 +270,6 @@ class Engine:
 
     def _observe(
         self,
-        prefill: tuple[int, int],
         inputs: list[StepInput],
         outcomes: list[tuple[DraftTree, Verdict, Emitted]],
         drafts: StepDrafts,
@@ -279,15 +277,18 @@ class Engine:
         forward_s: float,
         started_s: float,
     ) -> None:
-        """Tells policy and observer of the step; `prefill`: prompt tokens run, and reused instead."""
+        """Tells policy and observer of the step."""
         num_tokens = sum(entry.num_tokens for entry in inputs)
-        self.policy.observe(num_tokens, forward_s, is_plain=prefill[0] == 0)
+        num_prompt_tokens = sum(len(entry.token_ids) for entry in inputs if entry.num_output == 0)
+        num_reused_tokens = self.counters.num_reused_tokens - self._num_reused_told
+        self._num_reused_told = self.counters.num_reused_tokens
+        self.policy.observe(num_tokens, forward_s, is_plain=num_prompt_tokens == 0)
         self.policy.observe_trees([(tree, verdict.path) for tree, verdict, _ in outcomes])
         self.counters.num_steps += 1
         record = StepRecord(
             num_sequences=len(outcomes),
-            num_prompt_tokens=prefill[0],
-            num_reused_tokens=prefill[1],
+            num_prompt_tokens=num_prompt_tokens,
+            num_reused_tokens=num_reused_tokens,
             num_offered_nodes=drafts.num_offered_nodes,
             num_nodes=sum(len(tree) for tree, _, _ in outcomes),
             expected_tokens=drafts.choice.expected_tokens,
@@ -344,6 +345,12 @@ class Engine:
         self._free_slots.append(sequence.slot_idx)
         if sequence.request.draft:
             self._drafts.close(sequence.sequence_id)
+
+
+def _timed(action: Callable[[], T]) -> tuple[T, float]:
+    """What the action gives, and the seconds it took."""
+    started_s = time.perf_counter()
+    return action(), time.perf_counter() - started_s
 
 
 def run_engine(engine: Engine, stopping: threading.Event, on_death: Callable[[], None] = lambda: None) -> None:
