@@ -76,6 +76,14 @@ def servers(model: str, arguments: argparse.Namespace, directory: Path) -> Itera
             yield retriever, verifier
 
 
+def fill_pool(retriever: str, pool_id: str, documents: list[dict[str, Any]], fingerprint: str) -> None:
+    """Adds the outputs of corpus lines to a pool and returns when they are drafted from."""
+    made = [Document.make(str(document["id"]), document["output_token_ids"]) for document in documents]
+    with PoolClient(Endpoint.make(retriever)) as pools:
+        assert sum(pools.add(pool_id, fingerprint, made)) == len(made)
+    time.sleep(3.0)  # readers look for new documents every two seconds
+
+
 def measure(client: LaserClient, documents: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Totals]:
     """All modes over all prompts, alternating batch by batch; which mode goes first rotates."""
     totals = {mode: Totals() for mode in arguments.modes}
@@ -121,10 +129,7 @@ def main() -> None:
         servers(model, arguments, Path(directory)) as (retriever, verifier),
         LaserClient(verifier) as client,
     ):
-        with PoolClient(Endpoint.make(retriever)) as pools:
-            documents = [Document.make(str(document["id"]), document["output_token_ids"]) for document in pool]
-            assert sum(pools.add(POOL, client.model().tokenizer_fingerprint, documents)) == len(documents)
-        time.sleep(3.0)  # readers look for new documents every two seconds
+        fill_pool(retriever, POOL, pool, client.model().tokenizer_fingerprint)
         client.generate(test[0]["prompt_token_ids"], pool=POOL, max_new_tokens=8, timeout=600)
         totals = measure(client, test, arguments)
         dtype = client.model().dtype

@@ -19,20 +19,17 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.held_out import id_range, servers
+from benchmarks.held_out import fill_pool, id_range, servers
 from tqdm import tqdm
 
 from laser_client import LaserClient, Relaxed, Strict
-from laser_client.pools import Document, PoolClient
 from laser_protocol.acceptance import Acceptance
-from laser_protocol.channel import Endpoint
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.example_model import prepare_example_model
 
@@ -165,10 +162,7 @@ def generate_missing(arguments: argparse.Namespace) -> None:
         servers(model, arguments, Path(directory)) as (retriever, verifier),
         LaserClient(verifier) as client,
     ):
-        with PoolClient(Endpoint.make(retriever)) as pools:
-            documents = [Document.make(str(document["id"]), document["output_token_ids"]) for document in pool]
-            assert sum(pools.add(POOL, client.model().tokenizer_fingerprint, documents)) == len(documents)
-        time.sleep(3.0)  # readers look for new documents every two seconds
+        fill_pool(retriever, POOL, pool, client.model().tokenizer_fingerprint)
         for run, documents_of_run in missing:
             generate(client, run, documents_of_run, arguments)
 

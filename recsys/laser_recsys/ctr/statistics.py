@@ -16,7 +16,6 @@ import numpy as np
 from scipy import stats
 
 MARGIN = 0.001
-PILOT_SEEDS = 5
 MAX_SEEDS = 60
 _ALPHA = 0.05
 # (1.645 + 1.282) ** 2: one-sided 5 % and 90 % power.
