@@ -32,6 +32,9 @@ Outcome = Generation | LaserError
 OnProgress = Callable[[int, Outcome], object]
 
 _MODEL_TIMEOUT_S = 30.0
+# How often an output that is wanted whole tells of itself. A message for every step and sequence costs both processes
+# more than all else they do: on two cores, eight sequences, a quarter of the throughput.
+_DELTA_INTERVAL_S = 1.0
 
 
 class AsyncLaserClient:
@@ -145,7 +148,7 @@ class AsyncLaserClient:
         check_on_error(on_error)
         patience = Patience.starting_now(limits)
         if not is_many(prompt):
-            generation = await self._start(Request(prompt, pool, document_id, settings), patience).finish()
+            generation = await self._finish(Request(prompt, pool, document_id, settings), patience)
             if on_progress is not None:
                 on_progress(0, generation)
             return generation
@@ -231,14 +234,20 @@ class AsyncLaserClient:
             return request
         try:
             async with self._slots:
-                return await self._start(request, patience).finish()
+                return await self._finish(request, patience)
         except LaserError as error:
             error.index = index
             return error
 
-    def _start(self, request: Request, patience: Patience) -> AsyncTextStream:
+    async def _finish(self, request: Request, patience: Patience) -> Generation:
+        """The whole output. Nobody reads its chunks, so few are asked for: just signs of life."""
+        silence = patience.limits.timeout
+        interval_s = _DELTA_INTERVAL_S if silence is None else min(_DELTA_INTERVAL_S, silence / 4)
+        return await self._start(request, patience, int(interval_s * 1e3)).finish()
+
+    def _start(self, request: Request, patience: Patience, delta_interval_ms: int = 0) -> AsyncTextStream:
         stub = verifier_pb2_grpc.VerifierStub(self._open_channel())
-        message = request_to_message(request)
+        message = request_to_message(request, delta_interval_ms)
 
         def open_call(timeout_s: float | None) -> Call:
             return stub.Generate(message, timeout=timeout_s, metadata=self._endpoint.metadata)

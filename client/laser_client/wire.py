@@ -19,8 +19,8 @@ _DRAFT_STATUSES: dict[int, DraftStatus] = {
 }
 
 
-def request_to_message(request: Request) -> pb.GenerateRequest:
-    """The message of a checked request."""
+def request_to_message(request: Request, delta_interval_ms: int) -> pb.GenerateRequest:
+    """The message of a checked request; see verifier.proto `GenerateRequest.delta_interval_ms`."""
     settings = request.settings
     message = pb.GenerateRequest(
         pool=request.pool or "",
@@ -31,6 +31,7 @@ def request_to_message(request: Request) -> pb.GenerateRequest:
         drafting=pb.DRAFTING_ON if settings.draft else pb.DRAFTING_OFF,
         learn=settings.learn,
         document_id=request.document_id or "",
+        delta_interval_ms=delta_interval_ms,
     )
     if isinstance(request.prompt, str):
         message.text.text = request.prompt

@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,16 @@ def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
     return measure_step_cost(run, sizes if len(sizes) > 1 else [1, 2])
 
 
+def _load(
+    model_config: ModelConfig, engine_config: EngineConfig
+) -> tuple[Any, TargetModel, EngineConfig, ModelRunner, StepCost]:
+    """Tokenizer, model, the configuration that fits it, its runner and what a forward of it costs."""
+    tokenizer, model = load_tokenizer(model_config.model), load_model(model_config)
+    config = _fit_to_model(engine_config, model)
+    runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
+    return tokenizer, model, config, runner, measure_runner(runner, config.max_step_tokens)
+
+
 async def _serve(
     listen: ListenConfig,
     model_config: ModelConfig,
@@ -204,10 +215,8 @@ async def _serve(
 ) -> None:
     """Loads and measures, listens, serves until a signal or the engine's death, stops in the reverse order."""
     logger.info("model.loading model=%s", model_config.model)
-    tokenizer, model = await asyncio.to_thread(lambda: (load_tokenizer(model_config.model), load_model(model_config)))
-    config = _fit_to_model(engine_config, model)
-    runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
-    cost = await asyncio.to_thread(measure_runner, runner, config.max_step_tokens)
+    loop, device = asyncio.get_running_loop(), ThreadPoolExecutor(1, "engine")
+    tokenizer, model, config, runner, cost = await loop.run_in_executor(device, _load, model_config, engine_config)
     logger.info(
         "model.ready name=%s type=%s dtype=%s device=%s kv_cache_bytes=%d step_ms=%s",
         model.name, model.model_type, model.dtype, model.device, runner.cache_size_bytes,
@@ -240,12 +249,9 @@ async def _serve(
         service = VerifierService(engine, tokenizer, description)
         server = LaserServer(listen, [SERVICE_NAME], functools.partial(register, service))
         port = await server.start()
-        loop, stopping, died = asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+        stopping, died = threading.Event(), asyncio.Event()
         # A dead engine ends the process: whoever runs it starts it again.
-        thread = threading.Thread(
-            target=run_engine, args=(engine, stopping, lambda: loop.call_soon_threadsafe(died.set)), name="engine"
-        )
-        thread.start()
+        ended = loop.run_in_executor(device, run_engine, engine, stopping, lambda: loop.call_soon_threadsafe(died.set))
         await server.set_serving(True)
         logger.info("laser_verifier.listening address=%s port=%d", listen.listen, port)
         try:
@@ -254,7 +260,7 @@ async def _serve(
             await server.stop()
         finally:
             stopping.set()
-            await asyncio.to_thread(thread.join)
+            await ended
         if pools is not None:
             await pools.drain(_DRAIN_S)
         if died.is_set():

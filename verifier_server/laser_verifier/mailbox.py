@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 
-from laser_verifier.sequence import Event
+from laser_verifier.sequence import Emitted, Event, Sink
 
 
 class Mailbox:
@@ -36,3 +37,31 @@ class Mailbox:
         while self._waiting:
             queue, event = self._waiting.popleft()
             queue.put_nowait(event)
+
+
+class JoinedDeltas:
+    """A sink that passes a request's events on, what is emitted within an interval as one. Used by one thread at a time.
+
+    Args:
+        sink: where to. interval_s: least seconds between two Emitted; 0: each as it comes.
+    """
+
+    def __init__(self, sink: Sink, interval_s: float) -> None:
+        self._sink = sink
+        self._interval_s = interval_s
+        self._held: Emitted | None = None
+        self._due_s = 0.0
+
+    def __call__(self, event: Event) -> None:
+        """Passes the event on, after what is held; or holds it."""
+        held, self._held = self._held, None
+        if isinstance(event, Emitted):
+            event = event if held is None else held.joined(event)
+            now_s = time.monotonic()
+            if now_s < self._due_s:
+                self._held = event
+                return
+            self._due_s = now_s + self._interval_s
+        elif held is not None:
+            self._sink(held)
+        self._sink(event)

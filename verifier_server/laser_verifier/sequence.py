@@ -76,11 +76,19 @@ class GenerationStats:
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """What one step gave a sequence."""
+    """What one step, or several in a row, gave a sequence."""
 
     text: str
     token_ids: tuple[int, ...]
     accepted_length: int
+
+    def joined(self, later: Emitted) -> Emitted:
+        """This and what came right after it."""
+        return Emitted(
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            self.accepted_length + later.accepted_length,
+        )
 
 
 @dataclass(frozen=True, slots=True)

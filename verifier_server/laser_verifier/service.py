@@ -21,7 +21,7 @@ from laser_protocol.packing import pack_token_ids, unpack_token_ids
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.v1 import verifier_pb2, verifier_pb2_grpc
 from laser_verifier.engine import Engine
-from laser_verifier.mailbox import Mailbox
+from laser_verifier.mailbox import JoinedDeltas, Mailbox
 from laser_verifier.prompt import encode_text, has_chat_template
 from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Event, Finished, FinishReason, Request
 
@@ -34,6 +34,7 @@ _MAX_ID_BYTES = 256
 # More characters per token than any text has; what is longer is refused before it is tokenised.
 _MAX_CHARS_PER_TOKEN = 128
 _MAX_TEMPERATURE = 100.0
+_MAX_DELTA_INTERVAL_MS = 60_000
 
 _FINISH_REASONS = {
     FinishReason.STOP: verifier_pb2.FINISH_REASON_STOP,
@@ -109,7 +110,8 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         checked = await asyncio.get_running_loop().run_in_executor(self._tokenising, self._check, request)
         events: asyncio.Queue[Event] = asyncio.Queue()
         # The engine's name for it is ours: two callers may choose the same request_id.
-        self._engine.submit(checked, functools.partial(self._mailbox.put, events))
+        deliver = functools.partial(self._mailbox.put, events)
+        self._engine.submit(checked, JoinedDeltas(deliver, request.delta_interval_ms / 1e3))
         ended = False
         try:
             async for event in self._events(events, checked.request_id):
@@ -177,6 +179,11 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         acceptance = self._acceptance(request)
         prompt_token_ids = self._prompt(request)
         self._check_limits(request, len(prompt_token_ids))
+        if request.delta_interval_ms > _MAX_DELTA_INTERVAL_MS:
+            raise InvalidRequest(
+                f"delta_interval_ms is {request.delta_interval_ms}, must be at most {_MAX_DELTA_INTERVAL_MS}",
+                field="delta_interval_ms",
+            )
         if request.learn and not request.pool:
             raise InvalidRequest("learn needs a pool to join: pool is empty", field="pool")
         for field in ("request_id", "document_id"):

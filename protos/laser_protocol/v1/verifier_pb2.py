@@ -25,39 +25,39 @@ _sym_db = _symbol_database.Default()
 from laser_protocol.v1 import acceptance_pb2 as laser__protocol_dot_v1_dot_acceptance__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n laser_protocol/v1/verifier.proto\x12\x08laser.v1\x1a\"laser_protocol/v1/acceptance.proto\"\xd7\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x04text\x18\x02 \x01(\x0b\x32\x14.laser.v1.TextPromptH\x00\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.laser.v1.TokenPromptH\x00\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12(\n\nacceptance\x18\x05 \x01(\x0b\x32\x14.laser.v1.Acceptance\x12\x16\n\x0emax_new_tokens\x18\x06 \x01(\r\x12\x13\n\x0btemperature\x18\x07 \x01(\x02\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12$\n\x08\x64rafting\x18\n \x01(\x0e\x32\x12.laser.v1.Drafting\x12\r\n\x05learn\x18\x0b \x01(\x08\x12\x13\n\x0b\x64ocument_id\x18\x0c \x01(\tB\x08\n\x06promptB\x07\n\x05_seed\"G\n\nTextPrompt\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\x08\x12\x13\n\x06system\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_system\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\"\x89\x01\n\x10GenerateResponse\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.laser.v1.QueuedH\x00\x12 \n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x0f.laser.v1.DeltaH\x00\x12&\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x12.laser.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x1b\n\x06Queued\x12\x11\n\tnum_ahead\x18\x01 \x01(\r\"A\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x17\n\x0f\x61\x63\x63\x65pted_length\x18\x03 \x01(\r\"\x85\x01\n\x08\x46inished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.laser.v1.FinishReason\x12(\n\x05stats\x18\x02 \x01(\x0b\x32\x19.laser.v1.GenerationStats\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x93\x02\n\x0fGenerationStats\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x02 \x01(\r\x12\x11\n\tnum_steps\x18\x03 \x01(\r\x12\x18\n\x10num_draft_tokens\x18\x04 \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\x05 \x01(\r\x12\x1a\n\x12num_relaxed_tokens\x18\x06 \x01(\r\x12\x10\n\x08queue_ms\x18\x07 \x01(\x01\x12\x12\n\nprefill_ms\x18\x08 \x01(\x01\x12\x11\n\tdecode_ms\x18\t \x01(\x01\x12+\n\x0c\x64raft_status\x18\n \x01(\x0e\x32\x15.laser.v1.DraftStatus\"\x11\n\x0fGetModelRequest\"\x98\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x15\n\rmax_sequences\x18\x06 \x01(\r\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x30\n\x12\x64\x65\x66\x61ult_acceptance\x18\x0b \x01(\x0b\x32\x14.laser.v1.Acceptance*G\n\x08\x44rafting\x12\x18\n\x14\x44RAFTING_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44RAFTING_ON\x10\x01\x12\x10\n\x0c\x44RAFTING_OFF\x10\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\xb4\x01\n\x0b\x44raftStatus\x12\x1c\n\x18\x44RAFT_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44RAFT_STATUS_OK\x10\x01\x12\x14\n\x10\x44RAFT_STATUS_OFF\x10\x02\x12\x18\n\x14\x44RAFT_STATUS_NO_POOL\x10\x03\x12#\n\x1f\x44RAFT_STATUS_TOKENIZER_MISMATCH\x10\x04\x12\x1d\n\x19\x44RAFT_STATUS_NO_RETRIEVER\x10\x05\x32\x92\x01\n\x08Verifier\x12\x43\n\x08Generate\x12\x19.laser.v1.GenerateRequest\x1a\x1a.laser.v1.GenerateResponse0\x01\x12\x41\n\x08GetModel\x12\x19.laser.v1.GetModelRequest\x1a\x1a.laser.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n laser_protocol/v1/verifier.proto\x12\x08laser.v1\x1a\"laser_protocol/v1/acceptance.proto\"\xf2\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12$\n\x04text\x18\x02 \x01(\x0b\x32\x14.laser.v1.TextPromptH\x00\x12\'\n\x06tokens\x18\x03 \x01(\x0b\x32\x15.laser.v1.TokenPromptH\x00\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12(\n\nacceptance\x18\x05 \x01(\x0b\x32\x14.laser.v1.Acceptance\x12\x16\n\x0emax_new_tokens\x18\x06 \x01(\r\x12\x13\n\x0btemperature\x18\x07 \x01(\x02\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12$\n\x08\x64rafting\x18\n \x01(\x0e\x32\x12.laser.v1.Drafting\x12\r\n\x05learn\x18\x0b \x01(\x08\x12\x13\n\x0b\x64ocument_id\x18\x0c \x01(\t\x12\x19\n\x11\x64\x65lta_interval_ms\x18\r \x01(\rB\x08\n\x06promptB\x07\n\x05_seed\"G\n\nTextPrompt\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0b\n\x03raw\x18\x02 \x01(\x08\x12\x13\n\x06system\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_system\" \n\x0bTokenPrompt\x12\x11\n\ttoken_ids\x18\x01 \x01(\x0c\"\x89\x01\n\x10GenerateResponse\x12\"\n\x06queued\x18\x01 \x01(\x0b\x32\x10.laser.v1.QueuedH\x00\x12 \n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x0f.laser.v1.DeltaH\x00\x12&\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x12.laser.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"\x1b\n\x06Queued\x12\x11\n\tnum_ahead\x18\x01 \x01(\r\"A\n\x05\x44\x65lta\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x17\n\x0f\x61\x63\x63\x65pted_length\x18\x03 \x01(\r\"\x85\x01\n\x08\x46inished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.laser.v1.FinishReason\x12(\n\x05stats\x18\x02 \x01(\x0b\x32\x19.laser.v1.GenerationStats\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"\x93\x02\n\x0fGenerationStats\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x02 \x01(\r\x12\x11\n\tnum_steps\x18\x03 \x01(\r\x12\x18\n\x10num_draft_tokens\x18\x04 \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\x05 \x01(\r\x12\x1a\n\x12num_relaxed_tokens\x18\x06 \x01(\r\x12\x10\n\x08queue_ms\x18\x07 \x01(\x01\x12\x12\n\nprefill_ms\x18\x08 \x01(\x01\x12\x11\n\tdecode_ms\x18\t \x01(\x01\x12+\n\x0c\x64raft_status\x18\n \x01(\x0e\x32\x15.laser.v1.DraftStatus\"\x11\n\x0fGetModelRequest\"\x98\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x15\n\rmax_sequences\x18\x06 \x01(\r\x12\x19\n\x11has_chat_template\x18\x07 \x01(\x08\x12\x15\n\reos_token_ids\x18\x08 \x03(\r\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x30\n\x12\x64\x65\x66\x61ult_acceptance\x18\x0b \x01(\x0b\x32\x14.laser.v1.Acceptance*G\n\x08\x44rafting\x12\x18\n\x14\x44RAFTING_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x44RAFTING_ON\x10\x01\x12\x10\n\x0c\x44RAFTING_OFF\x10\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\xb4\x01\n\x0b\x44raftStatus\x12\x1c\n\x18\x44RAFT_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44RAFT_STATUS_OK\x10\x01\x12\x14\n\x10\x44RAFT_STATUS_OFF\x10\x02\x12\x18\n\x14\x44RAFT_STATUS_NO_POOL\x10\x03\x12#\n\x1f\x44RAFT_STATUS_TOKENIZER_MISMATCH\x10\x04\x12\x1d\n\x19\x44RAFT_STATUS_NO_RETRIEVER\x10\x05\x32\x92\x01\n\x08Verifier\x12\x43\n\x08Generate\x12\x19.laser.v1.GenerateRequest\x1a\x1a.laser.v1.GenerateResponse0\x01\x12\x41\n\x08GetModel\x12\x19.laser.v1.GetModelRequest\x1a\x1a.laser.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'laser_protocol.v1.verifier_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DRAFTING']._serialized_start=1487
-  _globals['_DRAFTING']._serialized_end=1558
-  _globals['_FINISHREASON']._serialized_start=1560
-  _globals['_FINISHREASON']._serialized_end=1655
-  _globals['_DRAFTSTATUS']._serialized_start=1658
-  _globals['_DRAFTSTATUS']._serialized_end=1838
+  _globals['_DRAFTING']._serialized_start=1514
+  _globals['_DRAFTING']._serialized_end=1585
+  _globals['_FINISHREASON']._serialized_start=1587
+  _globals['_FINISHREASON']._serialized_end=1682
+  _globals['_DRAFTSTATUS']._serialized_start=1685
+  _globals['_DRAFTSTATUS']._serialized_end=1865
   _globals['_GENERATEREQUEST']._serialized_start=83
-  _globals['_GENERATEREQUEST']._serialized_end=426
-  _globals['_TEXTPROMPT']._serialized_start=428
-  _globals['_TEXTPROMPT']._serialized_end=499
-  _globals['_TOKENPROMPT']._serialized_start=501
-  _globals['_TOKENPROMPT']._serialized_end=533
-  _globals['_GENERATERESPONSE']._serialized_start=536
-  _globals['_GENERATERESPONSE']._serialized_end=673
-  _globals['_QUEUED']._serialized_start=675
-  _globals['_QUEUED']._serialized_end=702
-  _globals['_DELTA']._serialized_start=704
-  _globals['_DELTA']._serialized_end=769
-  _globals['_FINISHED']._serialized_start=772
-  _globals['_FINISHED']._serialized_end=905
-  _globals['_GENERATIONSTATS']._serialized_start=908
-  _globals['_GENERATIONSTATS']._serialized_end=1183
-  _globals['_GETMODELREQUEST']._serialized_start=1185
-  _globals['_GETMODELREQUEST']._serialized_end=1202
-  _globals['_GETMODELRESPONSE']._serialized_start=1205
-  _globals['_GETMODELRESPONSE']._serialized_end=1485
-  _globals['_VERIFIER']._serialized_start=1841
-  _globals['_VERIFIER']._serialized_end=1987
+  _globals['_GENERATEREQUEST']._serialized_end=453
+  _globals['_TEXTPROMPT']._serialized_start=455
+  _globals['_TEXTPROMPT']._serialized_end=526
+  _globals['_TOKENPROMPT']._serialized_start=528
+  _globals['_TOKENPROMPT']._serialized_end=560
+  _globals['_GENERATERESPONSE']._serialized_start=563
+  _globals['_GENERATERESPONSE']._serialized_end=700
+  _globals['_QUEUED']._serialized_start=702
+  _globals['_QUEUED']._serialized_end=729
+  _globals['_DELTA']._serialized_start=731
+  _globals['_DELTA']._serialized_end=796
+  _globals['_FINISHED']._serialized_start=799
+  _globals['_FINISHED']._serialized_end=932
+  _globals['_GENERATIONSTATS']._serialized_start=935
+  _globals['_GENERATIONSTATS']._serialized_end=1210
+  _globals['_GETMODELREQUEST']._serialized_start=1212
+  _globals['_GETMODELREQUEST']._serialized_end=1229
+  _globals['_GETMODELRESPONSE']._serialized_start=1232
+  _globals['_GETMODELRESPONSE']._serialized_end=1512
+  _globals['_VERIFIER']._serialized_start=1868
+  _globals['_VERIFIER']._serialized_end=2014
 # @@protoc_insertion_point(module_scope)

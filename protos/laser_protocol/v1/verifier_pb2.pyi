@@ -42,7 +42,7 @@ DRAFT_STATUS_TOKENIZER_MISMATCH: DraftStatus
 DRAFT_STATUS_NO_RETRIEVER: DraftStatus
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "text", "tokens", "pool", "acceptance", "max_new_tokens", "temperature", "seed", "stop", "drafting", "learn", "document_id")
+    __slots__ = ("request_id", "text", "tokens", "pool", "acceptance", "max_new_tokens", "temperature", "seed", "stop", "drafting", "learn", "document_id", "delta_interval_ms")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class GenerateRequest(_message.Message):
     DRAFTING_FIELD_NUMBER: _ClassVar[int]
     LEARN_FIELD_NUMBER: _ClassVar[int]
     DOCUMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    DELTA_INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     text: TextPrompt
     tokens: TokenPrompt
@@ -67,7 +68,8 @@ class GenerateRequest(_message.Message):
     drafting: Drafting
     learn: bool
     document_id: str
-    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[_Union[TextPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., pool: _Optional[str] = ..., acceptance: _Optional[_Union[_acceptance_pb2.Acceptance, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., drafting: _Optional[_Union[Drafting, str]] = ..., learn: _Optional[bool] = ..., document_id: _Optional[str] = ...) -> None: ...
+    delta_interval_ms: int
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[_Union[TextPrompt, _Mapping]] = ..., tokens: _Optional[_Union[TokenPrompt, _Mapping]] = ..., pool: _Optional[str] = ..., acceptance: _Optional[_Union[_acceptance_pb2.Acceptance, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., drafting: _Optional[_Union[Drafting, str]] = ..., learn: _Optional[bool] = ..., document_id: _Optional[str] = ..., delta_interval_ms: _Optional[int] = ...) -> None: ...
 
 class TextPrompt(_message.Message):
     __slots__ = ("text", "raw", "system")
