@@ -269,6 +269,14 @@ def test_stream_gives_the_steps_and_then_the_whole(client, verifier):
     assert stream.finish().token_ids == [1, 2, 3]
 
 
+def test_an_output_wanted_whole_asks_for_few_messages_but_for_more_than_its_timeout_needs(client, verifier):
+    client.generate("a")
+    client.generate(["a", "b"], timeout=None)
+    client.generate("a", timeout=0.4)
+    list(client.stream("a"))
+    assert [request.delta_interval_ms for request in verifier.requests] == [1000, 1000, 1000, 100, 0]
+
+
 def test_leaving_a_stream_frees_the_server(client, verifier):
     verifier.script = fall_silent
     with client.stream("a") as stream:

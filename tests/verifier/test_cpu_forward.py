@@ -10,11 +10,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
+from laser_verifier.cpu import dot_kernel
+from laser_verifier.cpu.linear import DotLinear, OneDnnLinear, pack_linear
+from laser_verifier.cpu.team import Team
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.model import TargetModel, wrap_model
 from laser_verifier.runner import ModelRunner
@@ -164,3 +167,38 @@ def test_strict_output_is_plain_output_with_any_trees_and_batch(family: str, dty
         for drafts in (NoDrafts(), good, RandomDrafts(VOCAB_SIZE), HostileDrafts(VOCAB_SIZE)):
             assert outputs(drafts, max_sequences) == plain
         assert good.num_accepted > 8
+
+
+@pytest.mark.skipif(not dot_kernel.is_supported(), reason="the processor has no AVX512-BF16: oneDNN multiplies")
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(32, 2), (96, 130), (576, 1536)])
+def test_our_linear_layer_is_exact_but_for_rounding_and_a_row_the_same_in_any_batch(
+    num_outputs: int, num_inputs: int, has_bias: bool
+) -> None:
+    generator = torch.Generator().manual_seed(num_outputs)
+    layer = nn.Linear(num_inputs, num_outputs, bias=has_bias)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    layer = layer.to(torch.bfloat16)
+    linear = pack_linear(Team(torch.bfloat16), layer)
+    assert isinstance(linear, DotLinear)
+    x = torch.randn((70, num_inputs), generator=generator).to(torch.bfloat16)
+    whole = linear(x)
+    exact = layer.double()(x.double()).detach()
+    # One rounding to 8 bits, and float32 sums of num_inputs products.
+    bound = exact.abs() * 2**-8 + 2e-7 * num_inputs * (x.double().abs() @ layer.weight.abs().T).detach() / num_outputs
+    assert bool(((whole.double() - exact).abs() <= bound + 1e-5).all())
+    for count in (*range(1, 27), 70):
+        for first in range(0, 70 - count + 1, 11):
+            assert torch.equal(linear(x[first : first + count].contiguous()), whole[first : first + count])
+
+
+def test_a_shape_that_our_kernel_does_not_take_goes_to_onednn() -> None:
+    team = Team(torch.bfloat16)
+    layer = nn.Linear(64, 40).to(torch.bfloat16)
+    linear = pack_linear(team, layer)
+    assert isinstance(linear, OneDnnLinear)
+    x = torch.randn(5, 64).to(torch.bfloat16)
+    torch.testing.assert_close(linear(x), layer(x).detach(), atol=1e-2, rtol=2e-2)
+    assert isinstance(pack_linear(Team(torch.float32), nn.Linear(64, 64)), OneDnnLinear)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 
-from laser_verifier.mailbox import Mailbox
-from laser_verifier.sequence import Emitted, Event
+import pytest
+
+from laser_protocol.errors import EngineDead
+from laser_verifier.mailbox import JoinedDeltas, Mailbox
+from laser_verifier.sequence import Admitted, Emitted, Event
 
 
 def test_every_event_arrives_once_and_in_order_from_several_threads() -> None:
@@ -29,3 +32,30 @@ def test_every_event_arrives_once_and_in_order_from_several_threads() -> None:
         assert all(queue.empty() for queue in queues)
 
     asyncio.run(run())
+
+
+def emitted(number: int) -> Emitted:
+    return Emitted(f"w{number} ", (number, number), 1)
+
+
+def test_what_is_emitted_within_the_interval_comes_as_one_and_the_last_event_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, got = [100.0], list[Event]()
+    monkeypatch.setattr("laser_verifier.mailbox.time.monotonic", lambda: now[0])
+    sink = JoinedDeltas(got.append, 1.0)
+    error = EngineDead("over")
+    for seconds, event in ((0, Admitted()), (0, emitted(1)), (0.4, emitted(2)), (0.8, emitted(3)), (1.1, emitted(4)),
+                           (1.2, emitted(5)), (1.3, error)):  # fmt: skip
+        now[0] = 100.0 + seconds
+        sink(event)
+    joined = Emitted("w2 w3 w4 ", (2, 2, 3, 3, 4, 4), 3)
+    assert got == [Admitted(), emitted(1), joined, emitted(5), error]
+
+
+def test_without_an_interval_every_event_passes() -> None:
+    got = list[Event]()
+    sink = JoinedDeltas(got.append, 0.0)
+    for number in range(5):
+        sink(emitted(number))
+    assert got == [emitted(number) for number in range(5)]

@@ -17,7 +17,7 @@ import pytest
 from laser_client import InvalidRequest, LaserClient, Relaxed, Strict
 from laser_protocol.acceptance import Acceptance, acceptance_to_message
 from laser_protocol.errors import EngineDead, Overloaded, from_rpc_error
-from laser_protocol.packing import pack_token_ids
+from laser_protocol.packing import pack_token_ids, unpack_token_ids
 from laser_protocol.serving import LaserServer, ListenConfig
 from laser_protocol.v1 import acceptance_pb2, verifier_pb2, verifier_pb2_grpc
 from laser_verifier.config import EngineConfig
@@ -119,6 +119,21 @@ def test_streamed_chunks_join_to_the_generation(target: str) -> None:
     assert "".join(chunk.text for chunk in chunks) == whole.text
 
 
+def test_deltas_are_joined_where_the_request_asks_for_few(stub: Any) -> None:
+    def ask(interval_ms: int) -> tuple[list[int], str, int]:
+        events = list(stub.Generate(request(max_new_tokens=40, delta_interval_ms=interval_ms)))
+        deltas = [event.delta for event in events if event.HasField("delta")]
+        token_ids = [t for delta in deltas for t in unpack_token_ids(delta.token_ids)]
+        text = "".join(delta.text for delta in deltas) + events[-1].finished.text
+        assert sum(delta.accepted_length for delta in deltas) == events[-1].finished.stats.num_accepted_tokens
+        return token_ids, text, len(deltas)
+
+    every_step, joined = ask(0), ask(60_000)
+    assert joined[:2] == every_step[:2]
+    # The first at once, the rest before Finished.
+    assert joined[2] == 2 < every_step[2]
+
+
 def relaxed(top_k: int, min_prob: float) -> acceptance_pb2.Acceptance:
     return acceptance_pb2.Acceptance(relaxed=acceptance_pb2.Relaxed(top_k=top_k, min_prob=min_prob))
 
@@ -135,6 +150,7 @@ def relaxed(top_k: int, min_prob: float) -> acceptance_pb2.Acceptance:
         ({"tokens": verifier_pb2.TokenPrompt(token_ids=pack_token_ids([1] * 64))}, "prompt", "64 tokens"),
         ({"max_new_tokens": 62}, "max_new_tokens", "at most 61"),
         ({"max_new_tokens": 0}, "max_new_tokens", "at least 1"),
+        ({"delta_interval_ms": 60_001}, "delta_interval_ms", "at most 60000"),
         ({"pool": "a/../b"}, "pool", "a/../b"),
         ({"pool": "log/b"}, "pool", "components"),
         ({"pool": "A"}, "pool", "components"),

@@ -353,7 +353,7 @@ def _timed(action: Callable[[], T]) -> tuple[T, float]:
     return action(), time.perf_counter() - started_s
 
 
-def run_engine(engine: Engine, stopping: threading.Event, on_death: Callable[[], None] = lambda: None) -> None:
+def run_engine(engine: Engine, stopping: threading.Event, on_death: Callable[[], object] = lambda: None) -> None:
     """The engine thread: steps until `stopping` is set, then ends what runs. A fault ends every request as EngineDead.
 
     Args:

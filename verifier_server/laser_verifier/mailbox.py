@@ -40,7 +40,7 @@ class Mailbox:
 
 
 class JoinedDeltas:
-    """A sink that passes a request's events on, what is emitted within an interval as one. Used by one thread at a time.
+    """A sink that passes a request's events on, what is emitted within an interval as one. For one thread at a time.
 
     Args:
         sink: where to. interval_s: least seconds between two Emitted; 0: each as it comes.

@@ -1,4 +1,4 @@
-"""The forward of a packed Llama-shaped model: oneDNN's linear layers, and one kernel for all that stands between two.
+"""The forward of a packed Llama-shaped model: linear layers, and one kernel for all that stands between two.
 
 A row's logits depend on the tokens of its own path and on nothing else, bit for bit: not on the batch, the tree it
 stands in, the chunks its prompt came in, or the number of threads. So strict decoding equals plain decoding in bfloat16
@@ -22,7 +22,7 @@ from laser_verifier.cpu.cache import BlockedKVCache
 from laser_verifier.cpu.linear import MIN_ROWS
 from laser_verifier.cpu.llama import PackedLayer, PackedLlama
 from laser_verifier.cpu.row_kernels import ROW_TILE
-from laser_verifier.cpu.team import Arguments, Team
+from laser_verifier.cpu.team import Arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class PackedForward:
         self._model = model
         self._shape = shape = model.kv_shape
         self.cache = cache = BlockedKVCache(shape, num_slots, slot_len, model.embedding.dtype)
-        self._team = Team(model.embedding.dtype)
+        self._team = model.team
         self._cosines, self._sines = model.angles(cache.slot_len)
         row = QUERY_TILE * (cache.slot_len + shape.head_size + 1)
         self._scratch = torch.empty((self._team.num_threads, row), dtype=torch.float32)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from laser_verifier.cpu.linear import PackedLinear, release
+from laser_verifier.cpu.linear import PackedLinear, pack_linear, release
 from laser_verifier.cpu.simd import LANES
+from laser_verifier.cpu.team import Team
 from laser_verifier.kv_cache import KVShape
 
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
@@ -42,12 +43,14 @@ class PackedLlama:
     """A model's weights.
 
     Attributes:
+        team: runs its kernels.
         embedding: [V, C]. head: C to V.
         epsilon: float32[1], of all norms. scale: float32[1], of the attention's logits.
         num_query_heads: Hq. kv_shape: layers L, heads H, head size D.
         rotary: transformers' module that gives the angles' cosines and sines.
     """
 
+    team: Team
     embedding: Tensor
     layers: tuple[PackedLayer, ...]
     norm: Tensor
@@ -76,10 +79,12 @@ def pack(network: Any, shape: KVShape) -> PackedLlama | None:
     if not _is_supported(network, shape):
         return None
     decoder, attention = network.model, network.model.layers[0].self_attn
-    head = PackedLinear(network.lm_head)
-    layers = tuple(_packed_layer(layer) for layer in decoder.layers)
+    team = Team(network.dtype)
+    head = pack_linear(team, network.lm_head)
+    layers = tuple(_packed_layer(team, layer) for layer in decoder.layers)
     release([network.lm_head])
     return PackedLlama(
+        team=team,
         embedding=decoder.embed_tokens.weight.detach(),
         layers=layers,
         norm=decoder.norm.weight.detach(),
@@ -128,19 +133,19 @@ def _linears(layer: Any) -> list[Any]:
     ]  # fmt: skip
 
 
-def _packed_layer(layer: Any) -> PackedLayer:
+def _packed_layer(team: Team, layer: Any) -> PackedLayer:
     """Layer by layer, so that no more than one layer's weights are ever in memory twice."""
     query, key, value, output, gate, up, down = _linears(layer)
     attention = layer.self_attn
     packed = PackedLayer(
         input_norm=layer.input_layernorm.weight.detach(),
-        qkv=PackedLinear(query, key, value),
+        qkv=pack_linear(team, query, key, value),
         query_norm=attention.q_norm.weight.detach() if hasattr(attention, "q_norm") else None,
         key_norm=attention.k_norm.weight.detach() if hasattr(attention, "k_norm") else None,
-        output=PackedLinear(output),
+        output=pack_linear(team, output),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=PackedLinear(gate, up),
-        down=PackedLinear(down),
+        gate_up=pack_linear(team, gate, up),
+        down=pack_linear(team, down),
     )
     release(_linears(layer))
     return packed

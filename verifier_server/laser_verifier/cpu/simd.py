@@ -24,7 +24,7 @@ LANES = 16
 _f32 = ir.FloatType()
 _i32 = ir.IntType(32)
 _i16 = ir.IntType(16)
-_vector = ir.VectorType(_f32, LANES)
+float_vector = ir.VectorType(_f32, LANES)
 _ints = ir.VectorType(_i32, LANES)
 _shorts = ir.VectorType(_i16, LANES)
 
@@ -39,7 +39,7 @@ class Float32x16(types.Type):  # type: ignore[misc]
 @register_model(Float32x16)
 class _Float32x16Model(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, numba_type: Any) -> None:
-        super().__init__(manager, numba_type, _vector)
+        super().__init__(manager, numba_type, float_vector)
 
 
 float32x16 = Float32x16()
@@ -53,10 +53,11 @@ def _ints_of(value: int) -> ir.Constant:
 
 
 def _floats_of(value: float) -> ir.Constant:
-    return ir.Constant(_vector, [value] * LANES)
+    return ir.Constant(float_vector, [value] * LANES)
 
 
-def _intrinsic(builder: Any, name: str, arguments: list[Any], result: Any = _vector) -> Any:
+def call(builder: Any, name: str, arguments: list[Any], result: Any = float_vector) -> Any:
+    """LLVM code: a call of one of LLVM's intrinsics."""
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(result, [argument.type for argument in arguments]), name
     )
@@ -65,7 +66,7 @@ def _intrinsic(builder: Any, name: str, arguments: list[Any], result: Any = _vec
 
 def _widened(builder: Any, shorts: Any) -> Any:
     """bfloat16 as float32: its bits are the upper half."""
-    return builder.bitcast(builder.shl(builder.zext(shorts, _ints), _ints_of(16)), _vector)
+    return builder.bitcast(builder.shl(builder.zext(shorts, _ints), _ints_of(16)), float_vector)
 
 
 def _rounded(builder: Any, vector: Any) -> Any:
@@ -114,7 +115,7 @@ def load(typing_context: Any, pointer: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         is_float = pointer == float32_pointer
-        address = _address(builder, arguments[0], arguments[1], _vector if is_float else _shorts)
+        address = _address(builder, arguments[0], arguments[1], float_vector if is_float else _shorts)
         loaded = builder.load(address, align=4 if is_float else 2)
         return loaded if is_float else _widened(builder, loaded)
 
@@ -128,7 +129,7 @@ def prefetch(typing_context: Any, pointer: Any, index: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
         hints = [ir.Constant(_i32, hint) for hint in (0, 2, 1)]
-        _intrinsic(builder, "llvm.prefetch.p0", [address, *hints], ir.VoidType())
+        call(builder, "llvm.prefetch.p0", [address, *hints], ir.VoidType())
         return context.get_dummy_value()
 
     return types.none(pointer, types.int64), codegen
@@ -140,7 +141,7 @@ def store(typing_context: Any, pointer: Any, index: Any, vector: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         is_float = pointer == float32_pointer
-        address = _address(builder, arguments[0], arguments[1], _vector if is_float else _shorts)
+        address = _address(builder, arguments[0], arguments[1], float_vector if is_float else _shorts)
         value = arguments[2] if is_float else _rounded(builder, arguments[2])
         builder.store(value, address, align=4 if is_float else 2)
         return context.get_dummy_value()
@@ -169,12 +170,13 @@ def splat(typing_context: Any, value: Any) -> Any:
     """A float32 in all lanes."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _splat(builder, arguments[0])
+        return spread(builder, arguments[0])
 
     return float32x16(types.float32), codegen
 
 
-def _splat(builder: Any, value: Any) -> Any:
+def spread(builder: Any, value: Any) -> Any:
+    """LLVM code: a value in all lanes."""
     undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
     single = builder.insert_element(undefined, value, ir.Constant(_i32, 0))
     return builder.shuffle_vector(single, single, _ints_of(0))
@@ -185,7 +187,7 @@ def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _intrinsic(builder, "llvm.fma.v16f32", list(arguments))
+        return call(builder, "llvm.fma.v16f32", list(arguments))
 
     return float32x16(a, b, c), codegen
 
@@ -223,7 +225,7 @@ def keep(typing_context: Any, vector: Any, count: Any, fill: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lanes = ir.Constant(_ints, list(range(LANES)))
-        kept = builder.icmp_signed("<", lanes, _splat(builder, builder.trunc(arguments[1], _i32)))
+        kept = builder.icmp_signed("<", lanes, spread(builder, builder.trunc(arguments[1], _i32)))
         return builder.select(kept, arguments[0], arguments[2])
 
     return float32x16(vector, types.int64, fill), codegen
@@ -235,8 +237,8 @@ def in_lane(typing_context: Any, value: Any, lane: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         lanes = ir.Constant(_ints, list(range(LANES)))
-        there = builder.icmp_signed("==", lanes, _splat(builder, builder.trunc(arguments[1], _i32)))
-        return builder.select(there, _splat(builder, arguments[0]), _floats_of(0.0))
+        there = builder.icmp_signed("==", lanes, spread(builder, builder.trunc(arguments[1], _i32)))
+        return builder.select(there, spread(builder, arguments[0]), _floats_of(0.0))
 
     return float32x16(types.float32, types.int64), codegen
 
@@ -272,11 +274,11 @@ def exp(typing_context: Any, vector: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def fused(a: Any, b: Any, c: Any) -> Any:
-            return _intrinsic(builder, "llvm.fma.v16f32", [a, b, c])
+            return call(builder, "llvm.fma.v16f32", [a, b, c])
 
         x = builder.select(builder.fcmp_ordered(">", arguments[0], _floats_of(88.0)), _floats_of(88.0), arguments[0])
         too_small = builder.fcmp_ordered("<", x, _floats_of(-87.0))
-        exponent = _intrinsic(builder, "llvm.roundeven.v16f32", [builder.fmul(x, _floats_of(1.44269504088896341))])
+        exponent = call(builder, "llvm.roundeven.v16f32", [builder.fmul(x, _floats_of(1.44269504088896341))])
         r = fused(exponent, _floats_of(-0.693359375), x)
         r = fused(exponent, _floats_of(2.12194440e-4), r)
         y = _floats_of(1.9875691500e-4)
@@ -286,7 +288,7 @@ def exp(typing_context: Any, vector: Any) -> Any:
         # Lanes that are not finite are replaced below; clamped first, because converting them is undefined.
         safe = builder.select(builder.fcmp_ordered(">=", x, _floats_of(-87.0)), exponent, _floats_of(0.0))
         shifted = builder.shl(builder.fptosi(safe, _ints), _ints_of(23))
-        y = builder.bitcast(builder.add(builder.bitcast(y, _ints), shifted), _vector)
+        y = builder.bitcast(builder.add(builder.bitcast(y, _ints), shifted), float_vector)
         y = builder.select(too_small, _floats_of(0.0), y)
         return builder.select(builder.fcmp_unordered("uno", x, x), x, y)
 

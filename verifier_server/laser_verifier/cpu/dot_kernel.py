@@ -1,0 +1,143 @@
+"""Linear layers in bfloat16 on the processor's pairwise dot products (AVX512-BF16), weights read once and in line.
+
+A tile is up to MAX_ROWS rows times 32 outputs, its sums in registers. While a panel of 32 outputs is multiplied, the
+next one is fetched from memory, so that reading and multiplying overlap; that is where oneDNN loses at few rows.
+A row's sums run over its inputs in one order, whatever the other rows are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from laser_verifier.cpu.simd import LANES, call, float_vector, spread, take
+from laser_verifier.cpu.typed import HEADER, NUM_TASKS, intrinsic
+
+# Outputs of a panel, in vectors and in all; rows of a tile. 24 sums, 2 weights and an input fit into 32 registers.
+_VECTORS = 2
+PANEL = _VECTORS * LANES
+MAX_ROWS = 12
+_LINE_BYTES = 64
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+_i32, _i64 = ir.IntType(32), ir.IntType(64)
+_halves = ir.VectorType(_BFloat(), LANES)
+_pairs = ir.VectorType(_BFloat(), 2 * LANES)
+
+
+def is_supported() -> bool:
+    """Whether this processor has the instruction."""
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
+
+
+def _moved(builder: Any, address: Any, count: Any, size: int | Any) -> Any:
+    size = ir.Constant(_i64, size) if isinstance(size, int) else size
+    count = ir.Constant(_i64, count) if isinstance(count, int) else count
+    return builder.add(address, builder.mul(count, size))
+
+
+def _at(builder: Any, address: Any, llvm_type: Any) -> Any:
+    return builder.inttoptr(address, llvm_type.as_pointer())
+
+
+def _tile(builder: Any, num_rows: int, arguments: Any) -> None:
+    """LLVM code of a tile of so many rows; arguments as of `multiply_tile`."""
+    x, x_step, weights, bias, num_pairs, ahead, ahead_step, out, out_step = arguments
+    first = [
+        builder.load(_at(builder, _moved(builder, bias, v, 4 * LANES), float_vector), align=4) for v in range(_VECTORS)
+    ]
+    sums = [cgutils.alloca_once_value(builder, first[v]) for _ in range(num_rows) for v in range(_VECTORS)]
+    for i, cell in enumerate(sums):
+        builder.store(first[i % _VECTORS], cell)
+    with cgutils.for_range(builder, num_pairs, intp=_i64) as loop:
+        for line in range(_VECTORS):
+            wanted = _moved(builder, _moved(builder, ahead, loop.index, ahead_step), line, _LINE_BYTES)
+            hints = [ir.Constant(_i32, hint) for hint in (0, 2, 1)]
+            call(builder, "llvm.prefetch.p0", [_at(builder, wanted, ir.IntType(8)), *hints], ir.VoidType())
+        row = _moved(builder, weights, loop.index, 4 * PANEL)
+        factors = [
+            builder.load(_at(builder, _moved(builder, row, v, 4 * LANES), _pairs), align=_LINE_BYTES)
+            for v in range(_VECTORS)
+        ]
+        for r in range(num_rows):
+            pair = _moved(builder, _moved(builder, x, loop.index, 4), r, x_step)
+            both = builder.bitcast(spread(builder, builder.load(_at(builder, pair, _i32), align=4)), _pairs)
+            for v in range(_VECTORS):
+                cell = sums[r * _VECTORS + v]
+                product = [builder.load(cell), both, factors[v]]
+                builder.store(call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", product), cell)
+    for r in range(num_rows):
+        for v in range(_VECTORS):
+            to = _moved(builder, _moved(builder, out, r, out_step), v, 2 * LANES)
+            rounded = builder.fptrunc(builder.load(sums[r * _VECTORS + v]), _halves)
+            builder.store(rounded, _at(builder, to, _halves), align=2)
+
+
+@intrinsic
+def multiply_tile(
+    typing_context: Any, num_rows: Any, x: Any, x_step: Any, weights: Any, bias: Any, num_pairs: Any,
+    ahead: Any, ahead_step: Any, out: Any, out_step: Any,
+) -> Any:  # fmt: skip
+    """out[num_rows, 32] = bias + x[num_rows, K] panel[K, 32]; all are int64, addresses and steps in bytes.
+
+    Asks memory for two lines from `ahead` on, `ahead_step` further for every pair of inputs.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        done = builder.append_basic_block("multiplied")
+        chosen = builder.switch(arguments[0], done)
+        for num_rows in range(1, MAX_ROWS + 1):
+            block = builder.append_basic_block(f"rows{num_rows}")
+            chosen.add_case(ir.Constant(_i64, num_rows), block)
+            builder.position_at_end(block)
+            _tile(builder, num_rows, arguments[1:])
+            builder.branch(done)
+        builder.position_at_end(done)
+        return context.get_dummy_value()
+
+    return types.none(*[types.int64] * 10), codegen
+
+
+def multiply_bfloat16(arguments: Any) -> None:
+    """out = x weights + bias, rounded once. A task is one panel of 32 outputs.
+
+    Arguments: rows M, pairs of inputs K / 2, outputs N, x (bfloat16 [M, K]), weights (bfloat16 [N / 32, K / 2, 32, 2],
+    at a multiple of 64 bytes), bias (float32[N]), out (bfloat16 [M, N]).
+    """
+    num_rows, num_pairs, num_outputs = arguments[HEADER], arguments[HEADER + 1], arguments[HEADER + 2]
+    x, weights, bias = arguments[HEADER + 3], arguments[HEADER + 4], arguments[HEADER + 5]
+    out = arguments[HEADER + 6]
+    num_tiles = (num_rows + MAX_ROWS - 1) // MAX_ROWS
+    # Every pass over the panel fetches its share of the next one.
+    ahead_step = 4 * PANEL // num_tiles
+    task = take(arguments)
+    while task < arguments[NUM_TASKS]:
+        # Taken before this one is done, so that it is known what to fetch; the last one is fetched again.
+        following = take(arguments)
+        ahead = weights + min(following, arguments[NUM_TASKS] - 1) * num_pairs * 4 * PANEL
+        for tile in range(num_tiles):
+            first = tile * num_rows // num_tiles
+            multiply_tile(
+                (tile + 1) * num_rows // num_tiles - first, x + first * num_pairs * 4, num_pairs * 4,
+                weights + task * num_pairs * 4 * PANEL, bias + task * 4 * PANEL, num_pairs,
+                ahead + tile * num_pairs * ahead_step, ahead_step,
+                out + 2 * (first * num_outputs + task * PANEL), num_outputs * 2,
+            )  # fmt: skip
+        task = following
