@@ -38,22 +38,23 @@ class StepCost:
 
 
 def measure_step_cost(run: Callable[[int], None], sizes: Sequence[int], repeats: int = 3) -> StepCost:
-    """Measures `run(M)` for each size: the median of `repeats` after one warm-up.
+    """Measures `run(M)` for each size: the shortest of `repeats` after one warm-up.
+
+    Sizes take turns, so that a neighbour's burst does not fall on one of them alone; and whatever else runs while a
+    server starts only ever adds, so the shortest is nearest to what the forward costs.
 
     Args:
         run: a forward over M tokens. sizes: increasing, at least two.
     """
-    medians: list[float] = []
-    for size in sizes:
-        run(size)
-        seconds: list[float] = []
-        for _ in range(repeats):
+    shortest = np.full(len(sizes), np.inf)
+    for repeat in range(repeats + 1):
+        for i, size in enumerate(sizes):
             started = time.perf_counter()
             run(size)
-            seconds.append(time.perf_counter() - started)
-        medians.append(float(np.median(seconds)))
+            if repeat > 0:
+                shortest[i] = min(shortest[i], time.perf_counter() - started)
     # More tokens never cost less: a dip is noise, and would draw the budget towards it.
-    return StepCost(np.asarray(sizes, np.int64), np.maximum.accumulate(np.asarray(medians)))
+    return StepCost(np.asarray(sizes, np.int64), np.maximum.accumulate(shortest))
 
 
 class LearnedCost:
