@@ -3,10 +3,12 @@
     python -m benchmarks.forward --model DIR [--dtype bfloat16] [--rounds 9]
 
 A case S x (1 + n) is S sequences with 300 cached tokens each, one verified token and a tree of n nodes. Its floor is
-what no arrangement can save: the model's linear layers on that many rows, packed (lm_head for all of them, as all are
+what a library's layers cost: oneDNN's linear layers on that many rows, prepacked (lm_head for all of them, as all are
 verified); the keys and values of the context at the read bandwidth measured here; and for everything else five of
 torch's own element-wise operators a layer over rows x hidden size: what two norms, rotation, gate and attention would
-cost if each were one trivial operator. Everything is measured in turns in one run; figures are medians of milliseconds.
+cost if each were one trivial operator. Our own linear layers stand beside it (linear_ms), and what nothing can beat
+(bound_ms): the weights once at the read bandwidth or their products at the best rate seen, whichever is longer, and
+the keys and values. Everything is measured in turns in one run; figures are medians of milliseconds.
 
 Prefill: one prompt of 261 tokens, lm_head for its last row. Its rate counts the floating-point operations of linear
 layers and causal attention; the machine's rate is that of the same linear layers alone at the same number of rows.
@@ -31,7 +33,7 @@ from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput, pack
 from laser_verifier.config import ModelConfig
-from laser_verifier.cpu.linear import MIN_ROWS
+from laser_verifier.cpu.linear import MIN_ROWS, OneDnnLinear, PackedLinear
 from laser_verifier.cpu.llama import PackedLlama
 from laser_verifier.forward import make_forward
 from laser_verifier.model import TargetModel, load_model
@@ -77,7 +79,38 @@ def step_inputs(num_sequences: int, num_rows: int) -> list[StepInput]:
     ]
 
 
-def linear_layers(model: PackedLlama, num_rows: int, num_logit_rows: int) -> Callable[[], object]:
+@dataclasses.dataclass(frozen=True)
+class Linears:
+    """The linear layers of a model: per decoder layer qkv, output, gate and up, down; and its head."""
+
+    layers: list[tuple[PackedLinear, PackedLinear, PackedLinear, PackedLinear]]
+    head: PackedLinear
+
+    @staticmethod
+    def ours(model: PackedLlama) -> Linears:
+        """As the forward runs them."""
+        return Linears([(x.qkv, x.output, x.gate_up, x.down) for x in model.layers], model.head)
+
+    @staticmethod
+    def onednn(network: Any) -> Linears:
+        """As oneDNN runs them, prepacked and joined where the input is the same."""
+
+        def packed(*layers: Any) -> PackedLinear:
+            bias = None if layers[0].bias is None else torch.cat([x.bias.detach() for x in layers])
+            return OneDnnLinear(torch.cat([x.weight.detach() for x in layers]), bias)
+
+        attentions = [(x.self_attn, x.mlp) for x in network.model.layers]
+        return Linears(
+            [
+                (packed(a.q_proj, a.k_proj, a.v_proj), packed(a.o_proj), packed(m.gate_proj, m.up_proj),
+                 packed(m.down_proj))
+                for a, m in attentions
+            ],
+            packed(network.lm_head),
+        )  # fmt: skip
+
+
+def linear_layers(linears: Linears, model: PackedLlama, num_rows: int, num_logit_rows: int) -> Callable[[], object]:
     """All linear layers of a forward and nothing else."""
     dtype, hidden_size = model.embedding.dtype, model.embedding.shape[1]
     hidden, wanted = (torch.randn(max(n, MIN_ROWS), hidden_size).to(dtype) for n in (num_rows, num_logit_rows))
@@ -85,9 +118,9 @@ def linear_layers(model: PackedLlama, num_rows: int, num_logit_rows: int) -> Cal
     gated = torch.randn(len(hidden), model.intermediate_size).to(dtype)
 
     def run() -> None:
-        for layer in model.layers:
-            layer.qkv(hidden), layer.output(attended), layer.gate_up(hidden), layer.down(gated)
-        model.head(wanted)
+        for qkv, output, gate_up, down in linears.layers:
+            qkv(hidden), output(attended), gate_up(hidden), down(gated)
+        linears.head(wanted)
 
     return run
 
@@ -129,6 +162,7 @@ class Peers:
     packed: TargetModel
     unpacked: TargetModel
     eager: Any
+    onednn: Linears
 
 
 def load(path: str, dtype: str) -> Peers:
@@ -140,10 +174,12 @@ def load(path: str, dtype: str) -> Peers:
         AutoModelForCausalLM.from_pretrained(path, dtype=packed.dtype, attn_implementation=kind).eval()
         for kind in ("sdpa", "eager")
     )
-    return Peers(packed, dataclasses.replace(packed, network=network, packed=None), eager)
+    return Peers(packed, dataclasses.replace(packed, network=network, packed=None), eager, Linears.onednn(eager))
 
 
-def measure_case(peers: Peers, num_sequences: int, num_rows: int, bytes_per_ms: float, rounds: int) -> dict[str, Any]:
+def measure_case(
+    peers: Peers, num_sequences: int, num_rows: int, bytes_per_ms: float, flops_per_ms: float, rounds: int
+) -> dict[str, Any]:
     """One case, all contenders in turns."""
     model = peers.packed.packed
     assert model is not None
@@ -154,7 +190,8 @@ def measure_case(peers: Peers, num_sequences: int, num_rows: int, bytes_per_ms: 
     batch = pack(inputs, torch.device("cpu"))
     took = medians(
         {
-            "linear": linear_layers(model, rows, rows),
+            "linear": linear_layers(Linears.ours(model), model, rows, rows),
+            "onednn": linear_layers(peers.onednn, model, rows, rows),
             "small": small_operators(model, rows),
             "ours": lambda: ours.logits(batch),
             "step": lambda: runner.run(inputs),
@@ -165,12 +202,16 @@ def measure_case(peers: Peers, num_sequences: int, num_rows: int, bytes_per_ms: 
     )
     shape, element = model.kv_shape, model.embedding.element_size()
     kv_bytes = 2 * num_sequences * CONTEXT_LEN * shape.num_layers * shape.num_heads * shape.head_size * element
-    floor = took["linear"] + took["small"] + kv_bytes / bytes_per_ms
+    floor = took["onednn"] + took["small"] + kv_bytes / bytes_per_ms
+    weights = num_weights(peers.packed, model)
+    bound = max(weights * element / bytes_per_ms, 2 * rows * weights / flops_per_ms) + kv_bytes / bytes_per_ms
     return {
         "case": f"{num_sequences}x{num_rows}",
         "forward_ms": took["ours"],
         "floor_ms": floor,
         "ratio": took["ours"] / floor,
+        "bound_ms": bound,
+        "onednn_ms": took["onednn"],
         "linear_ms": took["linear"],
         "kv_ms": kv_bytes / bytes_per_ms,
         "small_ms": took["small"],
@@ -190,7 +231,8 @@ def measure_prefill(peers: Peers, rounds: int) -> dict[str, Any]:
     ids = torch.from_numpy(prompt.astype(np.int64)).unsqueeze(0)
     took = medians(
         {
-            "linear": linear_layers(model, PROMPT_LEN, 1),
+            "linear": linear_layers(Linears.ours(model), model, PROMPT_LEN, 1),
+            "onednn": linear_layers(peers.onednn, model, PROMPT_LEN, 1),
             "ours": lambda: ours.logits(batch),
             "old": lambda: old.logits(batch),
             "eager": lambda: peers.eager(ids, logits_to_keep=1),
@@ -198,10 +240,11 @@ def measure_prefill(peers: Peers, rounds: int) -> dict[str, Any]:
         rounds,
     )
     linear, attention = num_operations(peers.packed, model)
-    machine_rate = linear / took["linear"]
+    machine_rate = linear / min(took["linear"], took["onednn"])
     return {
         "case": f"prefill {PROMPT_LEN}",
         "forward_ms": took["ours"],
+        "onednn_ms": took["onednn"],
         "linear_ms": took["linear"],
         "tflops": (linear + attention) / took["ours"] / 1e9,
         "gemm_tflops": machine_rate / 1e9,
@@ -214,10 +257,18 @@ def measure_prefill(peers: Peers, rounds: int) -> dict[str, Any]:
 def num_operations(target: TargetModel, model: PackedLlama) -> tuple[int, int]:
     """Floating-point operations of the prompt's linear layers (lm_head for one row) and of its causal attention."""
     shape, hidden_size = model.kv_shape, model.embedding.shape[1]
+    query_size = model.num_query_heads * shape.head_size
+    head = hidden_size * target.vocab_size
+    linear = 2 * (PROMPT_LEN * (num_weights(target, model) - head) + head)
+    return linear, 2 * shape.num_layers * query_size * PROMPT_LEN * (PROMPT_LEN + 1)
+
+
+def num_weights(target: TargetModel, model: PackedLlama) -> int:
+    """Weights of all linear layers, lm_head included."""
+    shape, hidden_size = model.kv_shape, model.embedding.shape[1]
     query_size, kv_size = model.num_query_heads * shape.head_size, shape.num_heads * shape.head_size
     per_layer = hidden_size * (2 * query_size + 2 * kv_size + 3 * model.intermediate_size)
-    linear = 2 * (PROMPT_LEN * shape.num_layers * per_layer + hidden_size * target.vocab_size)
-    return linear, 2 * shape.num_layers * query_size * PROMPT_LEN * (PROMPT_LEN + 1)
+    return shape.num_layers * per_layer + hidden_size * target.vocab_size
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -245,12 +296,13 @@ def main() -> None:
     peers = load(arguments.model, arguments.dtype)
     bytes_per_ms = read_bytes_per_ms(arguments.rounds)
     print(json.dumps({"dtype": arguments.dtype, "threads": torch.get_num_threads(), "read_gb_s": bytes_per_ms / 1e6}))
-    results = []
-    for num_sequences, num_rows in CASES:
-        results.append(rounded(measure_case(peers, num_sequences, num_rows, bytes_per_ms, arguments.rounds)))
-        print(json.dumps(results[-1]), flush=True)
     prefill = rounded(measure_prefill(peers, arguments.rounds))
     print(json.dumps(prefill), flush=True)
+    results = []
+    for case in CASES:
+        measured = measure_case(peers, *case, bytes_per_ms, prefill["gemm_tflops"] * 1e9, arguments.rounds)
+        results.append(rounded(measured))
+        print(json.dumps(results[-1]), flush=True)
     print()
     print_table(results)
     print_table([prefill])
