@@ -5,9 +5,12 @@ Knows the servers by their commands and their health service only.
 
 from __future__ import annotations
 
+import ctypes
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +25,7 @@ from laser_recsys.errors import RecsysError
 
 _POLL_S = 0.25
 _TAIL_LINES = 15
+_PR_SET_PDEATHSIG = 1
 
 
 class ServerFailed(RecsysError):
@@ -29,7 +33,7 @@ class ServerFailed(RecsysError):
 
 
 class ServerProcess:
-    """One server as a child process; use as a context manager, which ends it.
+    """One server as a child process; use as a context manager, which ends it. It also ends when we are killed (Linux).
 
     Args:
         name: for messages.
@@ -50,6 +54,7 @@ class ServerProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
 
     def __enter__(self) -> Self:
@@ -113,6 +118,11 @@ class ServerProcess:
         lines = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
         tail = "\n".join(lines[-_TAIL_LINES:]).strip() or "(it logged nothing)"
         return f"the {self.name} {what}; its log {self.log_path} ends:\n{tail}"
+
+
+def _end_with_parent() -> None:
+    """In the child: Linux is to end it when the thread that starts it is gone, also after SIGKILL."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def is_healthy(address: str, timeout_s: float = 1.0) -> bool:

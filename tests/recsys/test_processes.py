@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -73,3 +74,33 @@ def test_a_command_that_is_not_installed_is_named() -> None:
     assert Path(command_path("laser-retriever")).exists()
     with pytest.raises(ServerFailed, match="laser-nothing is not installed"):
         command_path("laser-nothing")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent is gone")
+def test_a_server_ends_when_its_owner_is_killed(tmp_path: Path) -> None:
+    owner = f"""
+import sys, time
+from pathlib import Path
+from laser_recsys.processes import ServerProcess
+server = ServerProcess("verifier", [sys.executable, "-c", "import time; time.sleep(60)"], "127.0.0.1:1",
+                       Path({str(tmp_path / "log")!r}))
+print(server.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", owner], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        server_pid = int(process.stdout.readline())
+        assert is_running(server_pid)
+        process.kill()
+    deadline = time.monotonic() + 10.0
+    while is_running(server_pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and is more than an entry that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
