@@ -48,6 +48,7 @@ class Run:
         run_idx: from 0. version: of the engine. num_prompts, num_documents, max_new_tokens: of the workload.
         seconds: wall-clock of the whole run, prefill included, loading excluded.
         outputs: token ids per prompt.
+        stolen_share: of the processors' time, what the hypervisor gave to others while it ran, loading included.
         stats: what the engine said of itself; empty for vLLM.
     """
 
@@ -60,6 +61,7 @@ class Run:
     seconds: float
     outputs: tuple[tuple[int, ...], ...]
     stats: dict[str, float] = dataclasses.field(default_factory=dict)
+    stolen_share: float = 0.0
 
     @property
     def num_tokens(self) -> int:

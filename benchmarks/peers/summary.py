@@ -25,6 +25,7 @@ class Row:
         tokens_per_s: of each run, in the order measured.
         tokens_per_step, draft_tokens_per_step: ours only.
         outside_forward: ours only: share of the steps' time that is not the forward.
+        stolen_share: the largest of its runs.
         num_equal: of `num_prompts` outputs, those that equal the same engine's plain output at the same concurrency.
     """
 
@@ -36,6 +37,7 @@ class Row:
     tokens_per_step: float | None
     draft_tokens_per_step: float | None
     outside_forward: float | None
+    stolen_share: float
     num_equal: int | None
 
     @property
@@ -76,7 +78,7 @@ def summarise(runs: Sequence[Run]) -> tuple[list[Row], list[Ratio]]:
 def text_table(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
     """The table and the ratios as lines of text."""
     heading = f"{'prompts':>12}{'at once':>9}{'mode':>16}{'tokens/s':>10}{'runs':>26}"
-    lines = [f"{heading}{'tokens/step':>13}{'drafted':>9}{'= plain':>10}"]
+    lines = [f"{heading}{'tokens/step':>13}{'drafted':>9}{'stolen':>8}{'= plain':>10}"]
     for row in rows:
         runs = " ".join(f"{value:.0f}" for value in row.tokens_per_s)
         per_step = f"{row.tokens_per_step:.2f}" if row.tokens_per_step is not None else "-"
@@ -84,7 +86,7 @@ def text_table(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
         equal = f"{row.num_equal}/{row.num_prompts}" if row.num_equal is not None else "-"
         lines.append(
             f"{row.cell.workload:>8}{row.num_prompts:>4}{row.cell.concurrency:>9}{row.cell.mode:>16}"
-            f"{row.median:>10.1f}{runs:>26}{per_step:>13}{drafted:>9}{equal:>10}"
+            f"{row.median:>10.1f}{runs:>26}{per_step:>13}{drafted:>9}{row.stolen_share:>8.1%}{equal:>10}"
         )
     lines += ["", *(f"{r.workload:>8} at {r.concurrency:<4} {r.ours} / {r.theirs}: {r.value:.2f}" for r in ratios)]
     return "\n".join(lines) + "\n"
@@ -113,5 +115,6 @@ def _row(runs: list[Run], plain: Run | None) -> Row:
         sum(run.num_tokens for run in runs) / num_steps if num_steps else None,
         num_drafted / num_steps if num_steps else None,
         1 - phases["forward"] / sum(phases.values()) if any(phases.values()) else None,
+        max(run.stolen_share for run in runs),
         num_equal,
     )  # fmt: skip

@@ -90,6 +90,23 @@ def test_the_cost_follows_steps_that_take_longer_and_forgets_an_outlier() -> Non
     assert cost.now.of(64) > 8.0 and cost.now.of(1) <= cost.now.of(8)
 
 
+def test_a_machine_that_changes_its_speed_does_so_for_sizes_that_are_not_run_either() -> None:
+    cost = LearnedCost(StepCost(np.asarray([1, 8, 64]), np.asarray([1.0, 2.0, 8.0])))
+    for _ in range(1500):
+        cost.observe(8, 1.0)
+    assert cost.now.of(8) == pytest.approx(1.0, rel=0.02)
+    assert cost.now.of(64) == pytest.approx(4.0, rel=0.1)
+
+
+def test_sizes_that_keep_differing_from_what_was_measured_are_told_apart() -> None:
+    cost = LearnedCost(StepCost(np.asarray([1, 8, 64]), np.asarray([1.0, 2.0, 8.0])))
+    for _ in range(500):
+        cost.observe(8, 2.0)
+        cost.observe(64, 16.0)
+    assert cost.now.of(8) == pytest.approx(2.0, rel=0.1)
+    assert cost.now.of(64) == pytest.approx(16.0, rel=0.1)
+
+
 def test_said_probabilities_are_believed_until_nodes_show_otherwise() -> None:
     calibration = Calibration()
     said = np.asarray([0.9, 0.5, 0.01], np.float32)

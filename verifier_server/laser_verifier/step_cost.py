@@ -62,7 +62,9 @@ class LearnedCost:
 
     In the logarithm: one correction for all sizes, so that sizes not run lately follow too, and one for each size. A
     single step moves them by a twentieth and a tenth of its surprise, which is cut at a factor of 1.5: an outlier (a
-    page fault, a neighbour's burst) is forgotten within a few steps.
+    page fault, a neighbour's burst) is forgotten within a few steps. What one size has of its own fades, so that a
+    machine that is slower or faster than it was is so for all sizes before long: with drafting off one size alone is
+    run, and larger ones must not seem dear for having been measured in worse times.
 
     Args:
         measured: at start.
@@ -70,6 +72,7 @@ class LearnedCost:
 
     _RATE_ALL = 0.05
     _RATE_SIZE = 0.1
+    _FADE_SIZE = 0.995
     _MAX_SURPRISE = float(np.log(1.5))
 
     def __init__(self, measured: StepCost) -> None:
@@ -85,6 +88,7 @@ class LearnedCost:
             return
         surprise = float(np.clip(np.log(seconds / expected), -self._MAX_SURPRISE, self._MAX_SURPRISE))
         self._all += self._RATE_ALL * surprise
+        self._of_size *= self._FADE_SIZE
         sizes = self._measured.sizes
         upper = int(np.clip(np.searchsorted(sizes, num_tokens), 1, len(sizes) - 1))
         share = float(np.clip((num_tokens - sizes[upper - 1]) / (sizes[upper] - sizes[upper - 1]), 0.0, 1.0))
