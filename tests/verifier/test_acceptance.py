@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.tree import DraftTree
-from laser_verifier.acceptance import inverse_cdf, verify
+from laser_verifier.acceptance import inverse_cdf, top_tokens, verify
 from laser_verifier.batch import StepInput, pack
 from laser_verifier.sampling import uniform
 from tests import oracles
@@ -146,3 +147,21 @@ def test_inverse_cdf_draws_tokens_as_often_as_their_probability_says() -> None:
     drawn = inverse_cdf(logits.expand(n, 4), torch.full((n,), 0.7), uniforms)
     expected = torch.softmax(logits[0] / 0.7, dim=0).numpy()
     np.testing.assert_allclose(np.bincount(drawn.numpy(), minlength=4) / n, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [5, 255, 256, 257, 511, 769, 2048, 49152])
+def test_top_tokens_are_those_of_a_sort_and_the_first_of_equals_for_one(size: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(size)
+    # Few different values, so that there are ties; one row all alike; then a NaN.
+    logits = torch.randint(-9, 9, (12, size), generator=generator).to(dtype) + torch.randn(12, 1, generator=generator)
+    logits = logits.to(dtype)
+    logits[3] = -1.5
+    first = top_tokens(logits, 1)
+    assert torch.equal(first, logits.double().argmax(dim=-1, keepdim=True))
+    for k in (2, 3, 5):
+        tokens = top_tokens(logits, k)
+        assert all(len(set(row)) == k for row in tokens.tolist())
+        assert torch.equal(logits.gather(-1, tokens), logits.sort(dim=-1, descending=True).values[:, :k])
+    logits[7, size // 2] = torch.nan
+    assert top_tokens(logits, 1)[7].item() == size // 2

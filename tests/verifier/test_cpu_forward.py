@@ -25,7 +25,6 @@ from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_network
 from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts, trees
 
 FAMILIES = {"llama": {}, "qwen2": {}, "qwen3": {"head_dim": 32}, "mistral": {"sliding_window": None}}
-DTYPES = [torch.float32, torch.bfloat16]
 Path = tuple[int, ...]
 
 
@@ -115,9 +114,13 @@ class PlainLogits:
         return self.known[path]
 
 
-@pytest.fixture(scope="module", params=DTYPES, ids=str)
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "bfloat16 without our kernel"])
 def plain(request: pytest.FixtureRequest) -> PlainLogits:
-    return PlainLogits(packed_model(network_of(dtype=request.param)))
+    dtype, _, without = request.param.partition(" ")
+    with pytest.MonkeyPatch.context() as patch:
+        if without:
+            patch.setattr(DotLinear, "takes", lambda weight: False)
+        return PlainLogits(packed_model(network_of(dtype=getattr(torch, dtype))))
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
