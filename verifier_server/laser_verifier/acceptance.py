@@ -108,7 +108,7 @@ def top_tokens(logits: Tensor, k: int) -> Tensor:
     if num_blocks <= k:
         return wide.argmax(dim=-1, keepdim=True) if k == 1 else wide.topk(k, dim=-1).indices
     whole, rest = wide[:, : num_blocks * _BLOCK], wide[:, num_blocks * _BLOCK :]
-    maxima = whole.unflatten(-1, (num_blocks, _BLOCK)).amax(dim=-1)
+    maxima = whole.view(len(wide), num_blocks, _BLOCK).amax(dim=-1)
     if rest.shape[-1]:
         maxima = torch.cat((maxima, rest.amax(dim=-1, keepdim=True)), dim=-1)
     blocks = maxima.argmax(dim=-1, keepdim=True) if k == 1 else maxima.topk(k, dim=-1).indices
