@@ -1,7 +1,7 @@
 """Do relaxed texts read as well as plain ones, and how far do texts differ between batch sizes?
 
     python -m benchmarks.text_quality --corpus corpus_user.jsonl --texts texts.jsonl --runs plain@8 plain@1 strict@8 \
-        relaxed:2:0.1@8
+        relaxed:2:0.1@8 relaxed:2:0.3@8 relaxed:3:0.05@8
 
 A run is `plain`, `strict` or `relaxed:TOP_K:MIN_PROB`, then `@` and how many prompts run at once. Two real server
 processes; the outputs of `--pool-ids` are the pool. Every finished text is appended to `--texts`, and what stands there
@@ -12,6 +12,8 @@ is not generated again, so that a long measurement can be taken in parts. The re
     distinct      distinct 4-grams of all texts over all their 4-grams
     by EOS        texts that ended by themselves; equal: texts equal to the first run's
     before diff   share of tokens before the first difference to the first run's text
+    alike         mean cosine of a text's sentence embedding with that of the first run's text, which for two different
+                  documents' texts of the first run is `others_alike` on average (--no-embeddings: neither)
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from tqdm import tqdm
 from laser_client import LaserClient, Relaxed, Strict
 from laser_protocol.acceptance import Acceptance
 from laser_recsys.cache import default_cache_dir
+from laser_recsys.ctr.encoder import encode_cached
 from laser_recsys.example_model import prepare_example_model
 
 POOL = "bench/text-quality"
@@ -109,6 +112,21 @@ def describe(run: str, texts: dict[int, dict[str, Any]], reference: dict[int, di
     }
 
 
+def add_likeness(
+    rows: list[dict[str, Any]], texts: dict[str, dict[int, dict[str, Any]]], reference: str, cache: Path
+) -> None:
+    """Adds the columns `alike` and `others_alike` to the rows of `describe`."""
+    ids = sorted(texts[reference])
+    vectors = {name: encode_cached([made[i]["text"] for i in ids if i in made], cache) for name, made in texts.items()}
+    first = vectors[reference]
+    among = first @ first.T
+    others = (among.sum() - np.trace(among)) / (len(ids) * (len(ids) - 1)) if len(ids) > 1 else float("nan")
+    for row in rows:
+        both = [k for k, i in enumerate(ids) if i in texts[row["run"]]]
+        alike = float(np.mean(np.sum(vectors[row["run"]] * first[both], axis=1)))
+        row |= {"alike": round(alike, 3), "others_alike": round(float(others), 3)}
+
+
 def generate(client: LaserClient, run: Run, documents: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Appends the texts of one run, batch by batch."""
     for start in tqdm(range(0, len(documents), run.concurrency), desc=run.name, unit="batch", disable=None):
@@ -180,10 +198,15 @@ def main() -> None:
     parser.add_argument("--draft-policy", choices=("value", "all"), default="value", help="default: %(default)s")
     parser.add_argument("--dtype", default="auto", help="default: %(default)s")
     parser.add_argument("--max-new-tokens", type=int, default=192, help="default: %(default)s")
+    parser.add_argument("--no-embeddings", action="store_true", help="leave out how alike texts are")
     arguments = parser.parse_args()
     generate_missing(arguments)
-    texts = read_texts(arguments.texts)
-    rows = [describe(run.name, texts[run.name], texts[arguments.runs[0].name]) for run in arguments.runs]
+    existing = read_texts(arguments.texts)
+    texts = {run.name: existing[run.name] for run in arguments.runs}
+    reference = arguments.runs[0].name
+    rows = [describe(name, made, texts[reference]) for name, made in texts.items()]
+    if not arguments.no_embeddings:
+        add_likeness(rows, texts, reference, default_cache_dir())
     for row in rows:
         print(json.dumps(row))
     widths = [max(len(name), *(len(str(row[name])) for row in rows)) for name in rows[0]]
