@@ -48,6 +48,14 @@ def test_drafting_comes_back_where_it_pays_again() -> None:
     assert min(budgets[-16:]) > 8
 
 
+def test_drafting_that_takes_longer_than_it_gains_is_left_off() -> None:
+    policy = DraftPolicy(EngineConfig(), COST)
+    for _ in range(100):
+        policy.observe_drafting(1.0)
+    budgets = run_steps(policy, prob=0.9, num_sequences=1, num_steps=200)
+    assert sum(budget > 0 for budget in budgets[-64:]) == 4
+
+
 def test_the_wait_for_trees_is_at_most_what_they_gain() -> None:
     config = EngineConfig()
     policy = DraftPolicy(config, COST)

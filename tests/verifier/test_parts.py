@@ -58,6 +58,15 @@ def test_a_step_that_prefills_values_its_time_as_one_that_does_not(num_prompt_to
     assert choice.num_nodes == [num_nodes]
 
 
+def test_what_drafting_takes_can_outweigh_nodes_that_are_worth_their_place() -> None:
+    """Two tokens in a second plainly; two nodes give 1.8 more for half a second."""
+    cost = StepCost(np.asarray([1, 2, 6]), np.asarray([1.0, 1.0, 2.0]))
+    free, dear = (choose_nodes([falling(0.9, 0.9)], 2, 2, cost, drafting_s) for drafting_s in (0.0, 1.0))
+    assert free.num_nodes == dear.num_nodes == [2]
+    assert free.gain == pytest.approx(1.0 + (1.8 - 3.8 / 1.5 * 0.5) / 2)
+    assert dear.gain == pytest.approx(1.0 + (1.8 - 2.0 * 1.5) / 2) and dear.gain < 1.0
+
+
 @given(
     st.lists(st.lists(st.floats(0, 1, width=32), max_size=8).map(lambda p: sorted(p, reverse=True)), max_size=5),
     st.integers(1, 40),

@@ -23,7 +23,8 @@ class Choice:
         num_nodes: per tree, the length of the prefix that is verified.
         expected_tokens: that these nodes emit, the sum of their probabilities.
         price: probability a further node would have needed to be worth its place.
-        gain: tokens per second with them over those without, at least 1.
+        gain: what the step is worth with them over what it is worth without, in tokens, time at the rate below; what
+            drafting itself takes is in it, so it may be below 1.
     """
 
     num_nodes: list[int]
@@ -33,7 +34,11 @@ class Choice:
 
 
 def choose_nodes(
-    probs: Sequence[NDArray[np.float64]], num_verified_tokens: int, num_sequences: int, cost: StepCost
+    probs: Sequence[NDArray[np.float64]],
+    num_verified_tokens: int,
+    num_sequences: int,
+    cost: StepCost,
+    drafting_s: float = 0.0,
 ) -> Choice:
     """Chooses the nodes so that tokens per second are highest.
 
@@ -46,6 +51,8 @@ def choose_nodes(
         num_verified_tokens: tokens the step runs anyway, prefill included, at least `num_sequences`.
         num_sequences: sequences that get their bonus token from this step, at least 1.
         cost: of a forward.
+        drafting_s: seconds a step spends on having trees at all. For this step's choice they are spent already; whether
+            to draft on is what `gain` tells.
     """
     flat = np.concatenate([*probs, np.empty(0)])
     owner = np.repeat(np.arange(len(probs)), [len(p) for p in probs])
@@ -53,10 +60,11 @@ def choose_nodes(
     order = np.argsort(-flat, kind="stable")
     expected = np.concatenate(([0.0], np.cumsum(flat[order])))
     counts = np.arange(len(flat) + 2)
-    rates = (num_sequences + expected) / cost(num_sequences + counts[:-1])
-    rate = float(rates.max())
+    rate = float(((num_sequences + expected) / (cost(num_sequences + counts[:-1]) + drafting_s)).max())
+    rate = max(rate, num_sequences / cost.of(num_sequences))
     seconds = cost(num_verified_tokens + counts)
     num_chosen = int(np.argmax(expected - rate * seconds[:-1]))
     num_nodes: list[int] = np.bincount(owner[order[:num_chosen]], minlength=len(probs)).tolist()
     price = rate * float(seconds[num_chosen + 1] - seconds[num_chosen])
-    return Choice(num_nodes, float(expected[num_chosen]), price, rate / float(rates[0]))
+    surplus = float(expected[num_chosen]) - rate * (float(seconds[num_chosen] - seconds[0]) + drafting_s)
+    return Choice(num_nodes, float(expected[num_chosen]), price, 1.0 + surplus / num_sequences)

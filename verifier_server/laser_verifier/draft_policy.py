@@ -26,6 +26,8 @@ class DraftPolicy:
     _MIN_GAIN = 1.02
     _PROBE_STEPS = 16
     _RATE = 0.1
+    # Of looks now and then: there are few of them, and what they show should count soon.
+    _RATE_PROBING = 0.3
 
     def __init__(self, config: EngineConfig, measured: StepCost | None) -> None:
         if measured is None and config.draft_policy != "all":
@@ -36,6 +38,7 @@ class DraftPolicy:
         # Averages over the last steps: of the gain, of nodes chosen per sequence. Hopeful at first.
         self.gain = 2.0
         self.num_chosen = float(config.max_draft_nodes)
+        self._drafting_s = 0.0
         self._num_steps = 0
 
     @property
@@ -61,9 +64,10 @@ class DraftPolicy:
         probs = [self.calibration(tree.probs) for tree in trees]
         if self._takes_all or self.cost is None:
             return Choice([len(tree) for tree in trees], float(sum(p.sum() for p in probs)), 0.0, math.inf)
-        choice = choose_nodes(probs, num_verified_tokens, num_sequences, self.cost.now)
+        choice = choose_nodes(probs, num_verified_tokens, num_sequences, self.cost.now, self._drafting_s)
         if trees:
-            self.gain += self._RATE * (min(choice.gain, 4.0) - self.gain)
+            rate = self._RATE if self.gain >= self._MIN_GAIN else self._RATE_PROBING
+            self.gain += rate * (min(choice.gain, 4.0) - self.gain)
             self.num_chosen += self._RATE * (sum(choice.num_nodes) / len(trees) - self.num_chosen)
         return choice
 
@@ -87,6 +91,10 @@ class DraftPolicy:
         self._num_steps += 1
         if is_plain and self.cost is not None:
             self.cost.observe(num_tokens, seconds)
+
+    def observe_drafting(self, seconds: float) -> None:
+        """Takes what a step spent on collecting and choosing from the trees it had asked for."""
+        self._drafting_s += self._RATE * (seconds - self._drafting_s)
 
     def observe_trees(self, outcomes: Sequence[tuple[DraftTree, Sequence[int]]]) -> None:
         """Takes what became of a step's verified trees: each with the node indices on the emitted path."""

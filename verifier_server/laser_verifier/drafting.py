@@ -26,11 +26,13 @@ class StepDrafts:
 
     Attributes:
         trees: by sequence_id, cut to what is verified.
-        num_offered_nodes: before they were cut. num_missing: trees asked for that were not there.
+        num_asked: trees asked for. num_missing: of them, those that were not there.
+        num_offered_nodes: of the trees before they were cut.
         choice: how they were cut.
     """
 
     trees: dict[int, DraftTree]
+    num_asked: int
     num_offered_nodes: int
     num_missing: int
     choice: Choice
@@ -77,7 +79,7 @@ class Drafting:
         at_end = [sequence for sequence, num_tokens in scheduled if num_tokens == sequence.num_pending]
         drafting = [s for s in at_end if s.request.draft and s.node_budget]
         if not drafting:
-            return StepDrafts({}, 0, 0, Choice([], 0.0, 0.0, 1.0))
+            return StepDrafts({}, 0, 0, 0, Choice([], 0.0, 0.0, 1.0))
         timeout_s = self._policy.wait_s(len(at_end))
         collected = self._source.collect({s.sequence_id: s.num_tokens for s in drafting}, timeout_s)
         trees: dict[int, DraftTree] = {}
@@ -89,6 +91,7 @@ class Drafting:
         choice = self._policy.choose(list(trees.values()), num_verified_tokens, len(at_end))
         return StepDrafts(
             {i: tree.prefix(n) for (i, tree), n in zip(trees.items(), choice.num_nodes, strict=True)},
+            len(drafting),
             sum(len(tree) for tree in trees.values()),
             len(drafting) - len(collected),
             choice,

@@ -283,6 +283,8 @@ class Engine:
         num_reused_tokens = self.counters.num_reused_tokens - self._num_reused_told
         self._num_reused_told = self.counters.num_reused_tokens
         self.policy.observe(num_tokens, forward_s, is_plain=num_prompt_tokens == 0)
+        if drafts.num_asked:
+            self.policy.observe_drafting(draft_s)
         self.policy.observe_trees([(tree, verdict.path) for tree, verdict, _ in outcomes])
         self.counters.num_steps += 1
         record = StepRecord(
