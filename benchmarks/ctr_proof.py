@@ -78,6 +78,7 @@ def main() -> None:
     step("prompts", "prompts", "--data", data, "--framework", arguments.framework, "--model", model, "--kinds",
          *arguments.kinds, "--max-new-tokens", arguments.max_new_tokens, "--output", prompts)  # fmt: skip
     made: dict[str, Path] = {}
+    reference: dict[Any, dict[str, Any]] = {}
     settings = argparse.Namespace(
         dtype="auto", draft_policy="value", nodes=32, concurrency=arguments.concurrency,
         verifier_options=["--max-model-len", "1024"],
@@ -91,8 +92,9 @@ def main() -> None:
                 step(name, "generate", "--prompts", prompts, "--verifier", verifier, "--output", output / name,
                      "--concurrency", arguments.concurrency, "--max-new-tokens", arguments.max_new_tokens,
                      *ROWS[row])  # fmt: skip
-                reference = read_texts(made[row])
-                print(json.dumps(describe(name, read_texts(made[name]), reference)), flush=True)
+                texts = read_texts(made[name])
+                reference = texts if generation == 0 else reference
+                print(json.dumps(describe(name, texts, reference)), flush=True)
     step("evaluate", "evaluate", "--data", data, "--networks", *arguments.networks, "--seeds", arguments.seeds,
          "--output", output / "evaluation", "--knowledge",
          *(f"{name}={path}" for name, path in made.items()))  # fmt: skip

@@ -196,14 +196,12 @@ def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
     return measure_step_cost(run, sizes if len(sizes) > 1 else [1, 2])
 
 
-def _load(
-    model_config: ModelConfig, engine_config: EngineConfig
-) -> tuple[Any, TargetModel, EngineConfig, ModelRunner, StepCost]:
-    """Tokenizer, model, the configuration that fits it, its runner and what a forward of it costs."""
+def _load(model_config: ModelConfig, engine_config: EngineConfig) -> tuple[Any, EngineConfig, ModelRunner, StepCost]:
+    """Tokenizer, the configuration that fits the model, its runner and what a forward of it costs."""
     tokenizer, model = load_tokenizer(model_config.model), load_model(model_config)
     config = _fit_to_model(engine_config, model)
     runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
-    return tokenizer, model, config, runner, measure_runner(runner, config.max_step_tokens)
+    return tokenizer, config, runner, measure_runner(runner, config.max_step_tokens)
 
 
 async def _serve(
@@ -218,7 +216,8 @@ async def _serve(
     # All of torch on one thread: each that ran an operator keeps a team of OpenMP threads, and as soon as all teams
     # together are more than the processors, none of them spins any more. Measured: a third of the processors idle.
     loop, device = asyncio.get_running_loop(), ThreadPoolExecutor(1, "engine")
-    tokenizer, model, config, runner, cost = await loop.run_in_executor(device, _load, model_config, engine_config)
+    tokenizer, config, runner, cost = await loop.run_in_executor(device, _load, model_config, engine_config)
+    model = runner.model
     logger.info(
         "model.ready name=%s type=%s dtype=%s device=%s kv_cache_bytes=%d step_ms=%s",
         model.name, model.model_type, model.dtype, model.device, runner.cache_size_bytes,

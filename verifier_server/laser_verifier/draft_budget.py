@@ -23,8 +23,8 @@ class Choice:
         num_nodes: per tree, the length of the prefix that is verified.
         expected_tokens: that these nodes emit, the sum of their probabilities.
         price: probability a further node would have needed to be worth its place.
-        gain: what the step is worth with them over what it is worth without, in tokens, time at the rate below; what
-            drafting itself takes is in it, so it may be below 1.
+        gain: what a step of this kind is worth with drafting over what it is worth without, in tokens; time counts
+            at the best rate. What drafting itself takes is in it, so it may be below 1.
     """
 
     num_nodes: list[int]

@@ -102,7 +102,7 @@ class VerifierMetrics:
             "laser_draft_price", "Probability below which a node did not pay, last step.", registry=self.registry
         )
         self._gain = Gauge(
-            "laser_draft_gain", "Expected rate with drafts over that without, last step.", registry=self.registry
+            "laser_draft_gain", "Worth of the last step with drafting over without.", registry=self.registry
         )
 
     def _add_step_metrics(self) -> None:

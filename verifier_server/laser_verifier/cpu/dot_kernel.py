@@ -1,7 +1,7 @@
 """Linear layers in bfloat16 on the processor's pairwise dot products (AVX512-BF16), weights read once and in line.
 
 A tile is up to MAX_ROWS rows times 32 outputs, its sums in registers. While a panel of 32 outputs is multiplied, the
-next one is fetched from memory, so that reading and multiplying overlap; that is where oneDNN loses at few rows.
+next one is fetched from memory, so that reading and multiplying overlap.
 A row's sums run over its inputs in one order, whatever the other rows are.
 """
 
@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from laser_verifier.cpu.simd import LANES, call, float_vector, spread, take
+from laser_verifier.cpu.simd import LANES, call, fetch, float_vector, spread, take
 from laser_verifier.cpu.typed import HEADER, NUM_TASKS, intrinsic
 
 # Outputs of a panel, in vectors and in all; rows of a tile. 24 sums, 2 weights and an input fit into 32 registers.
@@ -47,13 +47,15 @@ def is_supported() -> bool:
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
 
 
-def _moved(builder: Any, address: Any, count: Any, size: int | Any) -> Any:
+def _moved(builder: Any, address: Any, count: Any, size: Any) -> Any:
+    """LLVM code: address + count * size; both may be Python integers."""
     size = ir.Constant(_i64, size) if isinstance(size, int) else size
     count = ir.Constant(_i64, count) if isinstance(count, int) else count
     return builder.add(address, builder.mul(count, size))
 
 
 def _at(builder: Any, address: Any, llvm_type: Any) -> Any:
+    """LLVM code: the pointer at an int64 address."""
     return builder.inttoptr(address, llvm_type.as_pointer())
 
 
@@ -64,13 +66,10 @@ def _tile(builder: Any, num_rows: int, arguments: Any) -> None:
         builder.load(_at(builder, _moved(builder, bias, v, 4 * LANES), float_vector), align=4) for v in range(_VECTORS)
     ]
     sums = [cgutils.alloca_once_value(builder, first[v]) for _ in range(num_rows) for v in range(_VECTORS)]
-    for i, cell in enumerate(sums):
-        builder.store(first[i % _VECTORS], cell)
     with cgutils.for_range(builder, num_pairs, intp=_i64) as loop:
         for line in range(_VECTORS):
             wanted = _moved(builder, _moved(builder, ahead, loop.index, ahead_step), line, _LINE_BYTES)
-            hints = [ir.Constant(_i32, hint) for hint in (0, 2, 1)]
-            call(builder, "llvm.prefetch.p0", [_at(builder, wanted, ir.IntType(8)), *hints], ir.VoidType())
+            fetch(builder, _at(builder, wanted, ir.IntType(8)))
         row = _moved(builder, weights, loop.index, 4 * PANEL)
         factors = [
             builder.load(_at(builder, _moved(builder, row, v, 4 * LANES), _pairs), align=_LINE_BYTES)

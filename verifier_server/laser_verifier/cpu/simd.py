@@ -128,8 +128,7 @@ def prefetch(typing_context: Any, pointer: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
-        hints = [ir.Constant(_i32, hint) for hint in (0, 2, 1)]
-        call(builder, "llvm.prefetch.p0", [address, *hints], ir.VoidType())
+        fetch(builder, address)
         return context.get_dummy_value()
 
     return types.none(pointer, types.int64), codegen
@@ -173,6 +172,12 @@ def splat(typing_context: Any, value: Any) -> Any:
         return spread(builder, arguments[0])
 
     return float32x16(types.float32), codegen
+
+
+def fetch(builder: Any, address: Any) -> None:
+    """LLVM code: asks for the cache line at a pointer to 8-bit integers, for reading, to the second-level cache."""
+    hints = [ir.Constant(_i32, hint) for hint in (0, 2, 1)]
+    call(builder, "llvm.prefetch.p0", [address, *hints], ir.VoidType())
 
 
 def spread(builder: Any, value: Any) -> Any:
