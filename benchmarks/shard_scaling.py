@@ -3,9 +3,9 @@
     python -m benchmarks.shard_scaling --corpus corpus_user.jsonl
 
 work    --pools pools over one directory, N retriever processes, one draft stream to each pool's shard, as
-        `laser_verifier.shards` chooses. All streams replay recorded outputs at once; counted are trees that are not
-        empty and the CPU seconds of the retriever processes. Constant drafts per CPU second: shards cost nothing but
-        themselves.
+        `laser_verifier.shards` chooses. Each stream replays 8 recorded outputs at once, a step every --period-ms, the
+        same whatever the number of shards and less than one can bear; counted are trees that are not empty and the
+        CPU seconds of the retriever processes. Constant drafts per CPU second: shards cost nothing but themselves.
 spread  300 pools (names drawn from a seed) with the same number of sequences each, opened in turn; max/mean of the
         shards' open sequences, as the verifier chooses (rendezvous with bounded loads) and by rendezvous alone. No
         process.
@@ -46,9 +46,14 @@ SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 async def measure_work(
-    addresses: Sequence[str], pids: Sequence[int], pools: Sequence[str], test: Sequence[Recorded], num_messages: int
+    addresses: Sequence[str],
+    pids: Sequence[int],
+    pools: Sequence[str],
+    test: Sequence[Recorded],
+    period_s: float,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Replays on all shards at once: `num_messages` steps of 8 sequences for each pool, whichever shard has it."""
+    """Replays on all shards at once: a step of 8 sequences every period for each pool, whichever shard has it."""
     for address in addresses:
         await until_serving(address)
     names = [f"shard-{i}" for i in range(len(addresses))]
@@ -66,16 +71,13 @@ async def measure_work(
             verifiers.append(Verifier(channels[name], test, 8, 32, pool))
             await verifiers[-1].shake_hands()
 
-        async def run(verifier: Verifier, number: int) -> None:
-            for _ in range(number):
-                await verifier.step()
-
-        await asyncio.gather(*(run(verifier, 10) for verifier in verifiers))
+        steps_per_s = len(verifiers) / period_s
         await asyncio.sleep(SETTLE_S)
+        await at_pace(verifiers, steps_per_s, 1.0)
         processes = [psutil.Process(pid) for pid in pids]
         before_s = sum(sum(process.cpu_times()[:2]) for process in processes)
         num_before = sum(verifier.num_trees - verifier.num_empty for verifier in verifiers)
-        await asyncio.gather(*(run(verifier, num_messages) for verifier in verifiers))
+        await at_pace(verifiers, steps_per_s, seconds)
         cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes) - before_s
         num_trees = sum(verifier.num_trees - verifier.num_empty for verifier in verifiers) - num_before
         for verifier in verifiers:
@@ -182,11 +184,15 @@ def main() -> None:
     parser.add_argument(
         "--pool-tokens", type=float, default=1e5, metavar="N", help="tokens of each of them (default: %(default)g)"
     )
-    parser.add_argument("--messages", type=int, default=60, metavar="N", help="steps per pool (default: %(default)s)")
+    parser.add_argument(
+        "--period-ms", type=float, default=60.0, metavar="MS", help="of a pool's steps in `work` (default: %(default)s)"
+    )
     parser.add_argument(
         "--streams", type=int, default=4, metavar="N", help="verifiers of `load` (default: %(default)s)"
     )
-    parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="per load (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, metavar="S", help="per measurement (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     recorded = read_recorded(arguments.corpus)
     test = recorded[-60:]
@@ -204,7 +210,9 @@ def main() -> None:
                 ]
                 addresses, processes = zip(*shards, strict=True)
                 pids = [process.pid for process in processes]
-                results.append(uvloop.run(measure_work(addresses, pids, pools, test, arguments.messages)))
+                results.append(
+                    uvloop.run(measure_work(addresses, pids, pools, test, arguments.period_ms / 1e3, arguments.seconds))
+                )
     with tempfile.TemporaryDirectory() as directory:
         fill(Path(directory), splice(outputs, 1_000_000))
         cores = sorted(os.sched_getaffinity(0))

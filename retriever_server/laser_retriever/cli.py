@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
 import socket
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import uvloop
 from laser_protocol.errors import LaserError
 from laser_protocol.serving import LaserServer, ListenConfig, until_signal
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.draft_threads import usable_processors
 from laser_retriever.drafter import DraftParams
 from laser_retriever.limits import NO_LIMITS, PoolLimits
 from laser_retriever.metrics import RetrieverMetrics
@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         help="address at which other shards' callers reach this one (default: the one listened on, by host name)",
     )
     serve_parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="drafting threads (default: %(default)s)"
+        "--threads",
+        type=int,
+        default=len(usable_processors()),
+        metavar="N",
+        help="drafting threads (default: one for each processor, here %(default)s)",
     )
     serve_parser.add_argument(
         "--read-into-memory",

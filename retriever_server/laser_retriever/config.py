@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from laser_retriever.draft_threads import usable_processors
 from laser_retriever.limits import NO_LIMITS, PoolLimits
 
 
@@ -44,7 +44,7 @@ class RetrieverConfig:
     sample_documents: int = 8192
     sample_interval_s: float = 2.0
     max_sequences: int = 4096
-    num_threads: int = os.cpu_count() or 1
+    num_threads: int = len(usable_processors())
     draft_deadline_s: float = 0.004
 
     def __post_init__(self) -> None:

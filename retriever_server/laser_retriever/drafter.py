@@ -26,6 +26,7 @@ from laser_retriever.growth import (
     MAX_OWN_MATCHES,
     MAX_PER_SEARCH,
     MIN_PROB,
+    MIN_UNSEEN,
     NUM_PROMPT,
     NUM_REQUEST_COLUMNS,
     NUM_SETTINGS,
@@ -67,6 +68,7 @@ class DraftParams:
         enough: once matches weigh this much, shorter ones are left out.
         max_lookups: most lookups for one tree: at its root, then at nodes where fewer matches than `enough` are left.
         max_depth: longest path.
+        min_unseen: a node is looked up if it is reached, and left by none of its known children, with this probability.
     """
 
     coefficients: tuple[float, ...] = ()
@@ -81,6 +83,7 @@ class DraftParams:
     enough: float = 16.0
     max_lookups: int = 8
     max_depth: int = 48
+    min_unseen: float = 0.01
 
     def __post_init__(self) -> None:
         if not self.coefficients:
@@ -202,6 +205,7 @@ def model_of(params: DraftParams) -> Model:
     settings[BEGIN_BONUS] = params.begin_bonus
     settings[ANCESTOR_WEIGHT] = params.ancestor_weight
     settings[MAX_DEPTH] = params.max_depth
+    settings[MIN_UNSEEN] = params.min_unseen
     lengths = np.arange(params.level_lengths[-1] + 1)
     levels = np.maximum(np.searchsorted(params.level_lengths, lengths, side="right") - 1, 0).astype(np.int64)
     return Model(np.array(SEARCH_LENGTHS, np.int64), levels, np.array(params.coefficients), settings)

@@ -26,11 +26,12 @@ from laser_retriever.suffix_array import BEGIN_MARK
 # Settings of `grow_trees`: least probability of a node; weight of matches at which shorter ones are left out; most
 # lookups for one tree; weight of a match in the sequence itself and most of them; most matches at one length; tokens by
 # which a match that reaches a document's begin counts as longer; weight of a match in an ancestor, per generation;
-# longest path that one lookup gives.
+# longest path that one lookup gives; least probability, at a node, of a token not seen there, for a lookup.
 (
     MIN_PROB, ENOUGH, MAX_LOOKUPS, OWN_WEIGHT, MAX_OWN_MATCHES, MAX_PER_SEARCH, BEGIN_BONUS, ANCESTOR_WEIGHT, MAX_DEPTH,
-) = range(9)  # fmt: skip
-NUM_SETTINGS = 9
+    MIN_UNSEEN,
+) = range(10)  # fmt: skip
+NUM_SETTINGS = 10
 
 # Columns of a request table: address and number of the sequence's tokens, how many are prompt; address and number of
 # its sources' rows; address of its scalings; how many nodes.
@@ -178,27 +179,21 @@ def _grow_tree(
     begin = end = depth = 0
     while num_nodes < budget:
         if num_candidates < budget - num_nodes or prob > work.candidate_probs[0]:
-            if num_lookups < settings[MAX_LOOKUPS] and depth < settings[MAX_DEPTH]:
-                weight = following_weight(
-                    work.matches, work.order, begin, end, depth, settings[MAX_DEPTH], vocab_size, settings[ENOUGH]
+            num_children, unseen = _find_children(work, model, scalings, begin, end, depth, vocab_size)
+            if num_lookups < settings[MAX_LOOKUPS] and _needs_lookup(
+                work, settings, begin, end, depth, vocab_size, prob * unseen
+            ):
+                num_lookups += 1
+                _append_path(work, trees, tree, node, own_len + depth, pool_len + depth)
+                begin = num_matches
+                num_matches = _look_up(
+                    request, vocab_size, model, work, own_len + depth, pool_len + depth, depth, num_matches
                 )
-                if weight < settings[ENOUGH]:
-                    num_lookups += 1
-                    _append_path(work, trees, tree, node, own_len + depth, pool_len + depth)
-                    begin = num_matches
-                    num_matches = _look_up(
-                        request, vocab_size, model, work, own_len + depth, pool_len + depth, depth, num_matches
-                    )
-                    end = num_matches
-            if begin < end:
-                num_children = split_matches(
-                    work.matches, model.levels, work.order, work.scratch, work.child_of, begin, end, depth,
-                    settings[MAX_DEPTH], vocab_size, work.children,
-                )  # fmt: skip
-                estimate_children(work.children, num_children, model.coefficients, scalings)
-                num_candidates = _offer_children(
-                    work, num_children, node, prob, depth, settings[MIN_PROB], num_candidates, budget - num_nodes
-                )
+                end = num_matches
+                num_children, unseen = _find_children(work, model, scalings, begin, end, depth, vocab_size)
+            num_candidates = _offer_children(
+                work, num_children, node, prob, depth, settings[MIN_PROB], num_candidates, budget - num_nodes
+            )
         if num_candidates == 0:
             break
         num_candidates -= 1
@@ -211,6 +206,34 @@ def _grow_tree(
         depth = work.candidates[slot, DEPTH]
         num_nodes += 1
     return num_nodes
+
+
+@kernel
+def _find_children(
+    work: Workspace, model: Model, scalings: NDArray[np.float64], begin: int, end: int, depth: int, vocab_size: int
+) -> tuple[int, float]:
+    """How many children a node with the matches `order[begin:end]` has, now in `work.children`, and the probability
+    that none of them follows."""
+    if begin == end:
+        return 0, 1.0
+    num_children = split_matches(
+        work.matches, model.levels, work.order, work.scratch, work.child_of, begin, end, depth,
+        model.settings[MAX_DEPTH], vocab_size, work.children,
+    )  # fmt: skip
+    return num_children, estimate_children(work.children, num_children, model.coefficients, scalings)
+
+
+@kernel
+def _needs_lookup(
+    work: Workspace, settings: NDArray[np.float64], begin: int, end: int, depth: int, vocab_size: int, unseen: float
+) -> bool:
+    """Whether a node's shorter matches may bring what its long ones lack: few of these are left, and the sequence is
+    likely enough to come here and go on otherwise (`unseen`)."""
+    if unseen < settings[MIN_UNSEEN] or depth >= settings[MAX_DEPTH]:
+        return False
+    max_depth, enough = settings[MAX_DEPTH], settings[ENOUGH]
+    weight = following_weight(work.matches, work.order, begin, end, depth, max_depth, vocab_size, enough)
+    return bool(weight < enough)
 
 
 @kernel

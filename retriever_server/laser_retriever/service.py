@@ -22,6 +22,7 @@ from laser_protocol.tree import tree_to_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.calibration import Calibration
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.draft_threads import draft_executor
 from laser_retriever.drafter import DraftParams
 from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
 from laser_retriever.pools import Pools, PoolStatus
@@ -76,7 +77,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         self._params = params or DraftParams()
         self._metrics = metrics or RetrieverMetrics(pools)
         self._calibration = Calibration(len(self._params.level_lengths))
-        self._draft_threads = ThreadPoolExecutor(config.num_threads, "draft")
+        self._draft_threads = draft_executor(config.num_threads)
         # Writers wait for disks; drafting must never wait behind them.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
 
