@@ -134,6 +134,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
         port = await server.start()
         pools.advertise(config.advertise or own_address(listen.listen, port))
         await server.set_serving(True)
+        pools.refresh_soon()
         health = loop.create_task(service.report_health(server))
         logger.info("laser_retriever.listening port=%d pools=%s name=%s", port, config.pools, config.name)
         await until_signal()

@@ -40,6 +40,7 @@ class Pools:
     """The pools of a directory. Thread-safe.
 
     One thread takes in what is written, by any process; another does what takes long: sealing, compacting, evicting.
+    What pools hold is known from the start; their ancestors' samples come with the first refresh.
 
     Args:
         config: where they lie and how they are kept.
@@ -69,7 +70,7 @@ class Pools:
         except OSError as error:
             raise StorageUnavailable(f"pools is {str(config.pools)!r}, cannot be used: {error.strerror}") from error
         self.storage = StorageHealth(self._disk, config.pools)
-        self.refresh()
+        self._take_in()
         self._threads = [
             threading.Thread(target=self._repeat, args=args, name=f"pools-{name}", daemon=True)
             for name, *args in (
@@ -119,13 +120,17 @@ class Pools:
         if own is not None and own.exists and own.fingerprint != fingerprint:
             return PoolStatus.TOKENIZER_MISMATCH, Sources.of([])
         indexes: list[tuple[TokenIndex, int]] = []
+        taken: set[str] = set()
         for distance, name in enumerate((pool, *ancestors(pool))):
             snapshot = self._snapshot(name)
             if snapshot is not None and snapshot.fingerprint == fingerprint:
                 indexes += [(index, distance) for index in (*snapshot.indexes, snapshot.tail)]
+                taken.add(name)
             sample = self._samples.get(name)
-            if sample is not None and fingerprint in sample.indexes:
+            # A sample of nothing but pools that are there already would only count their documents twice.
+            if sample is not None and fingerprint in sample.indexes and not sample.pools <= taken:
                 indexes.append((sample.indexes[fingerprint], distance))
+                taken |= sample.pools
         # A pool without documents of its own is drafted from those below it, where there are any.
         sample = self._samples.get(pool)
         known = (own is not None and own.exists) or (sample is not None and fingerprint in sample.indexes)
@@ -236,15 +241,22 @@ class Pools:
 
     # In the background
 
+    def refresh_soon(self) -> None:
+        """Has the background refresh now and not in `rescan_s`."""
+        self._changed.set()
+
     def refresh(self) -> None:
         """Takes in everything written since, by any process, and rebuilds the samples that it changes."""
+        self._take_in()
+        with self._updating_samples:
+            if self._samples.update(self.snapshots()):
+                self._sources = {}
+
+    def _take_in(self) -> None:
         self._discover()
         changed = [self._refresh_one(pool) for pool in self._known()]
         if any(changed):
             self._upkeep_due.set()
-        with self._updating_samples:
-            if self._samples.update(self.snapshots()):
-                self._sources = {}
 
     def upkeep(self) -> None:
         """Does for every pool what is due: evicting, sealing, compacting, tidying."""

@@ -28,6 +28,11 @@ class Sample:
     built_at_s: float
     build_s: float
 
+    @property
+    def pools(self) -> set[str]:
+        """The ids of the pools it was made of."""
+        return {snapshot.pool for snapshot in self.snapshots}
+
 
 class Samples:
     """The samples of all ancestors. One thread updates, any may read.
@@ -57,7 +62,13 @@ class Samples:
         due = [name for name, parts in below.items() if self._is_due(name, parts)]
         samples = {name: sample for name, sample in self._samples.items() if name in below}
         changed = bool(due) or len(samples) < len(self._samples)
-        samples.update({name: self._build(below[name]) for name in due})
+        # Ancestors of the same pools have one sample: most ids share their first components.
+        built: dict[frozenset[PoolSnapshot], Sample] = {}
+        for name in due:
+            made_of = frozenset(below[name])
+            if made_of not in built:
+                built[made_of] = self._build(below[name])
+            samples[name] = built[made_of]
         self._samples = samples
         return changed
 

@@ -59,10 +59,10 @@ def test_a_sequence_is_drafted_from_its_pool_and_its_ancestors_only(tmp_path: Pa
         add(pools, "a/b/d", {"1": [2]})
         add(pools, "a", {"1": [3]})
         add(pools, "z", {"1": [4]})
-        until(lambda: len(texts(pools.sources("a/b/c", "f")[1])) == 4)
+        until(lambda: len(texts(pools.sources("a/b/c", "f")[1])) == 3)
         status, sources = pools.sources("a/b/c", "f")
         assert status is PoolStatus.OK
-        assert texts(sources) == [(0, [[1]]), (1, [[1], [2]]), (2, [[3]]), (2, [[1], [2]])]
+        assert texts(sources) == [(0, [[1]]), (1, [[1], [2]]), (2, [[3]])]
 
 
 def test_an_unknown_pool_is_drafted_from_its_ancestors(tmp_path: Path) -> None:
@@ -111,7 +111,33 @@ def test_deletions_carry_over_to_ancestors_and_other_instances(tmp_path: Path) -
         until(lambda: texts(two.sources("a", "f")[1]) == [(0, [[1], [2]])])
         one.delete_documents("a/b", ["1"])
         until(lambda: texts(two.sources("a", "f")[1]) == [(0, [[2]])])
-        assert texts(two.sources("a/b", "f")[1]) == [(0, [[2]]), (1, [[2]])]
+        assert texts(two.sources("a/b", "f")[1]) == [(0, [[2]])]
+
+
+def test_an_ancestors_sample_that_holds_nothing_new_is_left_out(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a/b/c", {"1": [1]})
+        until(lambda: bool(texts(pools.sources("a", "f")[1])))
+        assert texts(pools.sources("a/b/c", "f")[1]) == [(0, [[1]])], "its own documents, twice and three times"
+        assert texts(pools.sources("a/b/x", "f")[1]) == [(1, [[1]])], "the same sample at two distances"
+        add(pools, "a/d", {"1": [2]})
+        until(lambda: len(texts(pools.sources("a/b/c", "f")[1])) == 2)
+        assert texts(pools.sources("a/b/c", "f")[1]) == [(0, [[1]]), (2, [[1], [2]])]
+        assert texts(pools.sources("a/b/x", "f")[1]) == [(1, [[1]]), (2, [[1], [2]])]
+
+
+def test_ancestors_of_the_same_pools_share_one_sample_which_comes_after_the_start(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a/b/c", {"1": [1]})
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1e6))
+    try:
+        assert texts(pools.sources("a/b/c", "f")[1]) == [(0, [[1]])]
+        assert pools._samples.get("a") is None
+        pools.refresh_soon()
+        until(lambda: pools._samples.get("a") is not None)
+        assert pools._samples.get("a") is pools._samples.get("a/b")
+    finally:
+        pools.close()
 
 
 def test_what_is_deleted_is_not_drafted_from_5_s_later_nor_60_s_later_from_ancestors_by_any_instance(
@@ -126,13 +152,15 @@ def test_what_is_deleted_is_not_drafted_from_5_s_later_nor_60_s_later_from_ances
     try:
         add(one, "a/b", {"1": [1], "2": [2]})
         two.refresh()
-        assert texts(two.sources("a/b", "f")[1]) == [(0, [[1], [2]]), (1, [[1], [2]])]
+        assert texts(two.sources("a/b", "f")[1]) == [(0, [[1], [2]])]
+        assert texts(two.sources("a/other", "f")[1]) == [(1, [[1], [2]])]
         one.delete_documents("a/b", ["1"])
         two.refresh()
-        assert texts(two.sources("a/b", "f")[1]) == [(0, [[2]]), (1, [[1], [2]])]
+        assert texts(two.sources("a/b", "f")[1]) == [(0, [[2]])]
+        assert texts(two.sources("a/other", "f")[1]) == [(1, [[1], [2]])]
         hand.advance(MAX_WAIT_S)
         two.refresh()
-        assert texts(two.sources("a/b", "f")[1]) == [(0, [[2]]), (1, [[2]])]
+        assert texts(two.sources("a/other", "f")[1]) == [(1, [[2]])]
     finally:
         one.close(), two.close()
 
