@@ -12,7 +12,6 @@ The directory must lie on the disk to be measured (default: the current director
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from laser_retriever.config import RetrieverConfig
 from laser_retriever.drafter import DraftParams
 from laser_retriever.pools import Pools
 from laser_retriever.sequence import Drafter
-from laser_retriever.warmup import warm_up
+from laser_retriever.warmup import settle_garbage_collector, warm_up
 
 POOL, FINGERPRINT = "bench/pool", "f"
 VOCAB_SIZE, DOCUMENT_LEN, NUM_SEGMENTS, NUM_SEQUENCES, NUM_NODES = 20_000, 200, 6, 16, 32
@@ -124,8 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         pools = Pools(RetrieverConfig(pools=Path(directory)))
         fill(pools, arguments.tokens)
-        gc.collect()
-        gc.freeze()  # as the command does
+        settle_garbage_collector()
 
         def rest() -> float:
             time.sleep(arguments.seconds)

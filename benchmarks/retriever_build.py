@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +23,9 @@ import numpy as np
 from benchmarks._spliced import make_sources, read_recorded, splice
 from tqdm import tqdm
 
+from laser_retriever.cli import SWITCH_INTERVAL_S
 from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
-from laser_retriever.index import build_index
+from laser_retriever.index import TokenIndex, build_index
 
 VOCAB_SIZE = 2**31 - 1
 
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=1e7, metavar="N", help="of the index (default: %(default)g)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="builds timed (default: %(default)s)")
     arguments = parser.parse_args()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as the command does
     recorded = read_recorded(arguments.corpus)
     outputs = [r.output for r in recorded[:-64]]
     documents = splice(outputs, int(arguments.tokens))
@@ -79,7 +82,9 @@ def main() -> None:
     draft(0)
     stop = time.monotonic() + 5.0
     alone = draft_while(lambda: time.monotonic() < stop, draft, len(buffers))
-    builder = threading.Thread(target=lambda: [build_index(documents) for _ in range(arguments.repeats)])
+    # What is built is kept: giving memory back is the business of whoever replaces an index, not of building one.
+    built: list[TokenIndex] = []
+    builder = threading.Thread(target=lambda: built.extend(build_index(documents) for _ in range(arguments.repeats)))
     builder.start()
     beside = draft_while(builder.is_alive, draft, len(buffers))
     for what, result in (("draft, alone", alone), ("draft, while an index is built", beside)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import logging
 import socket
 import sys
@@ -22,7 +21,7 @@ from laser_retriever.limits import NO_LIMITS, PoolLimits
 from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
 from laser_retriever.service import SERVICE_NAME, RetrieverService
-from laser_retriever.warmup import warm_up
+from laser_retriever.warmup import settle_garbage_collector, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +118,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
     pools, _ = await asyncio.gather(
         loop.run_in_executor(None, Pools, config), loop.run_in_executor(None, warm_up, params)
     )
-    # A full garbage collection walks over all that the compiler left, 60 ms during which no draft is made.
-    gc.collect()
-    gc.freeze()
+    settle_garbage_collector()
     metrics = RetrieverMetrics(pools)
     service = RetrieverService(pools, config, params, metrics)
     async with contextlib.AsyncExitStack() as stack:

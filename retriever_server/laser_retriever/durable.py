@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# A write of many megabytes keeps its processor for milliseconds, from a drafting thread too.
+MAX_WRITE_BYTES = 1 << 18
+
 
 class Disk:
     """File operations on a local or network file system. Stateless; every method may raise OSError."""
@@ -60,7 +63,7 @@ class Disk:
         """Writes all bytes, not yet durable."""
         view = memoryview(data)
         while view:
-            written = self.write(descriptor, view, offset)
+            written = self.write(descriptor, view[:MAX_WRITE_BYTES], offset)
             view = view[written:]
             offset += written
 

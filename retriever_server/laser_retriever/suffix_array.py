@@ -30,11 +30,12 @@ def build_suffix_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
     """
     if len(tokens) == 0:
         return np.empty(0, np.int32)
-    ranks = tokens.astype(np.int64) - BEGIN_MARK
-    if int(ranks.max()) >= max(1 << 20, 4 * len(tokens)):
+    highest = int(tokens.max())
+    if highest - BEGIN_MARK >= max(1 << 20, 4 * len(tokens)):
         # Few distinct ids far apart: a counting sort over their range would need more memory than the tokens.
-        ranks = np.unique(tokens, return_inverse=True)[1].astype(np.int64)
-    return _sort_suffixes(ranks.astype(np.int32), int(ranks.max()) + 1)
+        ranks = np.unique(tokens, return_inverse=True)[1].astype(np.int32)
+        return _sort_suffixes(ranks, 0, int(ranks.max()) + 1)
+    return _sort_suffixes(tokens, BEGIN_MARK, highest - BEGIN_MARK + 1)
 
 
 def build_context_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -55,9 +56,15 @@ def build_context_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 @kernel
-def _sort_suffixes(ranks: NDArray[np.int32], num_ranks: int) -> NDArray[np.int32]:
-    """Sorts suffixes of `ranks` (int32[T], overwritten, 0 <= rank < num_ranks)."""
-    n = len(ranks)
+def _sort_suffixes(tokens: NDArray[np.int32], lowest: int, num_ranks: int) -> NDArray[np.int32]:
+    """Sorts suffixes of `tokens` (int32[T], lowest <= token < lowest + num_ranks).
+
+    All room is taken and given back in here: to give large arrays back holds whatever lock the caller holds.
+    """
+    n = len(tokens)
+    ranks = np.empty(n, np.int32)
+    for i in range(n):
+        ranks[i] = tokens[i] - lowest
     suffixes = np.empty(n, np.int32)
     starts = np.zeros(num_ranks + 1, np.int64)
     for i in range(n):
