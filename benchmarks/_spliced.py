@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from laser_retriever.index import Sources, TokenIndex, build_index
+from laser_retriever.index import Source, Sources, TokenIndex, build_index
 
 MUTATION_RATE = 0.03
 # Shares of a pool: six segments that at least halve from one to the next, as merging leaves them, and the log's tail.
@@ -82,7 +82,8 @@ def make_sources(documents: Sequence[NDArray[np.int32]], seed: int = 0) -> tuple
     for distance, share in enumerate(ANCESTOR_SHARES, 1):
         chosen = random.choice(len(documents), max(int(share * len(documents)), 1), replace=False)
         parts.append(([documents[i] for i in chosen], distance))
-    indexes = [
-        (build_index(part), distance) for part, distance in tqdm(parts, desc="our index", unit="segment", leave=False)
+    sources = [
+        Source(build_index(part), distance)
+        for part, distance in tqdm(parts, desc="our index", unit="segment", leave=False)
     ]
-    return Sources.of(indexes), [index for index, _ in indexes]
+    return Sources.of(sources), [source.index for source in sources]

@@ -4,8 +4,9 @@
     python -m benchmarks.ancestor_pools --kind item --corpus corpus_item.jsonl --pool-ids 1-780 --test-ids 781-841
 
 Every test text is generated again from recorded outputs (see replay.py), drafted from: its group's pool alone; one pool
-of all texts; the group's pool with its ancestor, a sample of all texts or of a quarter of them, the group's own among
-them or left out. Groups: users by k-means, k = 3, on their mean rating per genre, items by genre, on MovieLens-100k.
+of all texts; the group's pool with its ancestor, a sample of all texts or of a quarter of them in which, as in the
+retriever, the group's own are passed over. Groups: users by k-means, k = 3, on their mean rating per genre, items by
+genre, on MovieLens-100k.
 Differences to the group's pool alone and to the one pool come with a 95 % interval of a bootstrap over the test texts
 (Efron, 1979), paired: both sides take the same texts. One JSON line each.
 """
@@ -27,7 +28,7 @@ from laser_recsys.datasets.catalogue import read_dataset
 from laser_recsys.datasets.dataset import split
 from laser_recsys.groups.methods import item_groups, user_groups
 from laser_retriever.drafter import DraftParams
-from laser_retriever.index import Sources, TokenIndex, build_index
+from laser_retriever.index import Source, Sources, TokenIndex, build_index
 from laser_retriever.sequence import Drafter
 
 Document = dict[str, Any]
@@ -57,18 +58,11 @@ def arrangements(pool: Sequence[Document], group_of: Mapping[int, int], seed: in
     everything = index_of(pool)
     for group in sorted(set(group_of.values())):
         own = index_of([d for d in pool if group_of.get(d["id"]) == group])
-        ancestors = {
-            "group": [],
-            "group, ancestor": [(everything, 1)],
-            "group, ancestor without the group": [(index_of([d for d in pool if group_of.get(d["id"]) != group]), 1)],
-            "group, quarter ancestor": [(index_of(quarter), 1)],
-            "group, quarter ancestor without the group": [
-                (index_of([d for d in quarter if group_of.get(d["id"]) != group]), 1)
-            ],
-        }
+        ancestors = {"group": [], "group, ancestor": pool, "group, quarter ancestor": quarter}
         for name, wider in ancestors.items():
-            made.setdefault(name, {})[group] = Sources.of([(own, 0), *wider])
-        made.setdefault("one pool", {})[group] = Sources.of([(everything, 0)])
+            others = index_of([d for d in wider if group_of.get(d["id"]) != group])
+            made.setdefault(name, {})[group] = Sources.of([Source(own), Source(others, 1)])
+        made.setdefault("one pool", {})[group] = Sources.of([Source(everything)])
     return made
 
 

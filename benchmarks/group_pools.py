@@ -25,7 +25,7 @@ from laser_recsys.cache import default_cache_dir
 from laser_recsys.datasets.catalogue import read_dataset
 from laser_recsys.datasets.dataset import split
 from laser_recsys.groups.methods import item_groups, user_groups
-from laser_retriever.index import Sources, TokenIndex, build_index
+from laser_retriever.index import Source, Sources, TokenIndex, build_index
 from laser_retriever.sequence import Drafter
 
 Document = dict[str, Any]
@@ -47,15 +47,13 @@ def main() -> None:
     test = [d for d in corpus if (d["id"] in arguments.test_ids if arguments.test_ids else not d["id"] % 2)]
     everything = index_of(pool)
     report("nothing", test, {d["id"]: Sources.of([]) for d in test}, arguments.nodes)
-    report(f"all {len(pool)}", test, {d["id"]: Sources.of([(everything, 0)]) for d in test}, arguments.nodes)
+    report(f"all {len(pool)}", test, {d["id"]: Sources.of([Source(everything)]) for d in test}, arguments.nodes)
     for num_groups in arguments.num_groups or [3 if arguments.kind == "user" else 9]:
-        compare(arguments, pool, test, everything, num_groups)
+        compare(arguments, pool, test, num_groups)
     print(NOTE)
 
 
-def compare(
-    arguments: argparse.Namespace, pool: Sequence[Document], test: Sequence[Document], everything: TokenIndex, k: int
-) -> None:
+def compare(arguments: argparse.Namespace, pool: Sequence[Document], test: Sequence[Document], k: int) -> None:
     """The three kinds of pools that depend on the groups."""
     group_of = groups(arguments.kind, k)
     members: dict[int, list[Document]] = defaultdict(list)
@@ -65,10 +63,8 @@ def compare(
     empty = index_of([])
     groups_of_test = {d["id"]: group_of[d["id"]] for d in test}
 
-    def sources(indexes: Mapping[int, TokenIndex], *ancestors: tuple[TokenIndex, int]) -> dict[int, Sources]:
-        made = {group: Sources.of([(index, 0), *ancestors]) for group, index in indexes.items()}
-        alone = Sources.of([(empty, 0), *ancestors])
-        return {test_id: made.get(group, alone) for test_id, group in groups_of_test.items()}
+    def sources(indexes: Mapping[int, TokenIndex]) -> dict[int, Sources]:
+        return {test_id: Sources.of([Source(indexes.get(group, empty))]) for test_id, group in groups_of_test.items()}
 
     sizes = ", ".join(str(len(members[group])) for group in sorted(members))
     report(f"own group of {k} ({sizes})", test, sources(own), arguments.nodes)
@@ -79,7 +75,17 @@ def compare(
             for group, found in members.items()
         }
         report(f"as many drawn of all, seed {seed}", test, sources(drawn), arguments.nodes)
-    report(f"own group of {k}, then all", test, sources(own, (everything, 1)), arguments.nodes)
+    # As the retriever does: what the group's pool holds is passed over in its ancestor.
+    wider = {
+        group: Sources.of(
+            [
+                Source(own.get(group, empty)),
+                Source(index_of([d for d in pool if group_of[d["id"]] != group]), 1),
+            ]
+        )
+        for group in set(groups_of_test.values())
+    }
+    report(f"own group of {k}, then all", test, {d["id"]: wider[group_of[d["id"]]] for d in test}, arguments.nodes)
 
 
 def groups(kind: str, num_groups: int) -> dict[int, int]:

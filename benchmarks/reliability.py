@@ -27,7 +27,7 @@ from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_retriever.calibration import Calibration, CalibrationParams
 from laser_retriever.drafter import DraftParams
-from laser_retriever.index import Sources, TokenIndex, build_index
+from laser_retriever.index import Source, Sources, TokenIndex, build_index
 from laser_retriever.sequence import Drafter
 
 NUM_BINS = 10
@@ -180,7 +180,7 @@ def diagram(rows: Sequence[dict[str, Any]]) -> str:
 
 def drafter_on(index: TokenIndex, calibration: Calibration, params: DraftParams) -> Drafter:
     """A drafter on one pool."""
-    return Drafter(FixedSources(Sources.of([(index, 0)])), "f", VOCAB_SIZE, params, calibration=calibration)
+    return Drafter(FixedSources(Sources.of([Source(index)])), "f", VOCAB_SIZE, params, calibration=calibration)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ import numpy as np
 from laser_protocol.tree import DraftTree
 from laser_retriever.drafter import DraftParams
 from laser_retriever.fitting import Examples, fit
-from laser_retriever.index import Sources, build_index
+from laser_retriever.index import Source, Sources, build_index
 from laser_retriever.pools import PoolStatus
 from laser_retriever.sequence import Drafter
 
@@ -140,7 +140,7 @@ def fit_coefficients(documents: Sequence[dict[str, Any]], output: Path) -> None:
         test = documents[held_out]
         ids = {document["id"] for document in test}
         pool = [np.array(d["output_token_ids"], np.int32) for d in documents if d["id"] not in ids]
-        sources = Sources.of([(build_index(pool), 0)])
+        sources = Sources.of([Source(build_index(pool))])
         for document in test:
             examples.walk(sources, document["prompt_token_ids"], document["output_token_ids"], max_depth=24)
     output.write_text(json.dumps([round(float(value), 4) for value in fit(examples)]) + "\n", encoding="utf8")
@@ -166,7 +166,7 @@ def main() -> None:
     test = [document for document in corpus if document["id"] in arguments.test_ids]
     if not pool or not test:
         parser.error("pool-ids and test-ids must each name documents of the corpus")
-    sources = Sources.of([(build_index(pool), 0)])
+    sources = Sources.of([Source(build_index(pool))])
     replay(sources, test[:1], 4)  # compiles
     results = []
     for num_nodes in arguments.nodes:

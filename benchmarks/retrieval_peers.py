@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_protocol.tree import DraftTree
-from laser_retriever.index import Sources, build_index, lay_out
+from laser_retriever.index import Source, Sources, build_index, lay_out
 from laser_retriever.pools import PoolStatus
 from laser_retriever.sequence import Drafter
 from laser_retriever.suffix_array import build_suffix_array
@@ -200,7 +200,7 @@ class Rest:
 
 def laser_on(documents: Sequence[Sequence[int]]) -> Laser:
     """LASER on one pool of these documents."""
-    return Laser(Sources.of([(build_index([np.array(document, np.int32) for document in documents]), 0)]))
+    return Laser(Sources.of([Source(build_index([np.array(document, np.int32) for document in documents]))]))
 
 
 def _peer(module: str) -> Any:

@@ -74,7 +74,7 @@ class DraftParams:
     coefficients: tuple[float, ...] = ()
     level_lengths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 11, 16, 24, 32)
     own_weight: float = 1.0
-    ancestor_weight: float = 0.5
+    ancestor_weight: float = 0.7
     begin_bonus: int = 16
     min_prob: float = 0.001
     max_matches: int = 2048

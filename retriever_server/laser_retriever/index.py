@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_retriever.matching import DEAD, DISTANCE, NUM_COLUMNS, NUM_TOKENS, SUFFIXES, TOKENS
+from laser_retriever.matching import DEAD, DISTANCE, NUM_COLUMNS, NUM_TOKENS, SKIP_FROM, SKIP_TO, SUFFIXES, TOKENS
 from laser_retriever.suffix_array import BEGIN_MARK, END_MARK, build_context_array
 
 # Marks that a document takes beside its tokens.
@@ -77,6 +77,21 @@ def build_index(documents: Sequence[NDArray[np.int32]]) -> TokenIndex:
     return TokenIndex(tokens, offsets, build_context_array(tokens))
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An index to draft from.
+
+    Attributes:
+        index: where the tail is searched for.
+        distance: 0 for the sequence's pool, n for its n-th ancestor.
+        skipped: tokens of the index that count as if they were not there: nearer sources hold their documents already.
+    """
+
+    index: TokenIndex
+    distance: int = 0
+    skipped: range = range(0)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sources:
     """What one sequence is drafted from, as the kernels want it. Immutable.
@@ -96,15 +111,22 @@ class Sources:
         """int64[K], 0 for the pool itself, n for its n-th ancestor (view)."""
         return self.table[:, DISTANCE]
 
+    @property
+    def skipped(self) -> list[range]:
+        """Of each, see `Source`."""
+        return [range(start, stop) for start, stop in self.table[:, [SKIP_FROM, SKIP_TO]].tolist()]
+
     @staticmethod
-    def of(indexes: Sequence[tuple[TokenIndex, int]]) -> Sources:
-        """Sources from (index, distance) pairs, empty ones left out: distance 0 is the pool, n its n-th ancestor."""
-        kept = [(index, distance) for index, distance in indexes if len(index.tokens)]
+    def of(sources: Sequence[Source]) -> Sources:
+        """The table of some sources, empty ones left out."""
+        kept = [source for source in sources if len(source.index.tokens) > len(source.skipped)]
         table = np.zeros((len(kept), NUM_COLUMNS), np.int64)
-        for row, (index, distance) in zip(table, kept, strict=True):
+        for row, source in zip(table, kept, strict=True):
+            index = source.index
             row[TOKENS] = index.tokens.ctypes.data
             row[SUFFIXES] = index.suffixes.ctypes.data
             row[DEAD] = 0 if index.dead is None else index.dead.ctypes.data
             row[NUM_TOKENS] = len(index.tokens)
-            row[DISTANCE] = distance
-        return Sources(table, table.ctypes.data, tuple(index for index, _ in kept))
+            row[DISTANCE] = source.distance
+            row[SKIP_FROM], row[SKIP_TO] = source.skipped.start, source.skipped.stop
+        return Sources(table, table.ctypes.data, tuple(source.index for source in kept))

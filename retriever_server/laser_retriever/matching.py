@@ -25,10 +25,11 @@ SEARCH_LENGTHS = (1, 2, 3, 4, 6, 8, 11, 16, 24, 32)
 MAX_MATCH_LENGTH = SORT_DEPTH
 assert SEARCH_LENGTHS[-1] == MAX_MATCH_LENGTH
 
-# Columns of a source table: addresses of int32 tokens, int32 suffixes and uint8 dead bits (0: none), token count, and
-# how far the source is from the sequence's pool: 0 the pool itself, n its n-th ancestor.
-TOKENS, SUFFIXES, DEAD, NUM_TOKENS, DISTANCE = range(5)
-NUM_COLUMNS = 5
+# Columns of a source table: addresses of int32 tokens, int32 suffixes and uint8 dead bits (0: none), token count, how
+# far the source is from the sequence's pool (0 the pool itself, n its n-th ancestor), and the tokens [from, to) that
+# nearer sources hold already.
+TOKENS, SUFFIXES, DEAD, NUM_TOKENS, DISTANCE, SKIP_FROM, SKIP_TO = range(7)
+NUM_COLUMNS = 7
 
 # Origin of a match in the sequence itself; 1 + n: in a source of distance n.
 OWN_TEXT = 0
@@ -274,6 +275,8 @@ def _take(
         i = k * num_found // num_taken
         suffix_idx = state[LOW] + i if i < num_below else state[INNER_HIGH] + i - num_below
         end = np.int64(load_int32(suffixes + 4 * suffix_idx))
+        if source[SKIP_FROM] <= end < source[SKIP_TO]:
+            continue
         if source[DEAD] != 0 and (dead[end >> 3] >> (end & 7)) & 1:
             continue
         following[num_matches] = tokens + 4 * (end + 1)

@@ -16,7 +16,7 @@ from laser_retriever.config import RetrieverConfig
 from laser_retriever.contents import IDENTITY_NAME
 from laser_retriever.counters import Event, EventCounters
 from laser_retriever.durable import Disk
-from laser_retriever.index import Sources, TokenIndex
+from laser_retriever.index import Source, Sources
 from laser_retriever.pool import Pool, Upkeep
 from laser_retriever.samples import Samples
 from laser_retriever.snapshot import PoolSnapshot
@@ -119,22 +119,22 @@ class Pools:
         own = self._snapshot(pool)
         if own is not None and own.exists and own.fingerprint != fingerprint:
             return PoolStatus.TOKENIZER_MISMATCH, Sources.of([])
-        indexes: list[tuple[TokenIndex, int]] = []
-        taken: set[str] = set()
+        sources: list[Source] = []
+        nearer = ""
         for distance, name in enumerate((pool, *ancestors(pool))):
             snapshot = self._snapshot(name)
             if snapshot is not None and snapshot.fingerprint == fingerprint:
-                indexes += [(index, distance) for index in (*snapshot.indexes, snapshot.tail)]
-                taken.add(name)
+                sources += [Source(index, distance) for index in (*snapshot.indexes, snapshot.tail)]
             sample = self._samples.get(name)
-            # A sample of nothing but pools that are there already would only count their documents twice.
-            if sample is not None and fingerprint in sample.indexes and not sample.pools <= taken:
-                indexes.append((sample.indexes[fingerprint], distance))
-                taken |= sample.pools
+            if sample is not None and fingerprint in sample.indexes:
+                # What lies below the nearer ancestor was drawn into its sample too, as by the same hashes it must be.
+                skipped = sample.tokens_below(nearer, fingerprint) if nearer else range(0)
+                sources.append(Source(sample.indexes[fingerprint], distance, skipped))
+            nearer = name
         # A pool without documents of its own is drafted from those below it, where there are any.
         sample = self._samples.get(pool)
         known = (own is not None and own.exists) or (sample is not None and fingerprint in sample.indexes)
-        return PoolStatus.OK if known else PoolStatus.NO_POOL, Sources.of(indexes)
+        return PoolStatus.OK if known else PoolStatus.NO_POOL, Sources.of(sources)
 
     def _snapshot(self, pool: str) -> PoolSnapshot | None:
         found = self._pools.get(pool)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,17 +22,29 @@ MAX_WAIT_S = 30.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """The derived sample of an ancestor: per tokenizer fingerprint an index, and the snapshots it was made of."""
+    """The derived sample of an ancestor.
+
+    Attributes:
+        indexes: per tokenizer fingerprint, the documents sorted by their pools' ids, component by component.
+        documents_of: the components of each document's pool.
+        snapshots: what it was made of.
+        built_at_s, build_s: when that was, and how long it took.
+    """
 
     indexes: dict[str, TokenIndex]
+    documents_of: dict[str, list[tuple[str, ...]]]
     snapshots: tuple[PoolSnapshot, ...]
     built_at_s: float
     build_s: float
 
-    @property
-    def pools(self) -> set[str]:
-        """The ids of the pools it was made of."""
-        return {snapshot.pool for snapshot in self.snapshots}
+    def tokens_below(self, pool: str, fingerprint: str) -> range:
+        """Which tokens of an index are of the pool's documents and those below it."""
+        path = tuple(pool.split("/"))
+        pools = self.documents_of[fingerprint]
+        offsets = self.indexes[fingerprint].offsets
+        first = bisect_left(pools, path, key=lambda other: other[: len(path)])
+        last = bisect_right(pools, path, key=lambda other: other[: len(path)])
+        return range(int(offsets[first]), int(offsets[last]))
 
 
 class Samples:
@@ -83,19 +96,23 @@ class Samples:
     def _build(self, snapshots: Sequence[PoolSnapshot]) -> Sample:
         started_s = self._clock.monotonic_s()
         indexes = {}
+        documents_of = {}
         for fingerprint in sorted({snapshot.fingerprint for snapshot in snapshots}):
             hashed = (
                 item for snapshot in snapshots if snapshot.fingerprint == fingerprint for item in _hashed(snapshot)
             )
             smallest = heapq.nsmallest(self._max_documents, hashed, key=lambda item: item[0])
-            indexes[fingerprint] = build_index([index.document(i) for _, index, i in smallest])
+            smallest.sort(key=lambda item: item[1])
+            indexes[fingerprint] = build_index([index.document(i) for _, _, index, i in smallest])
+            documents_of[fingerprint] = [path for _, path, _, _ in smallest]
         now_s = self._clock.monotonic_s()
-        return Sample(indexes, tuple(snapshots), now_s, now_s - started_s)
+        return Sample(indexes, documents_of, tuple(snapshots), now_s, now_s - started_s)
 
 
-def _hashed(snapshot: PoolSnapshot) -> Iterator[tuple[bytes, TokenIndex, int]]:
+def _hashed(snapshot: PoolSnapshot) -> Iterator[tuple[bytes, tuple[str, ...], TokenIndex, int]]:
+    path = tuple(snapshot.pool.split("/"))
     base = hashlib.blake2b(snapshot.pool.encode() + b"\0", digest_size=8)
     for document_id, index, i in snapshot.documents():
         state = base.copy()
         state.update(document_id.encode())
-        yield state.digest(), index, i
+        yield state.digest(), path, index, i

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from laser_retriever.drafter import DraftParams
-from laser_retriever.index import Sources, build_index
+from laser_retriever.index import Source, Sources, build_index
 from laser_retriever.pools import PoolStatus
 from laser_retriever.sequence import Drafter
 
@@ -43,7 +43,7 @@ def _without_scipy() -> Iterator[None]:
 def warm_up(params: DraftParams) -> None:
     """Builds an index and takes a sequence through a step, with read-only tokens as messages hold them."""
     index = build_index([np.arange(8, dtype=np.int32), np.arange(8, dtype=np.int32)])
-    drafter = Drafter(_OneSource(Sources.of([(index, 0)])), "warm-up", 100, params)
+    drafter = Drafter(_OneSource(Sources.of([Source(index)])), "warm-up", 100, params)
     text = np.frombuffer(np.arange(6, dtype=np.int32).tobytes(), np.int32)
     drafter.open(0, "warm-up", text[:4], 1)
     tree = drafter.draft(0, 4)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laser_retriever.index import Sources, TokenIndex
+from laser_retriever.index import Source, Sources, TokenIndex
 from laser_retriever.pools import PoolStatus
 
 
@@ -36,7 +36,7 @@ class FixedSources:
     distance: int = 0
 
     def sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]:
-        return PoolStatus.OK, Sources.of([(index, self.distance) for index in self.indexes])
+        return PoolStatus.OK, Sources.of([Source(index, self.distance) for index in self.indexes])
 
 
 def says(message: str, *parts: str) -> bool:

@@ -13,7 +13,7 @@ from retriever_oracles import FixedSources
 from laser_protocol.acceptance import Relaxed, Strict
 from laser_protocol.tree import DraftTree
 from laser_retriever.calibration import SHIFT, SLOPE, Calibration, CalibrationParams, Evidence
-from laser_retriever.index import Sources, build_index
+from laser_retriever.index import Source, Sources, build_index
 from laser_retriever.pools import PoolStatus
 from laser_retriever.sequence import Drafter
 
@@ -174,7 +174,7 @@ def test_a_node_is_said_to_come_from_the_sequence_only_if_no_pool_has_it() -> No
 
     class PoolAndParent:
         def sources(self, pool_id: str, fingerprint: str) -> tuple[PoolStatus, Sources]:
-            return PoolStatus.OK, Sources.of([(pool, 0), (parent, 1)])
+            return PoolStatus.OK, Sources.of([Source(pool), Source(parent, 1)])
 
     drafter = Drafter(PoolAndParent(), "f", 50)
     drafter.open(0, "p/q", [1, 6, 1, 2, 1], 4)

@@ -13,9 +13,9 @@ from retriever_oracles import FixedSources, common_suffix_len, occurrences
 
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.tree import DraftTree
-from laser_retriever.drafter import DraftParams
+from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 from laser_retriever.fitting import Examples, fit
-from laser_retriever.index import TokenIndex, build_index
+from laser_retriever.index import Source, Sources, TokenIndex, build_index
 from laser_retriever.matching import (
     MAX_MATCH_LENGTH,
     OWN_TEXT,
@@ -178,6 +178,19 @@ def test_deleted_documents_are_never_drafted_from() -> None:
     drafter.open(0, "p", [30, 1], 1)
     assert 2 not in drafter.draft(0, 32).token_ids
     assert 4 in drafter.draft(0, 32).token_ids
+
+
+def test_what_a_nearer_source_holds_already_is_passed_over() -> None:
+    index = index_of([1, 2, 3], [1, 2, 4])
+    for passed_over, drafted in ((range(0), [[2, 3], [2, 4]]), (range(5), [[2, 4]]), (range(5, 10), [[2, 3]])):
+        drafter = TreeDrafter(DraftParams(), VOCAB_SIZE)
+        buffer = TokenBuffer(1)
+        buffer.extend(np.array([9, 1], np.int32))
+        request = DraftRequest(buffer, Sources.of([Source(index, 1, passed_over)]), 8)
+        [(tree, _)] = drafter.draft([request])
+        leaves = set(range(len(tree))) - set(tree.parents.tolist())
+        assert sorted(path_tokens(tree, leaf) for leaf in leaves) == drafted
+    assert not len(Sources.of([Source(index, 1, range(10))]).table)
 
 
 def test_advancing_moves_the_position_and_takes_in_what_was_accepted() -> None:
