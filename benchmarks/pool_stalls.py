@@ -3,8 +3,8 @@
     python -m benchmarks.pool_stalls --tokens 2000000
 
 A pool is filled with random documents (Zipf over 20,000 tokens, 200 tokens each) in six segments. One thread drafts
-trees of 32 nodes for 16 sequences without pause, another adds a document every 20 ms, each made durable. First that is
-all; then the pool is compacted over and over. Prints one JSON line per phase and call, and a table.
+trees of 32 nodes for 16 sequences, a millisecond between two, another adds a document every 20 ms, each made durable.
+First that is all; then the pool is compacted over and over. Prints one JSON line per phase and call, and a table.
 
 The directory must lie on the disk to be measured (default: the current directory's).
 """
@@ -31,7 +31,7 @@ from laser_retriever.warmup import settle_garbage_collector, warm_up
 
 POOL, FINGERPRINT = "bench/pool", "f"
 VOCAB_SIZE, DOCUMENT_LEN, NUM_SEGMENTS, NUM_SEQUENCES, NUM_NODES = 20_000, 200, 6, 16, 32
-ADD_INTERVAL_S = 0.02
+DRAFT_INTERVAL_S, ADD_INTERVAL_S = 0.001, 0.02
 
 
 def make_documents(num_documents: int, seed: int) -> list[tuple[str, np.ndarray]]:
@@ -82,8 +82,7 @@ def time_calls(call: Callable[[], None], ended: threading.Event, interval_s: flo
         started_s = time.perf_counter()
         call()
         took_s.append(time.perf_counter() - started_s)
-        if interval_s:
-            time.sleep(interval_s)
+        time.sleep(interval_s)
 
 
 def measure(pools: Pools, phase: str, work: Callable[[], float]) -> list[dict[str, object]]:
@@ -91,7 +90,7 @@ def measure(pools: Pools, phase: str, work: Callable[[], float]) -> list[dict[st
     ended = threading.Event()
     times: dict[str, list[float]] = {"draft": [], "add": []}
     threads = [
-        threading.Thread(target=time_calls, args=(Drafting(pools), ended, 0.0, times["draft"])),
+        threading.Thread(target=time_calls, args=(Drafting(pools), ended, DRAFT_INTERVAL_S, times["draft"])),
         threading.Thread(target=time_calls, args=(Adding(pools), ended, ADD_INTERVAL_S, times["add"])),
     ]
     for thread in threads:

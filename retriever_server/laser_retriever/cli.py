@@ -14,7 +14,7 @@ import uvloop
 
 from laser_protocol.errors import LaserError
 from laser_protocol.serving import LaserServer, ListenConfig, until_signal
-from laser_retriever.config import RetrieverConfig
+from laser_retriever.config import DRAFT_DEADLINE_S, RetrieverConfig
 from laser_retriever.draft_threads import usable_processors
 from laser_retriever.drafter import DraftParams
 from laser_retriever.limits import NO_LIMITS, PoolLimits
@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             name=arguments.name,
             advertise=arguments.advertise or "",
             num_threads=arguments.threads,
+            draft_deadline_s=arguments.draft_deadline_ms / 1000,
             limits=PoolLimits(arguments.max_documents, arguments.max_tokens, arguments.max_age),
             read_into_memory=arguments.read_into_memory,
         )
@@ -79,6 +80,14 @@ def _parser() -> argparse.ArgumentParser:
         default=len(usable_processors()),
         metavar="N",
         help="drafting threads (default: one for each processor, here %(default)s)",
+    )
+    serve_parser.add_argument(
+        "--draft-deadline-ms",
+        type=float,
+        default=DRAFT_DEADLINE_S * 1000,
+        metavar="MS",
+        help="trees of a message not begun this long after it came are left empty: a verifier does not wait for them "
+        "(default: %(default)g)",
     )
     serve_parser.add_argument(
         "--read-into-memory",

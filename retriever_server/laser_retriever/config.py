@@ -8,6 +8,9 @@ from pathlib import Path
 from laser_retriever.draft_threads import usable_processors
 from laser_retriever.limits import NO_LIMITS, PoolLimits
 
+# Some of a verifier's wait for trees, which ends after 5 ms, goes to the messages.
+DRAFT_DEADLINE_S = 0.004
+
 
 @dataclass(frozen=True, slots=True)
 class RetrieverConfig:
@@ -45,7 +48,7 @@ class RetrieverConfig:
     sample_interval_s: float = 2.0
     max_sequences: int = 4096
     num_threads: int = len(usable_processors())
-    draft_deadline_s: float = 0.004
+    draft_deadline_s: float = DRAFT_DEADLINE_S
 
     def __post_init__(self) -> None:
         if not self.name:

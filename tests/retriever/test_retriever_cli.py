@@ -133,6 +133,7 @@ def test_arguments_that_make_no_sense_are_named(tmp_path: Path, capsys: pytest.C
     for arguments, part in (
         (["--listen", "nowhere"], "listen is 'nowhere'"),
         (["--threads", "0"], "num_threads is 0"),
+        (["--draft-deadline-ms", "0"], "draft_deadline_s is 0"),
         (["--name", ""], "name is ''"),
     ):
         with pytest.raises(SystemExit) as caught:
