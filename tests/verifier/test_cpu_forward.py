@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
-from laser_verifier.cpu import dot_kernel
 from laser_verifier.cpu.linear import DotLinear, OneDnnLinear, pack_linear
+from laser_verifier.cpu.simd import has_bfloat16_products
 from laser_verifier.cpu.team import Team
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.model import TargetModel, wrap_model
@@ -172,7 +172,7 @@ def test_strict_output_is_plain_output_with_any_trees_and_batch(family: str, dty
         assert good.num_accepted > 8
 
 
-@pytest.mark.skipif(not dot_kernel.is_supported(), reason="the processor has no AVX512-BF16: oneDNN multiplies")
+@pytest.mark.skipif(not has_bfloat16_products(), reason="the processor has no AVX512-BF16: oneDNN multiplies")
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize(("num_outputs", "num_inputs"), [(32, 2), (96, 130), (576, 1536)])
 def test_our_linear_layer_is_exact_but_for_rounding_and_a_row_the_same_in_any_batch(

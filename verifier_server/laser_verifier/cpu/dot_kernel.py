@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from laser_verifier.cpu.simd import LANES, call, fetch, float_vector, spread, take
+from laser_verifier.cpu.simd import LANES, bfloats, call, fetch, float_vector, pair_vector, pairs_of, spread, take
 from laser_verifier.cpu.typed import HEADER, NUM_TASKS, intrinsic
 
 # Outputs of a panel, in vectors and in all; rows of a tile. 24 sums, 2 weights and an input fit into 32 registers.
@@ -24,27 +23,7 @@ MAX_ROWS = 12
 _LINE_BYTES = 64
 
 
-class _BFloat(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite does not name."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
-_halves = ir.VectorType(_BFloat(), LANES)
-_pairs = ir.VectorType(_BFloat(), 2 * LANES)
-
-
-def is_supported() -> bool:
-    """Whether this processor has the instruction."""
-    return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
 
 
 def _moved(builder: Any, address: Any, count: Any, size: Any) -> Any:
@@ -72,12 +51,12 @@ def _tile(builder: Any, num_rows: int, arguments: Any) -> None:
             fetch(builder, _at(builder, wanted, ir.IntType(8)))
         row = _moved(builder, weights, loop.index, 4 * PANEL)
         factors = [
-            builder.load(_at(builder, _moved(builder, row, v, 4 * LANES), _pairs), align=_LINE_BYTES)
+            builder.load(_at(builder, _moved(builder, row, v, 4 * LANES), pair_vector), align=_LINE_BYTES)
             for v in range(_VECTORS)
         ]
         for r in range(num_rows):
             pair = _moved(builder, _moved(builder, x, loop.index, 4), r, x_step)
-            both = builder.bitcast(spread(builder, builder.load(_at(builder, pair, _i32), align=4)), _pairs)
+            both = pairs_of(builder, spread(builder, builder.load(_at(builder, pair, _i32), align=4)))
             for v in range(_VECTORS):
                 cell = sums[r * _VECTORS + v]
                 product = [builder.load(cell), both, factors[v]]
@@ -85,8 +64,8 @@ def _tile(builder: Any, num_rows: int, arguments: Any) -> None:
     for r in range(num_rows):
         for v in range(_VECTORS):
             to = _moved(builder, _moved(builder, out, r, out_step), v, 2 * LANES)
-            rounded = builder.fptrunc(builder.load(sums[r * _VECTORS + v]), _halves)
-            builder.store(rounded, _at(builder, to, _halves), align=2)
+            rounded = builder.fptrunc(builder.load(sums[r * _VECTORS + v]), bfloats)
+            builder.store(rounded, _at(builder, to, bfloats), align=2)
 
 
 @intrinsic

@@ -30,7 +30,7 @@ class _Step:
     """The activations of one step. The kernels know their addresses, so they live until it ends.
 
     Attributes:
-        hidden, normed: [M, C]. queries: float32[M, Hq * D]. attended: [M, Hq * D]. gated: [M, I].
+        hidden, normed: [M, C]. queries, attended: [M, Hq * D]. gated: [M, I].
         attention_tasks: int64[tasks, 3]. num_row_tasks: of the kernels that go row by row.
     """
 
@@ -56,8 +56,10 @@ class PackedForward:
         self.cache = cache = BlockedKVCache(shape, num_slots, slot_len, model.embedding.dtype)
         self._team = model.team
         self._cosines, self._sines = model.angles(cache.slot_len)
-        row = QUERY_TILE * (cache.slot_len + shape.head_size + 1)
-        self._scratch = torch.empty((self._team.num_threads, row), dtype=torch.float32)
+        num_threads = self._team.num_threads
+        row = QUERY_TILE * (cache.slot_len + shape.head_size)
+        self._scratch = torch.empty((num_threads, row), dtype=torch.float32)
+        self._paths = torch.empty((num_threads, QUERY_TILE * (cache.slot_len + 5)), dtype=torch.int64)
         self._num_workers = torch.zeros(1, dtype=torch.int64)
         # What holds for all steps stands here; `_begin` fills in the step, the loop over layers the layer.
         epsilon = model.epsilon.data_ptr()
@@ -69,7 +71,8 @@ class PackedForward:
         )  # fmt: skip
         self._attend = Arguments(
             model.num_query_heads, shape.num_heads, shape.head_size, cache.slot_len, 0, 0, 0, 0,
-            model.scale.data_ptr(), 0, 0, 0, 0, self._scratch.data_ptr(), self._num_workers.data_ptr(),
+            model.scale.data_ptr(), 0, 0, 0, self._scratch.data_ptr(), self._paths.data_ptr(),
+            self._num_workers.data_ptr(),
         )  # fmt: skip
 
     def logits(self, batch: StepBatch) -> Tensor:
@@ -95,22 +98,22 @@ class PackedForward:
             hidden=hidden,
             # A single row is run twice (see linear.py); what stands in the second must only be finite.
             normed=torch.zeros_like(hidden),
-            queries=torch.empty((len(hidden), size), dtype=torch.float32),
+            queries=hidden.new_empty((len(hidden), size)),
             attended=hidden.new_zeros((len(hidden), size)),
             gated=hidden.new_zeros((len(hidden), model.intermediate_size)),
             attention_tasks=self._attention_tasks(batch),
             num_row_tasks=-(-num_rows // ROW_TILE),
         )
-        positions, parents = batch.position_ids.ctypes.data, batch.parents.ctypes.data
+        parents = batch.parents.ctypes.data
         self._norm.set(0, num_rows)
         self._norm.set(2, hidden.data_ptr())
         self._norm.set(5, step.normed.data_ptr())
         self._rotate.set(0, num_rows)
         self._rotate.set(6, step.queries.data_ptr())
-        self._rotate.set(11, positions, batch.slots.ctypes.data, batch.places.ctypes.data)
+        self._rotate.set(11, batch.position_ids.ctypes.data, batch.slots.ctypes.data, batch.places.ctypes.data)
         self._attend.set(4, step.queries.data_ptr())
         self._attend.set(7, step.attended.data_ptr())
-        self._attend.set(9, step.attention_tasks.ctypes.data, batch.sequences.ctypes.data, parents, positions)
+        self._attend.set(9, step.attention_tasks.ctypes.data, batch.sequences.ctypes.data, parents)
         self._gate.set(0, num_rows)
         self._gate.set(3, step.gated.data_ptr())
         return step

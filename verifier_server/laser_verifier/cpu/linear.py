@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from laser_verifier.cpu import dot_kernel
 from laser_verifier.cpu.dot_kernel import PANEL
+from laser_verifier.cpu.simd import has_bfloat16_products
 from laser_verifier.cpu.team import Arguments, Kernel, Team
 
 MIN_ROWS = 2
@@ -61,7 +62,7 @@ class DotLinear:
         """Whether the kernel runs here and has this shape."""
         num_outputs, num_inputs = weight.shape
         fits = num_outputs % PANEL == 0 and num_inputs % 2 == 0
-        return weight.dtype == torch.bfloat16 and fits and dot_kernel.is_supported()
+        return weight.dtype == torch.bfloat16 and fits and has_bfloat16_products()
 
     def __call__(self, x: Tensor) -> Tensor:
         """See PackedLinear."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from laser_verifier.cpu.attention_tile import group_len
 from laser_verifier.cpu.simd import (
     LANES,
     add,
@@ -26,6 +27,7 @@ from laser_verifier.cpu.simd import (
     pointer_like,
     splat,
     store,
+    store_groups_spread,
     store_spread,
     sub,
     sum_lanes,
@@ -99,17 +101,17 @@ def gate(arguments: Any, example: Any) -> None:
 
 @kernel
 def rotate_and_cache(arguments: Any, example: Any) -> None:
-    """Rotates queries (to float32) and keys, norms them before if the model does, and writes keys and values.
+    """Rotates queries and keys, norms them before if the model does, and writes keys and values.
 
     Arguments: num_rows, query heads, heads, head size D, places per slot T, joined qkv [M, Hq + 2H, D],
-    queries out (float32 [M, Hq, D]), keys [S, H, T / 16, D, 16], values [S, H, T, D], cosines and sines (float32
-    [positions, D / 2]), positions, slots and places of the rows (int64[M]), weights of the norm of queries and of keys
-    (0: none), epsilon (address of a float32).
+    queries out [M, Hq, D], keys [S, H, T / 16, D / G, 16, G], values [S, H, T / G, D, G] (see
+    `attention_kernel.attend`), cosines and sines (float32 [positions, D / 2]), positions, slots and places of the rows
+    (int64[M]), weights of the norm of queries and of keys (0: none), epsilon (address of a float32).
     """
     num_rows, num_query_heads, num_heads = arguments[HEADER], arguments[HEADER + 1], arguments[HEADER + 2]
     size, slot_len = arguments[HEADER + 3], arguments[HEADER + 4]
     joined = pointer_like(arguments[HEADER + 5], example)
-    queries = pointer_like(arguments[HEADER + 6], null_float32())
+    queries = pointer_like(arguments[HEADER + 6], example)
     keys = pointer_like(arguments[HEADER + 7], example)
     values = pointer_like(arguments[HEADER + 8], example)
     cosines = pointer_like(arguments[HEADER + 9], null_float32())
@@ -122,6 +124,7 @@ def rotate_and_cache(arguments: Any, example: Any) -> None:
     key_norm = pointer_like(arguments[HEADER + 15], example)
     epsilon = pointer_like(arguments[HEADER + 16], null_float32())[0]
     half = size // 2
+    length = group_len(example)
     task = take(arguments)
     while task < arguments[NUM_TASKS]:
         for row in range(task * ROW_TILE, min(num_rows, (task + 1) * ROW_TILE)):
@@ -149,14 +152,16 @@ def rotate_and_cache(arguments: Any, example: Any) -> None:
                     else:
                         place = places[row]
                         block = (slots[row] * num_heads + head - num_query_heads) * slot_len + place // LANES * LANES
-                        to = block * size + i * LANES + place % LANES
-                        store_spread(keys, to, LANES, turned_low)
-                        store_spread(keys, to + half * LANES, LANES, turned_high)
+                        to = block * size + i * LANES + place % LANES * length
+                        store_groups_spread(keys, to, LANES * length, turned_low)
+                        store_groups_spread(keys, to + half * LANES, LANES * length, turned_high)
             for head in range(num_heads):
                 start = first + (num_query_heads + num_heads + head) * size
-                to = ((slots[row] * num_heads + head) * slot_len + places[row]) * size
+                place = places[row]
+                block = (slots[row] * num_heads + head) * slot_len + place // length * length
+                to = block * size + place % length
                 for i in range(0, size, LANES):
-                    store(values, to + i, load(joined, start + i))
+                    store_spread(values, to + i * length, length, load(joined, start + i))
         task = take(arguments)
 
 
@@ -166,8 +171,8 @@ def move(arguments: Any, example: Any) -> None:
 
     A task is one head of one layer. In order: no target may be the source of a later move.
 
-    Arguments: number of moves, slots S, heads, head size D, places per slot T, keys [L, S, H, T / 16, D, 16], values
-    [L, S, H, T, D], slots, sources and targets (int64).
+    Arguments: number of moves, slots S, heads, head size D, places per slot T, keys [L, S, H, T / 16, D / G, 16, G],
+    values [L, S, H, T / G, D, G] (see `attention_kernel.attend`), slots, sources and targets (int64).
     """
     num_moves, num_slots, num_heads = arguments[HEADER], arguments[HEADER + 1], arguments[HEADER + 2]
     size, slot_len = arguments[HEADER + 3], arguments[HEADER + 4]
@@ -176,18 +181,21 @@ def move(arguments: Any, example: Any) -> None:
     slots = pointer_like(arguments[HEADER + 7], null_int64())
     sources = pointer_like(arguments[HEADER + 8], null_int64())
     targets = pointer_like(arguments[HEADER + 9], null_int64())
+    length = group_len(example)
     task = take(arguments)
     while task < arguments[NUM_TASKS]:
         layer, head = task // num_heads, task % num_heads
         for i in range(num_moves):
             first = ((layer * num_slots + slots[i]) * num_heads + head) * slot_len * size
-            source, target = sources[i], targets[i]
-            for d in range(0, size, LANES):
-                store(values, first + target * size + d, load(values, first + source * size + d))
-            source = first + source // LANES * LANES * size + source % LANES
-            target = first + target // LANES * LANES * size + target % LANES
-            for d in range(size):
-                keys[target + d * LANES] = keys[source + d * LANES]
+            source = first + sources[i] // length * length * size + sources[i] % length
+            target = first + targets[i] // length * length * size + targets[i] % length
+            for d in range(0, size * length, length):
+                values[target + d] = values[source + d]
+            source = first + sources[i] // LANES * LANES * size + sources[i] % LANES * length
+            target = first + targets[i] // LANES * LANES * size + targets[i] % LANES * length
+            for d in range(0, size * LANES, length * LANES):
+                for part in range(length):
+                    keys[target + d + part] = keys[source + d + part]
         task = take(arguments)
 
 

@@ -10,8 +10,10 @@ nearest, ties to even. Indices count elements.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -21,12 +23,39 @@ from laser_verifier.cpu.typed import intrinsic
 
 LANES = 16
 
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite does not name."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
 _f32 = ir.FloatType()
 _i32 = ir.IntType(32)
 _i16 = ir.IntType(16)
 float_vector = ir.VectorType(_f32, LANES)
 _ints = ir.VectorType(_i32, LANES)
 _shorts = ir.VectorType(_i16, LANES)
+bfloats = ir.VectorType(_BFloat(), LANES)
+pair_vector = ir.VectorType(_BFloat(), 2 * LANES)
+
+
+@functools.cache
+def has_bfloat16_products() -> bool:
+    """Whether this processor has AVX512-BF16: sums of products of bfloat16 pairs, and rounding to bfloat16."""
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
+
+
+def pairs_of(builder: Any, ints: Any) -> Any:
+    """LLVM code: 16 integers of 32 bits as 16 pairs of bfloat16."""
+    return builder.bitcast(ints, pair_vector)
 
 
 class Float32x16(types.Type):  # type: ignore[misc]
@@ -71,6 +100,8 @@ def _widened(builder: Any, shorts: Any) -> Any:
 
 def _rounded(builder: Any, vector: Any) -> Any:
     """float32 as bfloat16 bits, to nearest, ties to even; NaN stays NaN."""
+    if has_bfloat16_products():
+        return builder.bitcast(builder.fptrunc(vector, bfloats), _shorts)
     bits = builder.bitcast(vector, _ints)
     odd = builder.and_(builder.lshr(bits, _ints_of(16)), _ints_of(1))
     up = builder.lshr(builder.add(bits, builder.add(odd, _ints_of(0x7FFF))), _ints_of(16))
@@ -123,18 +154,6 @@ def load(typing_context: Any, pointer: Any, index: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typing_context: Any, pointer: Any, index: Any) -> Any:
-    """Asks for the cache line of `pointer[index]`, which may lie anywhere, to be fetched to the second-level cache."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
-        fetch(builder, address)
-        return context.get_dummy_value()
-
-    return types.none(pointer, types.int64), codegen
-
-
-@intrinsic
 def store(typing_context: Any, pointer: Any, index: Any, vector: Any) -> Any:
     """Writes 16 elements to `pointer[index]` and on."""
 
@@ -156,12 +175,34 @@ def store_spread(typing_context: Any, pointer: Any, index: Any, stride: Any, vec
         base, index, stride, value = arguments
         if pointer == bfloat16_pointer:
             value = _rounded(builder, value)
-        for lane in range(LANES):
-            builder.store(builder.extract_element(value, ir.Constant(_i32, lane)), builder.gep(base, [index]))
-            index = builder.add(index, stride)
+        _scatter(builder, value, LANES, base, index, stride)
         return context.get_dummy_value()
 
     return types.none(pointer, types.int64, types.int64, vector), codegen
+
+
+@intrinsic
+def store_groups_spread(typing_context: Any, pointer: Any, index: Any, stride: Any, vector: Any) -> Any:
+    """Writes 16 elements in groups of four bytes, `stride` elements apart, from `pointer[index]` on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        base, index, stride, value = arguments
+        if pointer == bfloat16_pointer:
+            pairs = ir.VectorType(_i32, LANES // 2)
+            value = builder.bitcast(_rounded(builder, value), pairs)
+            half = ir.Constant(ir.IntType(64), 2)
+            base = builder.bitcast(base, _i32.as_pointer())
+            index, stride = builder.sdiv(index, half), builder.sdiv(stride, half)
+        _scatter(builder, value, value.type.count, base, index, stride)
+        return context.get_dummy_value()
+
+    return types.none(pointer, types.int64, types.int64, vector), codegen
+
+
+def _scatter(builder: Any, value: Any, count: int, base: Any, index: Any, stride: Any) -> None:
+    for lane in range(count):
+        builder.store(builder.extract_element(value, ir.Constant(_i32, lane)), builder.gep(base, [index]))
+        index = builder.add(index, stride)
 
 
 @intrinsic
@@ -234,18 +275,6 @@ def keep(typing_context: Any, vector: Any, count: Any, fill: Any) -> Any:
         return builder.select(kept, arguments[0], arguments[2])
 
     return float32x16(vector, types.int64, fill), codegen
-
-
-@intrinsic
-def in_lane(typing_context: Any, value: Any, lane: Any) -> Any:
-    """A float32 in one lane, zeros in the others."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = ir.Constant(_ints, list(range(LANES)))
-        there = builder.icmp_signed("==", lanes, spread(builder, builder.trunc(arguments[1], _i32)))
-        return builder.select(there, spread(builder, arguments[0]), _floats_of(0.0))
-
-    return float32x16(types.float32, types.int64), codegen
 
 
 def _folded(operation: Any) -> Any:

@@ -1,0 +1,165 @@
+"""The small matrix products of attention: up to MAX_ROWS rows times vectors of 16, sums in registers.
+
+All is counted in groups of four bytes, a float32 or two neighbouring bfloat16. Of a pair both products are added to a
+float32 sum, by AVX512-BF16's dot product where the processor has it, else by two fused additions. So one code serves
+both types, and bfloat16 is never widened on its way. A row's sums run over its groups in one order, whatever the other
+rows are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from laser_verifier.cpu.simd import (
+    LANES,
+    bfloat16_pointer,
+    call,
+    fetch,
+    float_vector,
+    has_bfloat16_products,
+    pairs_of,
+    spread,
+)
+from laser_verifier.cpu.typed import intrinsic
+
+# Rows of a tile: with 4 vectors 24 sums, beside 4 vectors of groups and a row's, fit into 32 registers.
+MAX_ROWS = 6
+WIDE = 4
+GROUP_BYTES = 4
+VECTOR_BYTES = GROUP_BYTES * LANES
+
+# Lines asked for at each step of a wide tile: as many as it reads itself.
+_LINES = 4
+
+_i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_ints = ir.VectorType(_i32, LANES)
+_HIGH = ir.Constant(_ints, [0xFFFF0000] * LANES)
+_LOW = ir.Constant(_ints, [0x0000FFFF] * LANES)
+_HALF = ir.Constant(_ints, [16] * LANES)
+
+
+def _at(builder: Any, address: Any, llvm_type: Any) -> Any:
+    return builder.inttoptr(address, llvm_type.as_pointer())
+
+
+def _plus(builder: Any, address: Any, count: Any, size: Any) -> Any:
+    """address + count * size; both may be Python integers."""
+    count, size = (ir.Constant(_i64, x) if isinstance(x, int) else x for x in (count, size))
+    return builder.add(address, builder.mul(count, size))
+
+
+def _load(builder: Any, address: Any) -> Any:
+    """16 groups."""
+    return builder.load(_at(builder, address, _ints), align=2)
+
+
+def _dot(builder: Any, is_pair: bool, one: Any, many: Any, total: Any) -> Any:
+    """total + one * many, each group of `one` with that of `many` in its lane."""
+
+    def fused(a: Any, b: Any, c: Any) -> Any:
+        a, b = builder.bitcast(a, float_vector), builder.bitcast(b, float_vector)
+        return call(builder, "llvm.fma.v16f32", [a, b, c])
+
+    if not is_pair:
+        return fused(one, many, total)
+    if has_bfloat16_products():
+        operands = [total, pairs_of(builder, one), pairs_of(builder, many)]
+        return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", operands)
+    total = fused(builder.and_(one, _HIGH), builder.and_(many, _HIGH), total)
+    return fused(builder.shl(one, _HALF), builder.shl(many, _HALF), total)
+
+
+def _tile(builder: Any, is_pair: bool, num_rows: int, num_vectors: int, arguments: Any) -> None:
+    """LLVM code of a tile of so many rows and vectors; arguments as of `multiply_wide`."""
+    rows, count, many, step, vector_step, out, row_step, ahead = arguments
+    starts = [builder.load(builder.gep(rows, [ir.Constant(_i64, r)])) for r in range(num_rows)]
+    zero = ir.Constant(float_vector, [0.0] * LANES)
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_vectors)] for _ in range(num_rows)]
+    with cgutils.for_range(builder, count, intp=_i64) as loop:
+        for line in range(_LINES if num_vectors > 1 else 0):
+            wanted = _plus(builder, _plus(builder, ahead, loop.index, _LINES * 64), line, 64)
+            fetch(builder, _at(builder, wanted, _i8))
+        first = _plus(builder, many, loop.index, step)
+        vectors = [_load(builder, _plus(builder, first, v, vector_step)) for v in range(num_vectors)]
+        for start, row in zip(starts, sums, strict=True):
+            group = _plus(builder, start, loop.index, GROUP_BYTES)
+            one = spread(builder, builder.load(_at(builder, group, _i32), align=2))
+            for vector, cell in zip(vectors, row, strict=True):
+                builder.store(_dot(builder, is_pair, one, vector, builder.load(cell)), cell)
+    for r, row in enumerate(sums):
+        for v, cell in enumerate(row):
+            to = _plus(builder, _plus(builder, out, r, row_step), v, VECTOR_BYTES)
+            builder.store(builder.load(cell), _at(builder, to, float_vector), align=4)
+
+
+def _multiply(num_vectors: int) -> Any:
+    @intrinsic
+    def multiply(
+        typing_context: Any, example: Any, num_rows: Any, rows: Any, count: Any, many: Any, step: Any,
+        vector_step: Any, out: Any, row_step: Any, ahead: Any,
+    ) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            done = builder.append_basic_block("multiplied")
+            chosen = builder.switch(arguments[1], done)
+            for num_rows in range(1, MAX_ROWS + 1):
+                block = builder.append_basic_block(f"rows{num_rows}")
+                chosen.add_case(ir.Constant(_i64, num_rows), block)
+                builder.position_at_end(block)
+                _tile(builder, example == bfloat16_pointer, num_rows, num_vectors, arguments[2:])
+                builder.branch(done)
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return types.none(example, types.int64, rows, *[types.int64] * 7), codegen
+
+    return multiply
+
+
+# out[num_rows, vectors * 16] = rows[num_rows, count] many[count, vectors * 16], counted in groups, out in float32.
+# (example, num_rows, rows: pointer to the address of each, count, many, bytes from one of its rows to the next, bytes
+# from vector to vector, out, bytes from one of its rows to the next, ahead). Addresses are int64. The wide one asks
+# memory for 256 bytes from `ahead` on at every one of the `count` steps.
+multiply_wide = _multiply(WIDE)
+multiply_narrow = _multiply(1)
+
+
+@intrinsic
+def add_products(
+    typing_context: Any, example: Any, weight: Any, even: Any, even_half: Any, odd: Any, odd_half: Any, out: Any
+) -> Any:
+    """out[16] += the group of weights at `weight` times a group put together from two places.
+
+    Of bfloat16 the group's first half is half `even_half` (0 or 1) of the 16 groups at `even`, its second half
+    `odd_half` of those at `odd`; of float32 it is what stands at `even`. All are int64, addresses but for the halves.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, weight, even, even_half, odd, odd_half, out = arguments
+        many = _load(builder, even)
+        is_pair = example == bfloat16_pointer
+        if is_pair:
+            first = builder.select(_is_set(builder, even_half), builder.lshr(many, _HALF), builder.and_(many, _LOW))
+            many = _load(builder, odd)
+            second = builder.select(_is_set(builder, odd_half), builder.and_(many, _HIGH), builder.shl(many, _HALF))
+            many = builder.or_(first, second)
+        one = spread(builder, builder.load(_at(builder, weight, _i32), align=2))
+        cell = _at(builder, out, float_vector)
+        builder.store(_dot(builder, is_pair, one, many, builder.load(cell, align=4)), cell, align=4)
+        return context.get_dummy_value()
+
+    return types.none(example, *[types.int64] * 6), codegen
+
+
+def _is_set(builder: Any, value: Any) -> Any:
+    return builder.icmp_signed("!=", value, ir.Constant(_i64, 0))
+
+
+@intrinsic
+def group_len(typing_context: Any, example: Any) -> Any:
+    """How many elements of this type make a group."""
+    length = 2 if example == bfloat16_pointer else 1
+    return types.int64(example), lambda context, builder, signature, arguments: ir.Constant(_i64, length)
