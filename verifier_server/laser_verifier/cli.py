@@ -179,7 +179,10 @@ def _fit_to_model(config: EngineConfig, model: TargetModel) -> EngineConfig:
 
 
 def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
-    """What a forward of this runner costs: one sequence, `M` tokens behind a context of a quarter of its slot."""
+    """What a forward of this runner costs: one sequence, `M` tokens behind a context of a quarter of its slot.
+
+    All but the first are children of that one: rows of a step see a context and little else, not each other.
+    """
     context = min(256, runner.slot_len // 4)
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if size <= min(max_tokens, runner.slot_len // 2)]
 
@@ -188,7 +191,7 @@ def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
         tree = DraftTree(
             context + 1,
             np.zeros(nodes, np.int32),
-            np.arange(-1, nodes - 1, dtype=np.int32),
+            np.full(nodes, -1, np.int32),
             np.ones(nodes, np.float32),
         )
         runner.run([StepInput(0, context, np.zeros(1, np.int32), tree, Strict(), 0.0, 0, 0, num_tokens)])

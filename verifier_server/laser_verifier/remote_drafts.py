@@ -450,11 +450,12 @@ class RemoteDrafts:
             self._on_fault(shard, fault)
 
     def _judge(self, shard: _Shard, trees: Mapping[int, DraftTree]) -> None:
-        """Waits for a shard again once it answers within the time the engine would have waited.
+        """Waits for a shard again once it answers within twice the time the engine would have waited.
 
-        Without waiting no tree is there when it is collected, so that alone would never bring a shard back.
+        Without waiting no tree is there when it is collected, so that alone would never bring a shard back. Twice,
+        because a retriever on the verifier's own processors has them to itself while the engine waits, and only then.
         """
-        earliest_s = time.monotonic() - self._allowed_s
+        earliest_s = time.monotonic() - 2 * self._allowed_s
         asked = [self._asked_s.pop(i) for i in trees if i in self._asked_s and self._shard_of.get(i) is shard]
         overdue = any(at < earliest_s for i, at in self._asked_s.items() if self._shard_of.get(i) is shard)
         if asked and min(asked) >= earliest_s and not overdue:
