@@ -165,7 +165,7 @@ def accepted_children(
 def _relaxed_children(logits: Tensor, trees: PackedTrees, relaxed: RelaxedRows) -> tuple[Tensor, Tensor]:
     """bool[R]: in the parent's `top_k` with p above `min_prob`; float32[R]: log p under the parent."""
     rows = relaxed.rows
-    log_softmax = torch.log_softmax(logits[rows].float(), dim=-1)
+    log_softmax = torch.log_softmax(logits[rows], dim=-1, dtype=torch.float32)
     top = top_tokens(log_softmax, relaxed.max_top_k)
     row_of = torch.full((len(logits),), -1, dtype=torch.int64, device=logits.device)
     row_of[rows] = torch.arange(len(rows), device=logits.device)

@@ -455,10 +455,11 @@ class RemoteDrafts:
         Without waiting no tree is there when it is collected, so that alone would never bring a shard back. Twice,
         because a retriever on the verifier's own processors has them to itself while the engine waits, and only then.
         """
-        earliest_s = time.monotonic() - 2 * self._allowed_s
+        now_s = time.monotonic()
         asked = [self._asked_s.pop(i) for i in trees if i in self._asked_s and self._shard_of.get(i) is shard]
-        overdue = any(at < earliest_s for i, at in self._asked_s.items() if self._shard_of.get(i) is shard)
-        if asked and min(asked) >= earliest_s and not overdue:
+        waiting = [at for i, at in self._asked_s.items() if self._shard_of.get(i) is shard]
+        overdue = bool(waiting) and now_s - min(waiting) > self._allowed_s
+        if asked and now_s - min(asked) <= 2 * self._allowed_s and not overdue:
             shard.num_misses = 0
 
     def _on_fault(self, shard: _Shard, fault: retriever_pb2.SequenceFault) -> None:
