@@ -91,8 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--max-queue", type=int, default=defaults.max_queue, metavar="N",
                        help="requests that may wait (default: %(default)s)")  # fmt: skip
     serve.add_argument("--max-slowdown", type=float, default=defaults.max_slowdown, metavar="X",
-                       help="a prompt makes a step beside decoding sequences at most X times as long "
-                            "(default: %(default)s)")  # fmt: skip
+                       help="with prompts beside decoding sequences a step takes at most X times as long as one in "
+                            "which all that run decode (default: %(default)s)")  # fmt: skip
     serve.add_argument("--no-prefix-reuse", action="store_true",
                        help="compute every prompt whole, also where it begins as another did")  # fmt: skip
     serve.add_argument("--metrics-port", type=_port, default=0, metavar="P",

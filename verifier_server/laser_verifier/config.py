@@ -24,7 +24,8 @@ class EngineConfig:
         max_queue: requests that may wait for a slot; one more is Overloaded.
         max_step_tokens: verified tokens one forward takes at most, draft nodes not counted; longer prompts are
             prefilled in chunks, so they do not hold up the sequences that decode.
-        max_slowdown: a step that prefills beside decoding sequences takes at most so many times as long as without.
+        max_slowdown: a step that prefills beside decoding sequences takes at most so many times as long as one in which
+            all that run decode.
         max_draft_nodes: draft nodes per sequence and step.
         draft_policy: "value" verifies the nodes that are worth their cost over the whole batch, "all" all of them.
         draft_wait_ms: longest wait for missing trees; never more than a quarter of a plain step.

@@ -23,7 +23,7 @@ def schedule(running: Seq[Sequence], config: EngineConfig, cost: StepCost | None
     prefilling = [sequence for sequence in running if sequence.num_pending > 1]
     room = config.max_step_tokens - len(decoding)
     if decoding and prefilling and cost is not None:
-        allowed_s = config.max_slowdown * cost.of(len(decoding))
+        allowed_s = config.max_slowdown * cost.of(len(running))
         allowed = cost.largest_within(allowed_s, config.max_step_tokens) - len(decoding)
         room = min(room, max(allowed, _MIN_PROMPT_TOKENS))
     return [(sequence, 1) for sequence in decoding] + share_room(prefilling, room)
