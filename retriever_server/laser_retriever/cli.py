@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=len(usable_processors()),
         metavar="N",
-        help="drafting threads (default: one for each processor, here %(default)s)",
+        help="drafting threads (default: one for each processor, here %(default)s, each kept to its own)",
     )
     serve_parser.add_argument(
         "--draft-deadline-ms",

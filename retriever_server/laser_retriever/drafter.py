@@ -66,7 +66,8 @@ class DraftParams:
         max_per_search: most of them from the pools between one match length searched for and the next.
         max_own_matches: most of them from the sequence itself.
         enough: once matches weigh this much, shorter ones are left out.
-        max_lookups: most lookups for one tree: at its root, then at nodes where fewer matches than `enough` are left.
+        max_lookups: most lookups for one tree: at its root, then at nodes where fewer matches than `enough` are left
+            and `min_unseen` says yes.
         max_depth: longest path.
         min_unseen: a node is looked up if it is reached, and left by none of its known children, with this probability.
     """

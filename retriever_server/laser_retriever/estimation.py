@@ -253,7 +253,8 @@ def _log_share(share: float, floor: float, log_none: float, log_whole: float) ->
 def estimate_children(
     children: Children, num_children: int, coefficients: NDArray[np.float64], scalings: NDArray[np.float64]
 ) -> float:
-    """Fills `conditionals`, `probs`, `levels` and the features. Returns the probability of a token not seen here.
+    """Fills `conditionals`, `probs`, `levels` and the features. Returns what the children leave: the probability of a
+    token not seen here.
 
     Args:
         children: as `split_matches` left them.
@@ -262,7 +263,7 @@ def estimate_children(
             origins from C on have the last row.
     """
     describe_children(children, num_children, scalings.shape[1])
-    unseen = _choose(children, num_children, coefficients)
+    _choose(children, num_children, coefficients)
     total = 0.0
     best = 0
     for child in range(num_children):
@@ -281,7 +282,7 @@ def estimate_children(
         for child in range(num_children):
             if child != best and others > 0.0:
                 children.probs[child] *= (1.0 - children.probs[best]) / others
-    return unseen
+    return max(1.0 - total, 0.0)
 
 
 @kernel
@@ -300,22 +301,20 @@ def log_odds(prob: float) -> float:
 
 
 @kernel
-def _choose(children: Children, num_children: int, coefficients: NDArray[np.float64]) -> float:
-    """Fills `conditionals`: conditional logit over the children and a token not seen here, whose share it returns."""
+def _choose(children: Children, num_children: int, coefficients: NDArray[np.float64]) -> None:
+    """Fills `conditionals`: conditional logit over the children and a token not seen here."""
     feature_ids, values, probs = children.feature_ids, children.values, children.conditionals
     unseen = _score(feature_ids[num_children], values[num_children], coefficients)
     highest = unseen
     for child in range(num_children):
         probs[child] = _score(feature_ids[child], values[child], coefficients)
         highest = max(highest, probs[child])
-    unseen = math.exp(unseen - highest)
-    total = unseen
+    total = math.exp(unseen - highest)
     for child in range(num_children):
         probs[child] = math.exp(probs[child] - highest)
         total += probs[child]
     for child in range(num_children):
         probs[child] /= total
-    return unseen / total
 
 
 @kernel

@@ -69,7 +69,8 @@ class Examples:
                 work.matches, work.order, begin, end, depth, params.max_depth, VOCAB_SIZE, params.enough
             )
             if depth and weight < params.enough:
-                return depth  # here the drafter looks up anew: the next root
+                # Here the drafter looks up anew, unless it is sure enough of what it knows (`min_unseen`): the next root.
+                return depth
             if begin == end:
                 return depth + 1
             num_children = split_matches(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -23,14 +25,29 @@ def kernel(function: F) -> F:
     """Compiles a pure function over arrays, at its first call, to machine code that runs without the GIL.
 
     The machine code is cached beside the module, or in NUMBA_CACHE_DIR, or in the user's cache directory. Where none of
-    them can be written (a container without a home) it is compiled anew by every process. A cached kernel is not
-    renewed when only a kernel of another module that it calls has changed: after such a change remove `__pycache__`.
+    them can be written (a container without a home) it is compiled anew by every process.
     """
     try:
-        return cast(F, numba.njit(nogil=True, cache=True)(function))
+        return cast(F, _renewed_with_all(numba.njit(nogil=True, cache=True)(function)))
     except RuntimeError as error:  # numba's word for "no place to cache"
         logger.warning("kernel.no_cache function=%s reason=%r", function.__name__, str(error))
         return cast(F, numba.njit(nogil=True)(function))
+
+
+def _renewed_with_all(dispatcher: Any) -> Any:
+    """Has a cached kernel compiled anew when any module of this package has changed.
+
+    numba asks for its own module only, but what it calls is compiled into it: columns of a table, say, that have become
+    more. Reaches into numba, whose cache has no such setting.
+    """
+    dispatcher._cache._cache_file._source_stamp = _package_stamp()
+    return dispatcher
+
+
+@functools.cache
+def _package_stamp() -> tuple[tuple[str, int, int], ...]:
+    found = ((path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 
 
 def _as_pointer(item: Any) -> Any:

@@ -132,8 +132,9 @@ class Pools:
                 sources.append(Source(sample.indexes[fingerprint], distance, skipped))
             nearer = name
         # A pool without documents of its own is drafted from those below it, where there are any.
-        sample = self._samples.get(pool)
-        known = (own is not None and own.exists) or (sample is not None and fingerprint in sample.indexes)
+        known = (own is not None and own.exists) or any(
+            below.fingerprint == fingerprint and below.pool.startswith(pool + "/") for below in self.snapshots()
+        )
         return PoolStatus.OK if known else PoolStatus.NO_POOL, Sources.of(sources)
 
     def _snapshot(self, pool: str) -> PoolSnapshot | None:
@@ -170,7 +171,8 @@ class Pools:
         target = self._existing(pool)
         with self._writing(target):
             target.writer.drop()
-        self.refresh()
+        self._take_in()
+        self._changed.set()
 
     def compact(self, pool: str) -> PoolSnapshot:
         """Merges a pool into one segment without deleted documents."""
@@ -249,8 +251,10 @@ class Pools:
         """Takes in everything written since, by any process, and rebuilds the samples that it changes."""
         self._take_in()
         with self._updating_samples:
-            if self._samples.update(self.snapshots()):
+            for _ in self._samples.update(self.snapshots()):
                 self._sources = {}
+                # Samples take long where pools are many; what is written meanwhile does not wait for the last of them.
+                self._take_in()
 
     def _take_in(self) -> None:
         self._discover()

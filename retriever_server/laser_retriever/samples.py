@@ -66,24 +66,25 @@ class Samples:
         """The sample of a pool that has descendants."""
         return self._samples.get(pool)
 
-    def update(self, snapshots: Sequence[PoolSnapshot]) -> bool:
-        """Brings the samples up to date with all pools that exist. Returns whether any changed."""
+    def update(self, snapshots: Sequence[PoolSnapshot]) -> Iterator[None]:
+        """Brings the samples up to date with all pools that exist. Yields whenever one has changed."""
         below: dict[str, list[PoolSnapshot]] = {}
         for snapshot in snapshots:
             for ancestor in ancestors(snapshot.pool):
                 below.setdefault(ancestor, []).append(snapshot)
         due = [name for name, parts in below.items() if self._is_due(name, parts)]
-        samples = {name: sample for name, sample in self._samples.items() if name in below}
-        changed = bool(due) or len(samples) < len(self._samples)
+        kept = {name: sample for name, sample in self._samples.items() if name in below}
+        if len(kept) < len(self._samples):
+            self._samples = kept
+            yield
         # Ancestors of the same pools have one sample: most ids share their first components.
         built: dict[frozenset[PoolSnapshot], Sample] = {}
         for name in due:
             made_of = frozenset(below[name])
             if made_of not in built:
                 built[made_of] = self._build(below[name])
-            samples[name] = built[made_of]
-        self._samples = samples
-        return changed
+            self._samples = {**self._samples, name: built[made_of]}
+            yield
 
     def _is_due(self, name: str, snapshots: Sequence[PoolSnapshot]) -> bool:
         known = self._samples.get(name)

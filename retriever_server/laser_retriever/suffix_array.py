@@ -28,14 +28,7 @@ def build_suffix_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
     Returns:
         int32[T], start positions in sorted order. O(T) passes, 16 bytes per token beside the result.
     """
-    if len(tokens) == 0:
-        return np.empty(0, np.int32)
-    highest = int(tokens.max())
-    if highest - BEGIN_MARK >= max(1 << 20, 4 * len(tokens)):
-        # Few distinct ids far apart: a counting sort over their range would need more memory than the tokens.
-        ranks = np.unique(tokens, return_inverse=True)[1].astype(np.int32)
-        return _sort_suffixes(ranks, 0, int(ranks.max()) + 1)
-    return _sort_suffixes(tokens, BEGIN_MARK, highest - BEGIN_MARK + 1)
+    return _sorted(tokens, is_reversed=False)
 
 
 def build_context_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -51,20 +44,34 @@ def build_context_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
         int32[T]: i stands for the context tokens[i], tokens[i - 1], ..., which the token i + 1 continues. Of equal
         contexts the later comes first.
     """
-    suffixes = build_suffix_array(tokens[::-1])
+    suffixes = _sorted(tokens, is_reversed=True)
     return np.subtract(len(tokens) - 1, suffixes, out=suffixes)
 
 
+def _sorted(tokens: NDArray[np.int32], *, is_reversed: bool) -> NDArray[np.int32]:
+    if len(tokens) == 0:
+        return np.empty(0, np.int32)
+    lowest, num_ranks = BEGIN_MARK, int(tokens.max()) - BEGIN_MARK + 1
+    if num_ranks > max(1 << 20, 4 * len(tokens)):
+        # Few distinct ids far apart: a counting sort over their range would need more memory than the tokens.
+        tokens = np.unique(tokens, return_inverse=True)[1].astype(np.int32)
+        lowest, num_ranks = 0, int(tokens.max()) + 1
+    # Every caller's array alike, so that the kernel is compiled once.
+    view = np.ascontiguousarray(tokens).view()
+    view.flags.writeable = False
+    return _sort_suffixes(view, is_reversed, lowest, num_ranks)
+
+
 @kernel
-def _sort_suffixes(tokens: NDArray[np.int32], lowest: int, num_ranks: int) -> NDArray[np.int32]:
-    """Sorts suffixes of `tokens` (int32[T], lowest <= token < lowest + num_ranks).
+def _sort_suffixes(tokens: NDArray[np.int32], is_reversed: bool, lowest: int, num_ranks: int) -> NDArray[np.int32]:
+    """Sorts suffixes of `tokens`, or of them in reverse (int32[T], lowest <= token < lowest + num_ranks).
 
     All room is taken and given back in here: to give large arrays back holds whatever lock the caller holds.
     """
     n = len(tokens)
     ranks = np.empty(n, np.int32)
     for i in range(n):
-        ranks[i] = tokens[i] - lowest
+        ranks[i] = tokens[n - 1 - i if is_reversed else i] - lowest
     suffixes = np.empty(n, np.int32)
     starts = np.zeros(num_ranks + 1, np.int64)
     for i in range(n):

@@ -28,3 +28,12 @@ def test_threads_keep_to_a_processor_each_where_there_is_one_for_each() -> None:
     assert processors_of(len(processors)) == [(processor,) for processor in processors]
     assert processors_of(len(processors) + 1) == [tuple(processors)] * (len(processors) + 1)
     assert usable_processors() == processors, "the caller is not moved"
+
+
+def test_a_processor_that_was_taken_away_stops_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, processors: set[int]) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse, raising=False)
+    with draft_executor(len(usable_processors())) as executor:
+        assert executor.submit(lambda: 1).result() == 1

@@ -180,6 +180,19 @@ def test_deleted_documents_are_never_drafted_from() -> None:
     assert 4 in drafter.draft(0, 32).token_ids
 
 
+def test_a_node_is_looked_up_only_if_the_sequence_may_leave_what_is_known_there() -> None:
+    """20 places go on with 5 behind 1 2 3, 12 of them with 6 then; behind 5 alone an 8 is more frequent."""
+    documents = [[1, 2, 3, 5, 6]] * 12 + [[1, 2, 3, 7, 7]] * 8 + [[9, 5, 8]] * 30
+    for min_unseen, drafted in ((0.0, True), (1.0, False)):
+        drafter = TreeDrafter(DraftParams(min_unseen=min_unseen), VOCAB_SIZE)
+        buffer = TokenBuffer(1)
+        buffer.extend(np.array([40, 1, 2, 3], np.int32))
+        [(tree, _)] = drafter.draft([DraftRequest(buffer, Sources.of([Source(index_of(*documents))]), 32)])
+        paths = [path_tokens(tree, node) for node in range(len(tree))]
+        assert [5, 6] in paths
+        assert ([5, 8] in paths) == drafted
+
+
 def test_what_a_nearer_source_holds_already_is_passed_over() -> None:
     index = index_of([1, 2, 3], [1, 2, 4])
     for passed_over, drafted in ((range(0), [[2, 3], [2, 4]]), (range(5), [[2, 4]]), (range(5, 10), [[2, 3]])):

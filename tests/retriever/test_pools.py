@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from laser_retriever.durable import Disk
 from laser_retriever.index import Sources
 from laser_retriever.pool import Pool
 from laser_retriever.pools import Pools, PoolStatus
-from laser_retriever.samples import MAX_WAIT_S
+from laser_retriever.samples import MAX_WAIT_S, Sample, Samples
 from laser_retriever.segment import SegmentContent
+from laser_retriever.snapshot import PoolSnapshot
 from laser_retriever.writer_lock import WriterLock
 
 
@@ -108,6 +109,33 @@ def test_an_ancestors_sample_is_bounded_and_the_same_in_every_instance(tmp_path:
         assert len(first[0][1]) == 5
 
 
+def test_writes_are_taken_in_and_samples_served_while_further_samples_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pools_at(tmp_path) as pools:
+        for root in ("a", "b"):
+            add(pools, f"{root}/x", {"1": [1], "2": [2]})
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1e6))
+    built: list[str] = []
+    build = Samples._build
+
+    def build_slowly(self: Samples, snapshots: Sequence[PoolSnapshot]) -> Sample:
+        if not built:
+            pools.delete_documents("b/x", ["1"])
+        else:
+            assert self.get("a") is not None, "the first is served already"
+            assert texts(pools.sources("b/x", "f")[1]) == [(0, [[2]])], "the deletion has come in"
+        built.append(snapshots[0].pool)
+        return build(self, snapshots)
+
+    monkeypatch.setattr(Samples, "_build", build_slowly)
+    try:
+        pools.refresh()
+        assert built == ["a/x", "b/x"]
+    finally:
+        pools.close()
+
+
 def test_deletions_carry_over_to_ancestors_and_other_instances(tmp_path: Path) -> None:
     with pools_at(tmp_path) as one, pools_at(tmp_path) as two:
         add(one, "a/b", {"1": [1], "2": [2]})
@@ -140,6 +168,7 @@ def test_ancestors_of_the_same_pools_share_one_sample_which_comes_after_the_star
     try:
         assert texts(pools.sources("a/b/c", "f")[1]) == [(0, [[1]])]
         assert pools._samples.get("a") is None
+        assert pools.sources("a", "f")[0] is PoolStatus.OK, "there are pools below it, whatever became of its sample"
         pools.refresh_soon()
         until(lambda: pools._samples.get("a") is not None)
         assert pools._samples.get("a") is pools._samples.get("a/b")

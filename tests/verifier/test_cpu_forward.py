@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import pathlib
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -22,9 +26,15 @@ from laser_verifier.drafts import NoDrafts
 from laser_verifier.model import TargetModel, wrap_model
 from laser_verifier.runner import ModelRunner
 from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_network
-from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts, trees
+from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts, make_tree, trees
 
 FAMILIES = {"llama": {}, "qwen2": {}, "qwen3": {"head_dim": 32}, "mistral": {"sliding_window": None}}
+# Heads of one vector group and a rest, of a group alone, and more queries to a key than a tile takes evenly.
+HEADS = [
+    {"head_dim": 96},
+    {"head_dim": 64, "num_attention_heads": 8},
+    {"head_dim": 32, "num_attention_heads": 10, "hidden_size": 320},
+]
 Path = tuple[int, ...]
 
 
@@ -54,14 +64,34 @@ def empty(position: int = 0) -> DraftTree:
     return DraftTree.empty(position)
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_logits_are_those_of_transformers(family: str) -> None:
-    network = network_of(family)
+@pytest.mark.parametrize(
+    ("family", "changed"), [*((family, {}) for family in FAMILIES), *(("qwen3", sizes) for sizes in HEADS)], ids=str
+)
+def test_logits_are_those_of_transformers(family: str, changed: dict[str, int]) -> None:
+    network = network_of(family, **changed)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 90).tolist()
     with torch.inference_mode():
         expected = network(torch.tensor([tokens])).logits[0, -1]
     runner = ModelRunner(packed_model(network), 2, 128, 8)
     torch.testing.assert_close(runner.logits([step(1, 0, tokens, empty())])[0], expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("changed", [{}, *HEADS], ids=str)
+def test_logits_in_bfloat16_are_as_near_to_those_in_float32_as_transformers_are(changed: dict[str, int]) -> None:
+    """A prompt in two chunks and a tree behind it; each row against the whole path in float32."""
+    exact, rounded = network_of("qwen3", **changed), network_of("qwen3", torch.bfloat16, **changed)
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(0, VOCAB_SIZE, 83).tolist()
+    tree = make_tree(83, rng.integers(0, VOCAB_SIZE, 9).tolist(), [-1, 0, 0, 1, 3, 4, 2, -1, 7])
+    runner = ModelRunner(packed_model(rounded), 2, 128, 16)
+    runner.logits([step(1, 0, prompt[:37], None)])
+    ours = runner.logits([step(1, 37, prompt[37:], tree)])
+    paths = [[*prompt, *(int(tree.token_ids[i]) for i in tree.path(node_idx))] for node_idx in range(-1, 9)]
+    with torch.inference_mode():
+        expected = torch.stack([exact(torch.tensor([path])).logits[0, -1] for path in paths])
+        theirs = torch.stack([rounded(torch.tensor([path])).logits[0, -1] for path in paths])
+    assert (ours - expected).norm() <= 1.2 * (theirs - expected).norm()
+    assert (ours - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.parametrize(
@@ -114,13 +144,14 @@ class PlainLogits:
         return self.known[path]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "bfloat16 without our kernel"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "bfloat16 without our kernel", "bfloat16 wide heads"])
 def plain(request: pytest.FixtureRequest) -> PlainLogits:
-    dtype, _, without = request.param.partition(" ")
+    dtype, _, which = request.param.partition(" ")
     with pytest.MonkeyPatch.context() as patch:
-        if without:
+        if which == "without our kernel":
             patch.setattr(DotLinear, "takes", lambda weight: False)
-        return PlainLogits(packed_model(network_of(dtype=getattr(torch, dtype))))
+        sizes = HEADS[0] if which == "wide heads" else {}
+        return PlainLogits(packed_model(network_of("qwen3", getattr(torch, dtype), **sizes)))
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -205,3 +236,31 @@ def test_a_shape_that_our_kernel_does_not_take_goes_to_onednn() -> None:
     x = torch.randn(5, 64).to(torch.bfloat16)
     torch.testing.assert_close(linear(x), layer(x).detach(), atol=1e-2, rtol=2e-2)
     assert isinstance(pack_linear(Team(torch.float32), nn.Linear(64, 64)), OneDnnLinear)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_beginning_copied_from_another_slot_changes_nothing(dtype: torch.dtype) -> None:
+    """41 tokens: two of bfloat16's values lie together, and the last of them alone."""
+    model = packed_model(network_of(dtype=dtype))
+    beginning = tuple(np.random.default_rng(5).integers(0, VOCAB_SIZE, 41).tolist())
+    prompts = [(*beginning, *range(i, i + 5)) for i in range(6)]
+    outputs = []
+    for prefix_reuse in (False, True):
+        server = TinyServer(model, RandomDrafts(VOCAB_SIZE), max_sequences=3, prefix_reuse=prefix_reuse)
+        outcomes = [server.submit(prompt, 8) for prompt in prompts]
+        server.run()
+        assert (server.engine.counters.num_reused_tokens > 0) == prefix_reuse
+        outputs.append([outcome.token_ids for outcome in outcomes])
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.skipif(not has_bfloat16_products(), reason="the processor has no AVX512-BF16: it runs so anyway")
+def test_all_this_holds_where_the_processor_has_no_products_of_bfloat16(tmp_path: pathlib.Path) -> None:
+    program = (
+        "import sys, pytest, laser_verifier.cpu.simd as simd; simd.has_bfloat16_products = lambda: False; "
+        f"sys.exit(pytest.main([{__file__!r}, '-q', '-x', '-p', 'no:cacheprovider', '-k', 'bits or logits_in_bfloat16']))"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout

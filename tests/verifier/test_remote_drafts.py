@@ -214,6 +214,24 @@ def test_a_shard_that_is_quick_again_is_waited_for_again_though_nobody_waited_fo
     raise AssertionError("the shard was never waited for again")
 
 
+def test_a_shard_that_always_comes_a_little_too_late_is_tried_ever_more_seldom(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    drafts = loop.drafts(loop.serve(shard).port)
+    drafts.open(opened(1))
+    until(lambda: drafts.collect({1: 3}, 0.0))
+    shard.delay_s = 0.075
+    waited_s, num_waits = 0.0, 0
+    for position in range(3, 27):
+        drafts.advance([advanced(1, position, 7)])
+        started = time.monotonic()
+        drafts.collect({1: position + 1}, 0.05)
+        took_s = time.monotonic() - started
+        waited_s, num_waits = waited_s + took_s, num_waits + (took_s > 0.03)
+        until(lambda position=position: drafts._has(1, position + 1))  # type: ignore[misc]
+    assert num_waits > 3, "it is tried"
+    assert num_waits < 12 and waited_s < 0.6, "of 24 steps"
+
+
 def test_a_shard_that_answers_one_sequence_and_never_another_is_not_waited_for_forever(loop: Loop) -> None:
     shard = ScriptedShard("s")
     shard.silent_on = {2}

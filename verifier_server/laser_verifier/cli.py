@@ -181,7 +181,8 @@ def _fit_to_model(config: EngineConfig, model: TargetModel) -> EngineConfig:
 def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
     """What a forward of this runner costs: one sequence, `M` tokens behind a context of a quarter of its slot.
 
-    All but the first are children of that one: rows of a step see a context and little else, not each other.
+    All but the first are children of that one: rows that decode see a context and little else, not each other. A
+    prompt's rows see each other, and are priced by the same curve.
     """
     context = min(256, runner.slot_len // 4)
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if size <= min(max_tokens, runner.slot_len // 2)]

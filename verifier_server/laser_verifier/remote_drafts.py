@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 _RESOLVE_INTERVAL_S = 2.0
 _RECONNECT_S = (0.1, 2.0)
 _MISSES_TO_STOP_WAITING = 3
+# Answers that came a little too late between two trials of a shard, at most.
+_MAX_TRIAL_GAP = 64
 
 _STATUS = {
     retriever_pb2.POOL_STATE_OK: DraftStatus.OK,
@@ -135,6 +137,8 @@ class _Shard:
     connected: bool = False
     num_open: int = 0
     num_misses: int = 0
+    num_near_misses: int = 0
+    next_trial: int = 1
     outbox: _Outbox = field(default_factory=_Outbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -235,7 +239,7 @@ class RemoteDrafts:
             # A shard that answers some sequences and never others is late all the same.
             for shard in {self._shard_of[i] for i in found if i in self._shard_of} - late:
                 if all(i in found for i in positions if self._shard_of.get(i) is shard):
-                    shard.num_misses = 0
+                    shard.num_misses, shard.next_trial = 0, 1
             return found
 
     def status(self, sequence_id: int) -> DraftStatus:
@@ -450,17 +454,25 @@ class RemoteDrafts:
             self._on_fault(shard, fault)
 
     def _judge(self, shard: _Shard, trees: Mapping[int, DraftTree]) -> None:
-        """Waits for a shard again once it answers within twice the time the engine would have waited.
+        """Waits for a shard again once it answers within the time the engine would have waited.
 
-        Without waiting no tree is there when it is collected, so that alone would never bring a shard back. Twice,
-        because a retriever on the verifier's own processors has them to itself while the engine waits, and only then.
+        Without waiting no tree is there when it is collected, so that alone would never bring a shard back. A retriever
+        on the verifier's own processors is slower while nobody waits for it: one that answers within twice the time is
+        tried once more, after one such answer, then after two, four and so on.
         """
         now_s = time.monotonic()
         asked = [self._asked_s.pop(i) for i in trees if i in self._asked_s and self._shard_of.get(i) is shard]
         waiting = [at for i, at in self._asked_s.items() if self._shard_of.get(i) is shard]
-        overdue = bool(waiting) and now_s - min(waiting) > self._allowed_s
-        if asked and now_s - min(asked) <= 2 * self._allowed_s and not overdue:
+        if not asked or (waiting and now_s - min(waiting) > self._allowed_s):
+            return
+        took_s = now_s - min(asked)
+        if took_s <= self._allowed_s:
             shard.num_misses = 0
+        elif took_s <= 2 * self._allowed_s and shard.num_misses >= _MISSES_TO_STOP_WAITING:
+            shard.num_near_misses += 1
+            if shard.num_near_misses >= shard.next_trial:
+                shard.num_misses = _MISSES_TO_STOP_WAITING - 1
+                shard.num_near_misses, shard.next_trial = 0, min(2 * shard.next_trial, _MAX_TRIAL_GAP)
 
     def _on_fault(self, shard: _Shard, fault: retriever_pb2.SequenceFault) -> None:
         """The shard gave a sequence up: it is decoded plainly from here on."""

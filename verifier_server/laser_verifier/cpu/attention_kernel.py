@@ -5,7 +5,7 @@ its scores instead of rescaling its sums, because rescaling would make the resul
 are put into the order of *logical* positions before anything is summed, a tree's node behind its ancestors; what a row
 does not see weighs exactly zero, and adding zero changes nothing. So a row's bits are the same wherever the keys of its
 path stand, and whatever stands beside them. Of bfloat16 two neighbouring positions are multiplied and added at once
-(`attention_tile.py`); weights are rounded to bfloat16 for it, as transformers rounds them.
+(`attention_tile.py`); weights are rounded to bfloat16 for it, before they are divided by their sum, which is not.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _WIDE_LANES = WIDE * LANES
 
 @kernel
 def _trace_path(parents: Any, first_node: Any, node: Any, path: Any, to: Any) -> Any:
-    """Writes the nodes from a root to `node` to `path[to]` and on. Returns how many; none if `node` is -1."""
+    """Writes the nodes from a root to `node` to `path[to]` and on. Returns how many; none if `node` is below 0."""
     count = 0
     at = node
     while at >= 0:

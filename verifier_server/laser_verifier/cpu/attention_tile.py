@@ -16,11 +16,13 @@ from numba.core import cgutils
 
 from laser_verifier.cpu.simd import (
     LANES,
+    at_address,
     bfloat16_pointer,
     call,
     fetch,
     float_vector,
     has_bfloat16_products,
+    moved,
     pairs_of,
     spread,
 )
@@ -42,19 +44,9 @@ _LOW = ir.Constant(_ints, [0x0000FFFF] * LANES)
 _HALF = ir.Constant(_ints, [16] * LANES)
 
 
-def _at(builder: Any, address: Any, llvm_type: Any) -> Any:
-    return builder.inttoptr(address, llvm_type.as_pointer())
-
-
-def _plus(builder: Any, address: Any, count: Any, size: Any) -> Any:
-    """address + count * size; both may be Python integers."""
-    count, size = (ir.Constant(_i64, x) if isinstance(x, int) else x for x in (count, size))
-    return builder.add(address, builder.mul(count, size))
-
-
 def _load(builder: Any, address: Any) -> Any:
     """16 groups."""
-    return builder.load(_at(builder, address, _ints), align=2)
+    return builder.load(at_address(builder, address, _ints), align=2)
 
 
 def _dot(builder: Any, is_pair: bool, one: Any, many: Any, total: Any) -> Any:
@@ -81,19 +73,19 @@ def _tile(builder: Any, is_pair: bool, num_rows: int, num_vectors: int, argument
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_vectors)] for _ in range(num_rows)]
     with cgutils.for_range(builder, count, intp=_i64) as loop:
         for line in range(_LINES if num_vectors > 1 else 0):
-            wanted = _plus(builder, _plus(builder, ahead, loop.index, _LINES * 64), line, 64)
-            fetch(builder, _at(builder, wanted, _i8))
-        first = _plus(builder, many, loop.index, step)
-        vectors = [_load(builder, _plus(builder, first, v, vector_step)) for v in range(num_vectors)]
+            wanted = moved(builder, moved(builder, ahead, loop.index, _LINES * 64), line, 64)
+            fetch(builder, at_address(builder, wanted, _i8))
+        first = moved(builder, many, loop.index, step)
+        vectors = [_load(builder, moved(builder, first, v, vector_step)) for v in range(num_vectors)]
         for start, row in zip(starts, sums, strict=True):
-            group = _plus(builder, start, loop.index, GROUP_BYTES)
-            one = spread(builder, builder.load(_at(builder, group, _i32), align=2))
+            group = moved(builder, start, loop.index, GROUP_BYTES)
+            one = spread(builder, builder.load(at_address(builder, group, _i32), align=2))
             for vector, cell in zip(vectors, row, strict=True):
                 builder.store(_dot(builder, is_pair, one, vector, builder.load(cell)), cell)
     for r, row in enumerate(sums):
         for v, cell in enumerate(row):
-            to = _plus(builder, _plus(builder, out, r, row_step), v, VECTOR_BYTES)
-            builder.store(builder.load(cell), _at(builder, to, float_vector), align=4)
+            to = moved(builder, moved(builder, out, r, row_step), v, VECTOR_BYTES)
+            builder.store(builder.load(cell), at_address(builder, to, float_vector), align=4)
 
 
 def _multiply(num_vectors: int) -> Any:
@@ -146,8 +138,8 @@ def add_products(
             many = _load(builder, odd)
             second = builder.select(_is_set(builder, odd_half), builder.and_(many, _HIGH), builder.shl(many, _HALF))
             many = builder.or_(first, second)
-        one = spread(builder, builder.load(_at(builder, weight, _i32), align=2))
-        cell = _at(builder, out, float_vector)
+        one = spread(builder, builder.load(at_address(builder, weight, _i32), align=2))
+        cell = at_address(builder, out, float_vector)
         builder.store(_dot(builder, is_pair, one, many, builder.load(cell, align=4)), cell, align=4)
         return context.get_dummy_value()
 

@@ -13,7 +13,19 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from laser_verifier.cpu.simd import LANES, bfloats, call, fetch, float_vector, pair_vector, pairs_of, spread, take
+from laser_verifier.cpu.simd import (
+    LANES,
+    at_address,
+    bfloats,
+    call,
+    fetch,
+    float_vector,
+    moved,
+    pair_vector,
+    pairs_of,
+    spread,
+    take,
+)
 from laser_verifier.cpu.typed import HEADER, NUM_TASKS, intrinsic
 
 # Outputs of a panel, in vectors and in all; rows of a tile. 24 sums, 2 weights and an input fit into 32 registers.
@@ -26,46 +38,34 @@ _LINE_BYTES = 64
 _i32, _i64 = ir.IntType(32), ir.IntType(64)
 
 
-def _moved(builder: Any, address: Any, count: Any, size: Any) -> Any:
-    """LLVM code: address + count * size; both may be Python integers."""
-    size = ir.Constant(_i64, size) if isinstance(size, int) else size
-    count = ir.Constant(_i64, count) if isinstance(count, int) else count
-    return builder.add(address, builder.mul(count, size))
-
-
-def _at(builder: Any, address: Any, llvm_type: Any) -> Any:
-    """LLVM code: the pointer at an int64 address."""
-    return builder.inttoptr(address, llvm_type.as_pointer())
-
-
 def _tile(builder: Any, num_rows: int, arguments: Any) -> None:
     """LLVM code of a tile of so many rows; arguments as of `multiply_tile`."""
     x, x_step, weights, bias, num_pairs, ahead, ahead_step, out, out_step = arguments
     first = [
-        builder.load(_at(builder, _moved(builder, bias, v, 4 * LANES), float_vector), align=4) for v in range(_VECTORS)
+        builder.load(at_address(builder, moved(builder, bias, v, 4 * LANES), float_vector), align=4) for v in range(_VECTORS)
     ]
     sums = [cgutils.alloca_once_value(builder, first[v]) for _ in range(num_rows) for v in range(_VECTORS)]
     with cgutils.for_range(builder, num_pairs, intp=_i64) as loop:
         for line in range(_VECTORS):
-            wanted = _moved(builder, _moved(builder, ahead, loop.index, ahead_step), line, _LINE_BYTES)
-            fetch(builder, _at(builder, wanted, ir.IntType(8)))
-        row = _moved(builder, weights, loop.index, 4 * PANEL)
+            wanted = moved(builder, moved(builder, ahead, loop.index, ahead_step), line, _LINE_BYTES)
+            fetch(builder, at_address(builder, wanted, ir.IntType(8)))
+        row = moved(builder, weights, loop.index, 4 * PANEL)
         factors = [
-            builder.load(_at(builder, _moved(builder, row, v, 4 * LANES), pair_vector), align=_LINE_BYTES)
+            builder.load(at_address(builder, moved(builder, row, v, 4 * LANES), pair_vector), align=_LINE_BYTES)
             for v in range(_VECTORS)
         ]
         for r in range(num_rows):
-            pair = _moved(builder, _moved(builder, x, loop.index, 4), r, x_step)
-            both = pairs_of(builder, spread(builder, builder.load(_at(builder, pair, _i32), align=4)))
+            pair = moved(builder, moved(builder, x, loop.index, 4), r, x_step)
+            both = pairs_of(builder, spread(builder, builder.load(at_address(builder, pair, _i32), align=4)))
             for v in range(_VECTORS):
                 cell = sums[r * _VECTORS + v]
                 product = [builder.load(cell), both, factors[v]]
                 builder.store(call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", product), cell)
     for r in range(num_rows):
         for v in range(_VECTORS):
-            to = _moved(builder, _moved(builder, out, r, out_step), v, 2 * LANES)
+            to = moved(builder, moved(builder, out, r, out_step), v, 2 * LANES)
             rounded = builder.fptrunc(builder.load(sums[r * _VECTORS + v]), bfloats)
-            builder.store(rounded, _at(builder, to, bfloats), align=2)
+            builder.store(rounded, at_address(builder, to, bfloats), align=2)
 
 
 @intrinsic

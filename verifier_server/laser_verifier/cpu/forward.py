@@ -2,8 +2,8 @@
 
 A row's logits depend on the tokens of its own path and on nothing else, bit for bit: not on the batch, the tree it
 stands in, the chunks its prompt came in, or the number of threads. So strict decoding equals plain decoding in bfloat16
-too. Operations follow transformers/models/llama/modeling_llama.py; between two linear layers they are in float32
-throughout, rounded where a linear layer or the cache takes over.
+too. Operations follow transformers/models/llama/modeling_llama.py; between two linear layers they are in float32,
+rounded where a linear layer, the cache or a product of attention takes over.
 """
 
 from __future__ import annotations

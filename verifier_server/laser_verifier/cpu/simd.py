@@ -39,6 +39,7 @@ class _BFloat(ir.Type):  # type: ignore[misc]
 
 _f32 = ir.FloatType()
 _i32 = ir.IntType(32)
+_i64 = ir.IntType(64)
 _i16 = ir.IntType(16)
 float_vector = ir.VectorType(_f32, LANES)
 _ints = ir.VectorType(_i32, LANES)
@@ -219,6 +220,17 @@ def fetch(builder: Any, address: Any) -> None:
     """LLVM code: asks for the cache line at a pointer to 8-bit integers, for reading, to the second-level cache."""
     hints = [ir.Constant(_i32, hint) for hint in (0, 2, 1)]
     call(builder, "llvm.prefetch.p0", [address, *hints], ir.VoidType())
+
+
+def moved(builder: Any, address: Any, count: Any, size: Any) -> Any:
+    """LLVM code: address + count * size, of 64 bits; count and size may be Python integers."""
+    count, size = (ir.Constant(_i64, x) if isinstance(x, int) else x for x in (count, size))
+    return builder.add(address, builder.mul(count, size))
+
+
+def at_address(builder: Any, address: Any, llvm_type: Any) -> Any:
+    """LLVM code: the pointer at an integer address."""
+    return builder.inttoptr(address, llvm_type.as_pointer())
 
 
 def spread(builder: Any, value: Any) -> Any:

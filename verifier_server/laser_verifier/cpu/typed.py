@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 from numba import types
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic as numba_intrinsic
 
 logger = logging.getLogger(__name__)
 
 # The head of every argument array: a counter that hands out tasks, and how many there are. The rest is the kernel's.
 NEXT_TASK, NUM_TASKS, HEADER = 0, 1, 2
+_C_SIGNATURE = ((types.CPointer(types.int64),), types.void)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kernel(function: F) -> F:
     """A pure function over memory that other kernels may call, compiled to code that runs without the GIL."""
-    return cast(F, _cached(lambda cache: numba.njit(nogil=True, cache=cache)(function), function.__name__))
+    return cast(F, _cached(lambda: numba.njit(nogil=True)(function), function.__name__))
 
 
 def c_function(function: Callable[[Any], None]) -> Any:
     """Compiles, at once, to `void(int64_t *)`; the result's `address` may be called by any thread while it lives."""
-    signature = types.void(types.CPointer(types.int64))
-    return _cached(lambda cache: numba.cfunc(signature, cache=cache)(function), function.__name__)
+    compiled = _cached(lambda: CFunc(function, _C_SIGNATURE, {}, {}), function.__name__)
+    compiled.compile()
+    return compiled
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
@@ -34,14 +39,23 @@ def intrinsic(function: Callable[..., Any]) -> Any:
     return numba_intrinsic(function)
 
 
-def _cached(compiled: Callable[[bool], Any], name: str) -> Any:
-    """Machine code is cached beside the module, in NUMBA_CACHE_DIR or the user's cache directory; else made anew.
+def _cached(make: Callable[[], Any], name: str) -> Any:
+    """Has machine code cached beside the module, in NUMBA_CACHE_DIR or the user's cache directory, else made anew.
 
-    A cached kernel is not renewed when only a kernel of another module that it calls has changed: after such a change
-    remove `__pycache__`.
+    numba renews it when its own module has changed, but what a kernel calls is compiled into it; so here it is renewed
+    when any module of this package has. That reaches into numba, whose cache has no such setting.
     """
+    compiled = make()
     try:
-        return compiled(True)
+        compiled.enable_caching()
     except RuntimeError as error:  # numba's word for "no place to cache"
         logger.warning("kernel.no_cache function=%s reason=%r", name, str(error))
-        return compiled(False)
+        return make()
+    compiled._cache._cache_file._source_stamp = _package_stamp()
+    return compiled
+
+
+@functools.cache
+def _package_stamp() -> tuple[tuple[str, int, int], ...]:
+    found = ((path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
