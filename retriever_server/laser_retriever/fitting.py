@@ -69,7 +69,7 @@ class Examples:
                 work.matches, work.order, begin, end, depth, params.max_depth, VOCAB_SIZE, params.enough
             )
             if depth and weight < params.enough:
-                # Here the drafter looks up anew, unless it is sure enough of what it knows (`min_unseen`): the next root.
+                # Here the drafter looks up anew, unless it is sure enough (`min_unseen`): the next root.
                 return depth
             if begin == end:
                 return depth + 1

@@ -258,7 +258,7 @@ def test_a_beginning_copied_from_another_slot_changes_nothing(dtype: torch.dtype
 def test_all_this_holds_where_the_processor_has_no_products_of_bfloat16(tmp_path: pathlib.Path) -> None:
     program = (
         "import sys, pytest, laser_verifier.cpu.simd as simd; simd.has_bfloat16_products = lambda: False; "
-        f"sys.exit(pytest.main([{__file__!r}, '-q', '-x', '-p', 'no:cacheprovider', '-k', 'bits or logits_in_bfloat16']))"
+        f"sys.exit(pytest.main([{__file__!r}, '-qx', '-p', 'no:cacheprovider', '-k', 'bits or logits_in_bfloat16']))"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)

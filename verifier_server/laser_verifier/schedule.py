@@ -1,6 +1,6 @@
 """Who runs how many tokens in a step: all that decode, and of the prompts as much as leaves the others their pace.
 
-Their pace is that of a step in which all that run decode, prompts included: it is what they have once the prompts are in.
+Their pace is that of a step in which all that run decode, prompts included: what they have once the prompts are in.
 """
 
 from __future__ import annotations

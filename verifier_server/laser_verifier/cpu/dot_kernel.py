@@ -42,7 +42,8 @@ def _tile(builder: Any, num_rows: int, arguments: Any) -> None:
     """LLVM code of a tile of so many rows; arguments as of `multiply_tile`."""
     x, x_step, weights, bias, num_pairs, ahead, ahead_step, out, out_step = arguments
     first = [
-        builder.load(at_address(builder, moved(builder, bias, v, 4 * LANES), float_vector), align=4) for v in range(_VECTORS)
+        builder.load(at_address(builder, moved(builder, bias, v, 4 * LANES), float_vector), align=4)
+        for v in range(_VECTORS)
     ]
     sums = [cgutils.alloca_once_value(builder, first[v]) for _ in range(num_rows) for v in range(_VECTORS)]
     with cgutils.for_range(builder, num_pairs, intp=_i64) as loop:
