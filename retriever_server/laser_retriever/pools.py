@@ -26,6 +26,8 @@ from laser_retriever.writer import Documents
 logger = logging.getLogger(__name__)
 
 MAX_CACHED_SOURCES = 4096
+# While many samples are built, what others wrote is looked for this often.
+TAKE_IN_INTERVAL_S = 1.0
 
 
 class PoolStatus(Enum):
@@ -132,8 +134,11 @@ class Pools:
                 sources.append(Source(sample.indexes[fingerprint], distance, skipped))
             nearer = name
         # A pool without documents of its own is drafted from those below it, where there are any.
-        known = (own is not None and own.exists) or any(
-            below.fingerprint == fingerprint and below.pool.startswith(pool + "/") for below in self.snapshots()
+        sample = self._samples.get(pool)
+        known = (
+            (own is not None and own.exists)
+            or (sample is not None and fingerprint in sample.indexes)
+            or any(below.fingerprint == fingerprint and below.pool.startswith(pool + "/") for below in self.snapshots())
         )
         return PoolStatus.OK if known else PoolStatus.NO_POOL, Sources.of(sources)
 
@@ -250,11 +255,14 @@ class Pools:
     def refresh(self) -> None:
         """Takes in everything written since, by any process, and rebuilds the samples that it changes."""
         self._take_in()
+        taken_in_s = self._clock.monotonic_s()
         with self._updating_samples:
             for _ in self._samples.update(self.snapshots()):
                 self._sources = {}
                 # Samples take long where pools are many; what is written meanwhile does not wait for the last of them.
-                self._take_in()
+                if self._clock.monotonic_s() - taken_in_s >= TAKE_IN_INTERVAL_S:
+                    self._take_in()
+                    taken_in_s = self._clock.monotonic_s()
 
     def _take_in(self) -> None:
         self._discover()

@@ -115,7 +115,8 @@ def test_writes_are_taken_in_and_samples_served_while_further_samples_are_built(
     with pools_at(tmp_path) as pools:
         for root in ("a", "b"):
             add(pools, f"{root}/x", {"1": [1], "2": [2]})
-    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1e6))
+    hand = HandClock()
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1e6), clock=hand.clock)
     built: list[str] = []
     build = Samples._build
 
@@ -127,6 +128,7 @@ def test_writes_are_taken_in_and_samples_served_while_further_samples_are_built(
             assert self.get(built[0].split("/")[0]) is not None, "the first is served already"
             assert texts(pools.sources(pool, "f")[1]) == [(0, [[2]])], "the deletion has come in"
         built.append(pool)
+        hand.advance(2)
         return build(self, snapshots)
 
     monkeypatch.setattr(Samples, "_build", build_slowly)
