@@ -129,7 +129,7 @@ class Pools:
                 sources += [Source(index, distance) for index in (*snapshot.indexes, snapshot.tail)]
             sample = self._samples.get(name)
             if sample is not None and fingerprint in sample.indexes:
-                # What lies below the nearer ancestor was drawn into its sample too, as by the same hashes it must be.
+                # Among fewer documents the same hashes draw at least as many: the nearer sample has these already.
                 skipped = sample.tokens_below(nearer, fingerprint) if nearer else range(0)
                 sources.append(Source(sample.indexes[fingerprint], distance, skipped))
             nearer = name
