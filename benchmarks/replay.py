@@ -171,6 +171,7 @@ def main() -> None:
     results = []
     for num_nodes in arguments.nodes:
         result, drafter = replay(sources, test, num_nodes)
+        drafter.calibrate()
         counts, probs, hits = drafter.feedback.verified_per_decile
         present = counts > 0
         error = np.abs(probs - hits)[present].sum() / counts.sum()

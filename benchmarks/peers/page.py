@@ -20,8 +20,9 @@ def write_page(path: Path, rows: Sequence[Row], ratios: Sequence[Ratio]) -> None
         _panel(rows, ratios, workload, concurrency)
         for workload, concurrency in dict.fromkeys((row.cell.workload, row.cell.concurrency) for row in rows)
     ]
+    best = [ratio for ratio in ratios if ratio.concurrency is None]
     with building(path) as built:
-        built.write_text(environment.from_string(template).render(panels=panels), encoding="utf8")
+        built.write_text(environment.from_string(template).render(panels=panels, best=best), encoding="utf8")
         built.replace(path)
 
 

@@ -24,6 +24,8 @@ class Row:
     Attributes:
         tokens_per_s: of each run, in the order measured.
         tokens_per_step, draft_tokens_per_step: ours only.
+        accepted_shares: ours only: of the accepted nodes, which share only the sequence's own text spoke for, which the
+            pool and which its ancestors.
         outside_forward: ours only: share of the steps' time that is not the forward.
         stolen_share: the largest of its runs.
         num_equal: of `num_prompts` outputs, those that equal the same engine's plain output at the same concurrency.
@@ -36,6 +38,7 @@ class Row:
     tokens_per_s: tuple[float, ...]
     tokens_per_step: float | None
     draft_tokens_per_step: float | None
+    accepted_shares: tuple[float, float, float] | None
     outside_forward: float | None
     stolen_share: float
     num_equal: int | None
@@ -48,17 +51,20 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """One median over another."""
+    """One median over another; of a cell whose concurrency is None the best over all concurrencies."""
 
     workload: str
-    concurrency: int
+    concurrency: int | None
     ours: str
     theirs: str
     value: float
 
 
 def summarise(runs: Sequence[Run]) -> tuple[list[Row], list[Ratio]]:
-    """Rows in the order of workload, concurrency and mode, and the ratios of those that have both sides."""
+    """Rows in the order of workload, concurrency and mode, and the ratios of those that have both sides.
+
+    Where several concurrencies were run, also the best of relaxed over the best of any mode of vLLM.
+    """
     by_cell: dict[Cell, list[Run]] = {}
     for run in runs:
         by_cell.setdefault(run.cell, []).append(run)
@@ -72,24 +78,43 @@ def summarise(runs: Sequence[Run]) -> tuple[list[Row], list[Ratio]]:
         for mine, other in [(Cell(workload, ours, concurrency), Cell(workload, theirs, concurrency))]
         if mine in medians and other in medians
     ]
-    return rows, ratios
+    return rows, ratios + _best_ratios(rows)
+
+
+def _best_ratios(rows: Sequence[Row]) -> list[Ratio]:
+    ratios = []
+    for workload in dict.fromkeys(row.cell.workload for row in rows):
+        of_workload = [row for row in rows if row.cell.workload == workload]
+        mine = [row.median for row in of_workload if row.cell.mode == "laser-relaxed"]
+        theirs = [row for row in of_workload if row.cell.mode.startswith("vllm")]
+        if len(mine) > 1 and theirs:
+            best = max(theirs, key=lambda row: row.median)
+            named = f"{best.cell.mode} at {best.cell.concurrency}"
+            ratios.append(Ratio(workload, None, "laser-relaxed", named, max(mine) / best.median))
+    return ratios
 
 
 def text_table(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
     """The table and the ratios as lines of text."""
-    heading = f"{'prompts':>12}{'at once':>9}{'mode':>16}{'tokens/s':>10}{'runs':>26}"
-    lines = [f"{heading}{'tokens/step':>13}{'drafted':>9}{'stolen':>8}{'= plain':>10}"]
+    heading = f"{'prompts':>12}{'at once':>9}{'mode':>16}{'tokens/s':>10}{'runs':>26}{'tokens/step':>13}{'drafted':>9}"
+    lines = [f"{heading}{'own/pool/ancestors':>20}{'stolen':>8}{'= plain':>10}"]
     for row in rows:
         runs = " ".join(f"{value:.0f}" for value in row.tokens_per_s)
         per_step = f"{row.tokens_per_step:.2f}" if row.tokens_per_step is not None else "-"
         drafted = f"{row.draft_tokens_per_step:.1f}" if row.draft_tokens_per_step is not None else "-"
+        shares = "/".join(f"{share:.0%}" for share in row.accepted_shares) if row.accepted_shares else "-"
         equal = f"{row.num_equal}/{row.num_prompts}" if row.num_equal is not None else "-"
         lines.append(
             f"{row.cell.workload:>8}{row.num_prompts:>4}{row.cell.concurrency:>9}{row.cell.mode:>16}"
-            f"{row.median:>10.1f}{runs:>26}{per_step:>13}{drafted:>9}{row.stolen_share:>8.1%}{equal:>10}"
+            f"{row.median:>10.1f}{runs:>26}{per_step:>13}{drafted:>9}{shares:>20}{row.stolen_share:>8.1%}{equal:>10}"
         )
-    lines += ["", *(f"{r.workload:>8} at {r.concurrency:<4} {r.ours} / {r.theirs}: {r.value:.2f}" for r in ratios)]
+    lines += ["", *(f"{r.workload:>8} {at(r):<7} {r.ours} / {r.theirs}: {r.value:.2f}" for r in ratios)]
     return "\n".join(lines) + "\n"
+
+
+def at(ratio: Ratio) -> str:
+    """Its concurrency, in words."""
+    return "best" if ratio.concurrency is None else f"at {ratio.concurrency}"
 
 
 def _plain_of(by_cell: dict[Cell, list[Run]], cell: Cell) -> Run | None:
@@ -106,6 +131,12 @@ def _row(runs: list[Run], plain: Run | None) -> Row:
         phase: sum(run.stats.get(f"laser_step_phase_seconds_total/{phase}", 0.0) for run in runs)
         for phase in ("drafts", "forward", "host")
     }
+    accepted = {
+        name.partition("/")[2]: sum(run.stats[name] for run in runs)
+        for name in first.stats
+        if name.startswith("laser_accepted_tokens_total/")
+    }
+    own, pool, total = accepted.get("own_text", 0.0), accepted.get("pool", 0.0), sum(accepted.values())
     num_equal = None
     if plain is not None and plain.num_prompts == first.num_prompts:
         num_equal = sum(mine == theirs for mine, theirs in zip(first.outputs, plain.outputs, strict=True))
@@ -114,6 +145,7 @@ def _row(runs: list[Run], plain: Run | None) -> Row:
         tuple(run.tokens_per_s for run in runs),
         sum(run.num_tokens for run in runs) / num_steps if num_steps else None,
         num_drafted / num_steps if num_steps else None,
+        (own / total, pool / total, (total - own - pool) / total) if total else None,
         1 - phases["forward"] / sum(phases.values()) if any(phases.values()) else None,
         max(run.stolen_share for run in runs),
         num_equal,

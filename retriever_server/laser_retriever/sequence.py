@@ -47,6 +47,17 @@ class _Sequence:
     last_draft: Draft | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Outcome:
+    """What a verifier found of a tree; see `Drafter.advance`."""
+
+    sequence: _Sequence
+    draft: Draft
+    num_verified_nodes: int
+    accepted_node_idx: int
+    num_emitted: int
+
+
 class Drafter:
     """The sequences of one draft stream. Not thread-safe: one call at a time.
 
@@ -89,6 +100,7 @@ class Drafter:
         self._calibration = Calibration(len(params.level_lengths)) if calibration is None else calibration
         self._max_sequences = max_sequences
         self._sequences: dict[int, _Sequence] = {}
+        self._outcomes: list[_Outcome] = []
         self.feedback = Feedback()
         self.num_late = 0
 
@@ -148,7 +160,7 @@ class Drafter:
         num_verified_nodes: int = 0,
         accepted_node_idx: int = -1,
     ) -> None:
-        """Appends what a step emitted, and takes in what became of the last tree. A fault closes the sequence.
+        """Appends what a step emitted, and notes what became of the last tree. A fault closes the sequence.
 
         Args:
             sequence_id: an open one.
@@ -168,7 +180,7 @@ class Drafter:
                     field="position",
                 )
             tokens = self._check_tokens(token_ids)
-            self._take_feedback(sequence, tokens, num_verified_nodes, accepted_node_idx)
+            self._note_outcome(sequence, tokens, num_verified_nodes, accepted_node_idx)
         except InvalidRequest:
             self.close(sequence_id)
             raise
@@ -176,12 +188,13 @@ class Drafter:
         sequence.last_draft = None
 
     def draft(self, sequence_id: int, node_budget: int) -> DraftTree:
-        """The draft tree at the sequence's end, of at most `node_budget` nodes (0 to MAX_NODES).
+        """The draft tree at the sequence's end, of at most `node_budget` nodes (0 to MAX_NODES); calibrates before.
 
         Raises:
             InvalidRequest: unknown sequence, or the budget is out of range; the latter closes the sequence.
         """
         self.check_budget(sequence_id, node_budget)
+        self.calibrate()
         return self.draft_all([(sequence_id, node_budget)])[0]
 
     def check_budget(self, sequence_id: int, node_budget: int) -> None:
@@ -237,6 +250,17 @@ class Drafter:
                 trees.append(draft[0])
         return trees
 
+    def calibrate(self) -> None:
+        """Takes in what became of trees since the last time. Apart from `advance`, so that no tree waits for it."""
+        for outcome in self._outcomes:
+            sequence, (tree, evidence) = outcome.sequence, outcome.draft
+            self.feedback.observe(tree, outcome.num_verified_nodes, outcome.accepted_node_idx)
+            self._calibration.observe(
+                sequence.model, sequence.acceptance, sequence.pool, tree.parents, evidence,
+                outcome.num_verified_nodes, outcome.accepted_node_idx, outcome.num_emitted,
+            )  # fmt: skip
+        self._outcomes.clear()
+
     def _request(self, sequence: _Sequence, node_budget: int) -> DraftRequest:
         _, sources = self._provider.sources(sequence.pool, self._fingerprint)
         scalings = self._calibration.scalings(sequence.model, sequence.acceptance, sequence.pool)
@@ -266,10 +290,11 @@ class Drafter:
             )
         return tokens
 
-    def _take_feedback(
+    def _note_outcome(
         self, sequence: _Sequence, tokens: NDArray[np.int32], num_verified_nodes: int, accepted_node_idx: int
     ) -> None:
-        tree, evidence = sequence.last_draft or (DraftTree.empty(0), None)
+        draft = sequence.last_draft
+        tree = DraftTree.empty(0) if draft is None else draft[0]
         if not 0 <= num_verified_nodes <= len(tree):
             raise InvalidRequest(
                 f"num_verified_nodes is {num_verified_nodes}, must be from 0 to the {len(tree)} nodes of the last tree",
@@ -280,15 +305,11 @@ class Drafter:
                 f"accepted_node_idx is {accepted_node_idx}, must be from -1 to {num_verified_nodes - 1}",
                 field="accepted_node_idx",
             )
-        if not num_verified_nodes or evidence is None:
+        if not num_verified_nodes or draft is None:
             return
         if not begins_with_path(tree.parents, tree.token_ids, accepted_node_idx, tokens):
             raise InvalidRequest(
                 f"accepted_node_idx is {accepted_node_idx}, but the emitted token_ids do not begin with its path",
                 field="accepted_node_idx",
             )
-        self.feedback.observe(tree, num_verified_nodes, accepted_node_idx)
-        self._calibration.observe(
-            sequence.model, sequence.acceptance, sequence.pool, tree.parents, evidence,
-            num_verified_nodes, accepted_node_idx, len(tokens),
-        )  # fmt: skip
+        self._outcomes.append(_Outcome(sequence, draft, num_verified_nodes, accepted_node_idx, len(tokens)))

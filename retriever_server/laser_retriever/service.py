@@ -116,6 +116,8 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                 _measure(metrics, response, time.perf_counter() - arrived_s, drafter)
                 if response.opened or response.trees or response.faults:
                     yield response
+                # The verifier has its trees; what they did not have to wait for is done while it uses them.
+                await loop.run_in_executor(self._draft_threads, drafter.calibrate)
         finally:
             # Reached however the stream ends; the sequences go with the drafter.
             metrics.close()

@@ -11,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_retriever.kernel import kernel
+from laser_retriever.low_priority import at_low_priority
 
 SORT_DEPTH = 32
+
+# Tokens from which on a build, a twentieth of a second and more, gives way to whatever drafts.
+LONG_BUILD = 1 << 18
 
 # Marks inside a token array. Neither is a token, so no query made of tokens matches across them.
 END_MARK = -1
@@ -59,7 +63,9 @@ def _sorted(tokens: NDArray[np.int32], *, is_reversed: bool) -> NDArray[np.int32
     # Every caller's array alike, so that the kernel is compiled once.
     view = np.ascontiguousarray(tokens).view()
     view.flags.writeable = False
-    return _sort_suffixes(view, is_reversed, lowest, num_ranks)
+    if len(tokens) < LONG_BUILD:
+        return _sort_suffixes(view, is_reversed, lowest, num_ranks)
+    return at_low_priority(_sort_suffixes, view, is_reversed, lowest, num_ranks)
 
 
 @kernel

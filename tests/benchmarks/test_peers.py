@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -57,6 +58,29 @@ def test_ratios_are_of_medians_over_whole_runs(tmp_path: Path) -> None:
     write_page(tmp_path / "peers.html", rows, ratios)
     page = (tmp_path / "peers.html").read_text(encoding="utf8")
     assert page.count("<svg") == 1 and "src=" not in page and "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_the_best_over_concurrencies_is_beside_the_best_mode_of_vllm(tmp_path: Path) -> None:
+    at_one = [run("vllm-ngram", 2.0), run("vllm-suffix", 4.0), run("laser-relaxed", 4.0)]
+    at_many = [dataclasses.replace(each, cell=Cell("all", each.cell.mode, 64), seconds=1.0) for each in at_one[1:]]
+    rows, ratios = summarise([*at_one, *at_many])
+    assert [(each.theirs, each.value) for each in ratios if each.concurrency is None] == [("vllm-suffix at 64", 1.0)]
+    assert "best    laser-relaxed / vllm-suffix at 64: 1.00" in text_table(rows, ratios)
+    write_page(tmp_path / "peers.html", rows, ratios)
+    assert "The best over all" in (tmp_path / "peers.html").read_text(encoding="utf8")
+    _, of_one = summarise(at_one)
+    assert all(ratio.concurrency is not None for ratio in of_one)
+
+
+def test_accepted_tokens_are_split_by_what_spoke_for_them(tmp_path: Path) -> None:
+    counted = {f"laser_accepted_tokens_total/{name}": value for name, value in
+               {"own_text": 1.0, "pool": 5.0, "ancestor_1": 1.0, "ancestor_2": 1.0}.items()}  # fmt: skip
+    strict = dataclasses.replace(run("laser-strict", 1.0), stats=counted | {"num_steps": 4.0})
+    rows, ratios = summarise([strict, run("laser-plain", 1.0)])
+    assert [row.accepted_shares for row in rows] == [None, (0.125, 0.625, 0.25)]
+    assert "12%/62%/25%" in text_table(rows, ratios)
+    write_page(tmp_path / "peers.html", rows, ratios)
+    assert "12 % / 62 % / 25 %" in (tmp_path / "peers.html").read_text(encoding="utf8")
 
 
 def test_the_least_repeating_half_is_chosen_and_prompts_are_no_documents(tmp_path: Path) -> None:

@@ -212,6 +212,8 @@ def test_advancing_moves_the_position_and_takes_in_what_was_accepted() -> None:
     tree = drafter.draft(0, 3)
     assert path_tokens(tree, 2) == [1, 2, 3]
     drafter.advance(0, 1, [1, 2, 9], 3, 1)
+    assert drafter.feedback.num_verified == 0  # no tree waits for that
+    drafter.calibrate()
     assert (drafter.feedback.num_verified, drafter.feedback.num_accepted) == (3, 2)
     assert drafter.feedback.verified_per_decile[[0, 2]].sum(axis=1).tolist() == [3, 2]
     assert drafter.draft(0, 3).position == 4
