@@ -18,6 +18,7 @@ from benchmarks.peers.cell import MODES, Cell, append_run, missing, read_runs
 from benchmarks.peers.engines import run_laser, run_vllm
 from benchmarks.peers.environment import ensure_environment
 from benchmarks.peers.page import write_page
+from benchmarks.peers.roofline import roofline
 from benchmarks.peers.summary import summarise, text_table
 from benchmarks.peers.workload import Workload, read_workload
 
@@ -50,6 +51,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-stolen", type=float, default=0.03, metavar="SHARE",
                         help="a run is repeated, up to twice, when the hypervisor took more of the processors' time "
                              "(default: %(default)s)")  # fmt: skip
+    parser.add_argument("--machine-tflops", type=float, metavar="T",
+                        help="gemm_tflops of `benchmarks.forward`: also tell the share of the roofline")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no run after so many minutes")
     return parser.parse_args()
 
@@ -92,8 +95,15 @@ def main() -> None:
             if share <= arguments.max_stolen:
                 break
         append_run(path, dataclasses.replace(run, stolen_share=share))
-    rows, ratios = summarise(read_runs(path))
-    table = text_table(rows, ratios)
+    runs = read_runs(path)
+    rows, ratios = summarise(runs)
+    rooflines = {}
+    if arguments.machine_tflops:
+        for run in runs:
+            prompts = select(arguments, run.cell.concurrency).prompts
+            if len(prompts) == run.num_prompts:  # else it was run with other arguments
+                rooflines[run.cell] = roofline(model, prompts, run.num_tokens, arguments.machine_tflops * 1e12)
+    table = text_table(rows, ratios, rooflines)
     (arguments.output / "table.txt").write_text(table, encoding="utf8")
     write_page(arguments.output / "peers.html", rows, ratios)
     print(table)

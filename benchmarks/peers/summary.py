@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.peers.cell import MODES, Cell, Run
@@ -94,8 +94,8 @@ def _best_ratios(rows: Sequence[Row]) -> list[Ratio]:
     return ratios
 
 
-def text_table(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
-    """The table and the ratios as lines of text."""
+def text_table(rows: Sequence[Row], ratios: Sequence[Ratio], rooflines: Mapping[Cell, float] | None = None) -> str:
+    """The table, the ratios and, where they are given, the shares of the rooflines (tokens/s) as lines of text."""
     heading = f"{'prompts':>12}{'at once':>9}{'mode':>16}{'tokens/s':>10}{'runs':>26}{'tokens/step':>13}{'drafted':>9}"
     lines = [f"{heading}{'own/pool/ancestors':>20}{'stolen':>8}{'= plain':>10}"]
     for row in rows:
@@ -109,6 +109,12 @@ def text_table(rows: Sequence[Row], ratios: Sequence[Ratio]) -> str:
             f"{row.median:>10.1f}{runs:>26}{per_step:>13}{drafted:>9}{shares:>20}{row.stolen_share:>8.1%}{equal:>10}"
         )
     lines += ["", *(f"{r.workload:>8} {at(r):<7} {r.ours} / {r.theirs}: {r.value:.2f}" for r in ratios)]
+    shares = {row.cell: row.median / rooflines[row.cell] for row in rows if rooflines and row.cell in rooflines}
+    lines += [
+        f"{cell.workload:>8} at {cell.concurrency:<4} {cell.mode}: {share:.0%} of a roofline of {rooflines[cell]:.0f}"
+        for cell, share in shares.items()
+        if rooflines
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -11,8 +11,10 @@ from benchmarks.peers import vllm_child
 from benchmarks.peers.cell import Cell, Run, append_run, missing, read_runs
 from benchmarks.peers.environment import environment_variables
 from benchmarks.peers.page import write_page
+from benchmarks.peers.roofline import roofline
 from benchmarks.peers.summary import summarise, text_table
 from benchmarks.peers.workload import read_workload
+from transformers import LlamaConfig
 
 
 def run(mode: str, seconds: float, run_idx: int = 0, output: tuple[int, ...] = (1, 2, 3, 4)) -> Run:
@@ -70,6 +72,17 @@ def test_the_best_over_concurrencies_is_beside_the_best_mode_of_vllm(tmp_path: P
     assert "The best over all" in (tmp_path / "peers.html").read_text(encoding="utf8")
     _, of_one = summarise(at_one)
     assert all(ratio.concurrency is not None for ratio in of_one)
+
+
+def test_the_roofline_counts_what_prompts_and_outputs_need(tmp_path: Path) -> None:
+    config = LlamaConfig(vocab_size=10, hidden_size=4, intermediate_size=6, num_hidden_layers=2, num_attention_heads=1)
+    config.save_pretrained(tmp_path)
+    layers, head = 2 * (4 * 4 * 4 + 3 * 4 * 6), 10 * 4
+    operations = 2 * (5 * (layers + head) + 7 * layers)
+    reached = roofline(tmp_path, [[1] * 3, [1] * 4], 5, operations_per_s=operations)
+    assert reached == pytest.approx(5.0)
+    rows, ratios = summarise([run("laser-strict", 4.0)])
+    assert "laser-strict: 40% of a roofline of 5" in text_table(rows, ratios, {rows[0].cell: reached})
 
 
 def test_accepted_tokens_are_split_by_what_spoke_for_them(tmp_path: Path) -> None:
