@@ -1,16 +1,16 @@
 """From nothing to the CTR table: every step of the pipeline on all users and items, timed, with real servers.
 
     python -m benchmarks.ctr_proof --output proof                        # relaxed texts, DIN over 5 seeds
-    python -m benchmarks.ctr_proof --output proof --rows plain relaxed   # the same, beside plain texts
+    python -m benchmarks.ctr_proof --output proof --rows plain relaxed --decide relaxed   # beside plain texts
     python -m benchmarks.ctr_proof --output proof --rows relaxed --generations 3
     python -m benchmarks.ctr_proof --output proof --rows plain plain-8 strict relaxed loose --networks din dcnv2 \
         deepfm autoint
 
 Rows: plain, strict, relaxed (2, 0.1), loose (3, 0.05), and plain-8, plain texts of batches of 8 (the noise floor). Each
-row has a retriever with pools of its own, which its texts fill while they come; a further generation is drafted from
-the texts of the one before and replaces them. The commands can be run again and go on; steps that were done take no
-time then. Prints a JSON line per step, one per set of texts (columns as in text_quality.py; later generations beside
-the first), and the table of `laser-recsys evaluate`.
+row has a retriever with pools of its own, which its texts fill while they come (but for plain ones); a further
+generation is drafted from the texts of the one before and replaces them. The commands can be run again and go on; steps
+that were done take no time then. Prints a JSON line per step, one per set of texts (columns as in text_quality.py,
+beside the first set), and the table of `laser-recsys evaluate`; with --decide also its verdict.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--networks", nargs="+", default=["din"], help="default: din")
     parser.add_argument("--seeds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--decide", metavar="ROW", help="see laser-recsys evaluate")
     arguments = parser.parse_args()
     started = time.perf_counter()
     output: Path = arguments.output
@@ -93,10 +94,11 @@ def main() -> None:
                      "--concurrency", arguments.concurrency, "--max-new-tokens", arguments.max_new_tokens,
                      *ROWS[row])  # fmt: skip
                 texts = read_texts(made[name])
-                reference = texts if generation == 0 else reference
+                reference = reference or texts
                 print(json.dumps(describe(name, texts, reference)), flush=True)
+    decide = ["--decide", arguments.decide] if arguments.decide else []
     step("evaluate", "evaluate", "--data", data, "--networks", *arguments.networks, "--seeds", arguments.seeds,
-         "--output", output / "evaluation", "--knowledge",
+         "--output", output / "evaluation", *decide, "--knowledge",
          *(f"{name}={path}" for name, path in made.items()))  # fmt: skip
     print(json.dumps({"step": "all", "seconds": round(time.perf_counter() - started, 1)}), flush=True)
 

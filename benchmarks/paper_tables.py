@@ -1,13 +1,16 @@
 """The paper's main table on MovieLens-100k: speed-up by framework, users or items, kind of pool, refresh or cold case.
 
     python -m benchmarks.paper_tables --frameworks kar --kinds user --pool-size 96 --tests 16
+    python -m benchmarks.paper_tables --frameworks kar --kinds user --pools global --pool-size 0 24 96 384   # a sweep
+    python -m benchmarks.paper_tables --frameworks kar --kinds user --pools global --relaxed 2,0.3 2,0.1 3,0.05
 
 Two real server processes. Per framework and kind: texts for the pools, then the tested prompts plainly and, drafted
 from each kind of pool, strict and relaxed, the settings taking turns over small batches. Nothing is learned meanwhile.
+`unparsed` counts answers that should be JSON and are not.
   cold      the pools hold texts of others: no text of the tested user or item
   refresh   users only: the pools also hold the tested users' own texts, written before their newest rating was known
   group     one pool for each group of `laser-recsys group`, the tested prompt's own
-  random    a pool as large as that, drawn from all pool texts
+  random    the same with everyone's group drawn, the groups as large
   global    all pool texts
   none      the prompt and the output themselves
 """
@@ -33,6 +36,7 @@ from laser_recsys.cache import default_cache_dir
 from laser_recsys.datasets.catalogue import read_dataset
 from laser_recsys.datasets.dataset import Dataset, Ratings, split
 from laser_recsys.example_model import prepare_example_model
+from laser_recsys.frameworks.answers import parse_answer
 from laser_recsys.frameworks.prompts import Prompt, PromptWriter
 from laser_recsys.frameworks.template import load_framework
 from laser_recsys.groups.groups import Groups
@@ -50,6 +54,7 @@ class Cell:
 
     case: str
     pool: str
+    pool_size: int
     mode: Mode
     pool_ids: tuple[str, ...]
 
@@ -85,41 +90,40 @@ class Bench:
         self._root = f"paper-{writer.framework.name}-{kind}"
         keys = np.random.default_rng(arguments.seed).permutation(groups.keys).tolist()
         self._tests: list[int] = keys[: arguments.tests]
-        self._others: list[int] = keys[arguments.tests : arguments.tests + arguments.pool_size]
+        self._others: list[int] = keys[arguments.tests : arguments.tests + max(arguments.pool_size)]
+        drawn = np.random.default_rng(arguments.seed).permutation(groups.group_idx)
+        self._random_groups = Groups(groups.keys, drawn, groups.num_groups, "drawn")
 
     def run(self) -> list[tuple[Cell | None, Run]]:
         """Fills the pools and measures; the first run is plain decoding."""
         texts = self._generate(self._others, self._writer, "pool texts")
-        cases = {"cold": texts}
+        cases: dict[str, dict[int, Generation]] = {"cold": {}}
         if self._kind == "user":
             older = PromptWriter(self._writer.framework, self._writer.dataset, without_newest(self._writer.past))
-            cases["refresh"] = texts | self._generate(self._tests, older, "older texts")
+            cases["refresh"] = self._generate(self._tests, older, "older texts")
         modes = [STRICT, *(relaxed_mode(top_k, p) for top_k, p in self._arguments.relaxed)]
         cells = [
-            Cell(case, pool, mode, ids)
-            for case, documents in cases.items()
-            for pool in POOLS
-            for ids in [self._fill(case, pool, documents)]
+            Cell(case, pool, size, mode, ids)
+            for size in self._arguments.pool_size
+            for case, own in cases.items()
+            for pool in self._arguments.pools
+            for ids in [self._fill(f"{case}-{size}", pool, dict(list(texts.items())[:size]) | own)]
             for mode in modes
-            if pool != "none" or case == "cold"
+            if pool != "none" or (case == "cold" and size == self._arguments.pool_size[0])
         ]
         time.sleep(READERS_LOOK_S)
         return self._measure(cells)
 
     def _fill(self, case: str, pool: str, documents: dict[int, Generation]) -> tuple[str, ...]:
         """Makes the pools of one kind; gives each tested prompt's."""
-        members = {group: [key for key in documents if self._groups.of(key) == group] for group in
-                   range(self._groups.num_groups)}  # fmt: skip
-        random = np.random.default_rng(self._arguments.seed)
+        groups = self._random_groups if pool == "random" else self._groups
         contents: dict[str, list[int]] = {}
         ids = []
         for key in self._tests:
-            own = members[self._groups.of(key)]
-            name = f"{self._root}-{case}-{pool}" + ("" if pool == "global" else f"-{self._groups.of(key)}")
-            if pool == "random":
-                contents.setdefault(name, random.permutation(list(documents))[: len(own)].tolist())
-            elif pool != "none":
-                contents.setdefault(name, own if pool == "group" else list(documents))
+            own = groups.of(key)
+            name = f"{self._root}-{case}-{pool}" + ("" if pool == "global" else f"-{own}")
+            if pool != "none":
+                contents[name] = [other for other in documents if pool == "global" or groups.of(other) == own]
             ids.append(name)
         for name, found in contents.items():
             if found:
@@ -172,7 +176,7 @@ def without_newest(past: Ratings) -> Ratings:
     return past.take(~is_newest | is_first)
 
 
-def report(framework: str, kind: str, measured: Sequence[tuple[Cell | None, Run]]) -> None:
+def report(framework: str, kind: str, is_json: bool, measured: Sequence[tuple[Cell | None, Run]]) -> None:
     """One JSON line for each cell."""
     plain = measured[0][1]
     for cell, run in measured:
@@ -182,12 +186,14 @@ def report(framework: str, kind: str, measured: Sequence[tuple[Cell | None, Run]
             "kind": kind,
             "case": cell.case if cell else "",
             "pool": cell.pool if cell else "",
+            "pool_size": cell.pool_size if cell else 0,
             "mode": summary.name,
             "tokens_per_s": round(summary.tokens_per_second, 1),
             "speed_up": round(summary.speedup, 2),
             "tokens_per_step": round(summary.tokens_per_step, 2),
             "relaxed_share": round(summary.relaxed_share, 4),
             "texts": summary.num_outputs,
+            "unparsed": sum(parse_answer(made.text) is None for made in run.generations) if is_json else 0,
         }
         print(json.dumps(row), flush=True)
 
@@ -210,7 +216,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frameworks", nargs="+", default=["kar", "once", "trawl", "rlmrec"])
     parser.add_argument("--kinds", nargs="+", choices=("user", "item"), default=["user", "item"])
-    parser.add_argument("--pool-size", type=int, default=96, metavar="N", help="texts of others (default: %(default)s)")
+    parser.add_argument("--pools", nargs="+", choices=POOLS, default=POOLS, help="default: all")
+    parser.add_argument(
+        "--pool-size", type=int, nargs="+", default=[96], metavar="N", help="texts of others; several: a sweep (96)"
+    )  # fmt: skip
     parser.add_argument("--tests", type=int, default=16, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--relaxed", type=parse_relaxed, nargs="+", default=[(2, 0.1)], metavar="K,P",
@@ -238,7 +247,8 @@ def main() -> None:
             for kind in arguments.kinds:
                 writer = PromptWriter(load_framework(framework), dataset, past)
                 bench = Bench(client, pools, arguments, writer, kind, groups_of(kind, dataset, past))
-                report(framework, kind, bench.run())
+                is_json = writer.framework.template(kind).answer == "json"
+                report(framework, kind, is_json, bench.run())
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ class _Command:
     extra: str = "recsys"
 
 
+# What a command does without unless it is asked for.
+_EXTRAS = {"ray": "ray", "transformers": "demo", "tokenizers": "demo"}
+
 _COMMANDS = {
     "demo": _Command(demo.HELP, demo.add_arguments, demo.run, demo.EPILOG, demo.DESCRIPTION, "demo"),
     "model": _Command(demo.MODEL_HELP, demo.add_model_arguments, demo.run_model, "", demo.MODEL_DESCRIPTION, "demo"),
@@ -62,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     except argparse.ArgumentTypeError as error:
         parsers[arguments.command].error(str(error))
     except ImportError as error:
-        extra = _COMMANDS[arguments.command].extra
+        extra = _EXTRAS.get((error.name or "").partition(".")[0]) or _COMMANDS[arguments.command].extra
         return _fail(f"{error.name} is not installed: pip install 'laser-rec[{extra}]'")
     except (RecsysError, OSError, ValueError) as error:
         return _fail(str(error))

@@ -24,12 +24,13 @@ class EchoVerifier(verifier_pb2_grpc.VerifierServicer):
 
     def __init__(self) -> None:
         self.requests: list[verifier_pb2.GenerateRequest] = []
+        self.fails = True  # at prompts that hold "fail"
         self._lock = threading.Lock()
 
     def Generate(self, request: verifier_pb2.GenerateRequest, context: Any) -> Iterator[verifier_pb2.GenerateResponse]:  # noqa: N802
         with self._lock:
             self.requests.append(request)
-        if "fail" in request.text.text:
+        if self.fails and "fail" in request.text.text:
             context.abort(grpc.StatusCode.INTERNAL, "internal error, request id abc")
         for token_ids, accepted in (([5, 6], 1), ([7], 0)):
             delta = verifier_pb2.Delta(token_ids=pack_token_ids(token_ids), accepted_length=accepted)

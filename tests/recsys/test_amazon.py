@@ -120,6 +120,18 @@ def test_malformed_files_are_named_with_line_and_field(
         read(tmp_path, year)
 
 
+@pytest.mark.parametrize("name", ["ratings_Books.csv.gz", "meta_Books.json.gz"])
+def test_a_download_that_was_cut_off_is_named(name: str, tmp_path: Path) -> None:
+    write(tmp_path, "2014", None, None)
+    path, plain = tmp_path / name, tmp_path / name.removesuffix(".gz")
+    if plain.exists():
+        path.write_bytes(gzip.compress(plain.read_bytes() * 50))
+        plain.unlink()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DatasetError, match=rf"{name} is cut off or damaged .*: download it again"):
+        read(tmp_path, "2014")
+
+
 def test_missing_files_are_named_with_where_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"holds no Books\.csv or Books\.csv\.gz, which amazon-books-2023 needs: downl"

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -134,7 +134,7 @@ def test_runs_are_kept_and_only_missing_ones_are_trained(
     changed.run(["deepfm"], changed.names, 1)
     assert trained[9:] == [("plain", 0)]
     table = text_table(again.rows(["deepfm"]))
-    assert "reference" in table and "inconclusive" in table
+    assert "reference" in table and "different" in table
     write_report(tmp_path / "report.html", "liking", "counts", "plain", again.rows(["deepfm"]), [("plain", "all")])
     page = (tmp_path / "report.html").read_text(encoding="utf8")
     assert page.count("<svg") == 2 and "plain, shuffled" in page and "<script" not in page and "http" not in page
@@ -147,9 +147,13 @@ def test_a_decision_runs_the_seeds_its_spread_asks_for_and_no_more_than_the_limi
     evaluation = Evaluation(samples, {"plain": colours, "other": shuffled(colours)}, "plain", tmp_path)
     evaluation.run(["deepfm"], ["plain", "other"], 2)
     said: list[str] = []
-    compared = evaluation.decide("deepfm", "other", said.append, max_seeds=4)
-    assert (compared.num_seeds, compared.verdict) == (4, "inconclusive")
+    compared = evaluation.decide("deepfm", "other", said.append, num_pilot=2, max_seeds=4)
+    assert (compared.num_seeds, compared.verdict) == (4, "different")
     assert "spread" in said[0] and "4 are run" in said[0]
+    again = evaluation.decide("deepfm", "other", said.append, num_pilot=2, max_seeds=4)
+    assert again == compared and said[1] == said[0], "the pilot stays what it was"
+    with pytest.raises(ValueError, match="'plain' is the reference itself"):
+        evaluation.decide("deepfm", "plain", said.append, num_pilot=2)
     runs = pq.read_table(tmp_path / "runs.parquet").to_pylist()
     assert sorted(run["seed"] for run in runs if run["knowledge"] == "other") == [0, 1, 2, 3]
 
@@ -175,6 +179,8 @@ def test_verdicts_are_equivalent_different_or_inconclusive() -> None:
     assert verdict(0.003) == verdict(-0.003) == "different"
     assert verdict(0.0, scale=20.0) == "inconclusive"  # 42 seeds are needed
     assert verdict(0.0, scale=20.0, num=2) == "inconclusive"
+    assert verdict(0.1, scale=20.0) == "different", "a clear loss is told with however few seeds"
+    assert compare([r + 0.0001 for r in reference], reference, num_needed=13).verdict == "inconclusive"
 
 
 @given(st.lists(st.floats(-0.1, 0.1), min_size=2, max_size=30))
@@ -201,8 +207,8 @@ def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def write(path: Path, make: Callable[..., object], *ids: tuple[str, str]) -> None:
-    rows = [make_row(Task(Prompt(text_id, kind, "kar", "?"), "p"), make([1]), STRICT, "tiny") for kind, text_id in ids]
+def write(path: Path, make: MakeGeneration, *ids: tuple[str, str], pool: str = "liking/kar/user/0") -> None:
+    rows = [make_row(Task(Prompt(text_id, kind, "kar", "?"), pool), make([1]), STRICT, "tiny") for kind, text_id in ids]
     write_knowledge(path, rows)
 
 
@@ -232,3 +238,41 @@ def test_knowledge_of_another_dataset_or_of_someone_twice_is_an_error(
         write(path, make_generation, *ids)
         with pytest.raises(ValueError, match=message):
             load_knowledge([path], liking[0], samples.vocabulary, tmp_path)
+    write(path, make_generation, ("user", "0"), pool="ml-1m/kar/user/0")
+    with pytest.raises(ValueError, match="user 0 is knowledge of 'ml-1m', must be of 'liking'"):
+        load_knowledge([path], liking[0], samples.vocabulary, tmp_path)
+
+
+def test_equal_texts_are_encoded_equally_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[str]] = []
+
+    def encode(texts: list[str], model: Path) -> np.ndarray:
+        batches.append(list(texts))
+        return np.arange(len(texts), dtype=np.float32)[:, None]
+
+    monkeypatch.setattr(encoder, "encode", encode)
+    monkeypatch.setattr(encoder, "prepare_encoder", lambda cache: cache)
+    assert encoder.encode_cached(["b", "a", "b"], tmp_path).tolist() == [[1.0], [0.0], [1.0]]
+    assert encoder.encode_cached(["a", "b"], tmp_path).tolist() == [[0.0], [1.0]]
+    assert batches == [["a", "b"]]
+
+
+def test_runs_of_other_rows_stay_and_rows_of_equal_vectors_are_trained_once(
+    samples: SampleSplit, colours: KnowledgeVectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, int]] = []
+
+    def counted(network: str, name: str, *arguments: Any) -> Any:
+        trained.append((name, arguments[-1]))
+        return train(network, name, *arguments, max_epochs=1)
+
+    monkeypatch.setattr("laser_recsys.ctr.evaluation.train", counted)
+    first = Evaluation(samples, {"plain": colours, "strict": colours}, "plain", tmp_path)
+    first.run(["deepfm"], ["plain", "strict"], 2)
+    assert trained == [("plain", 0), ("plain", 1)]
+    assert first.compare("deepfm", "strict").mean == 0.0
+    second = Evaluation(samples, {"other": shuffled(colours)}, "other", tmp_path)
+    second.run(["deepfm"], ["other"], 1)
+    third = Evaluation(samples, {"plain": colours, "strict": colours}, "plain", tmp_path)
+    third.run(["deepfm"], ["plain", "strict"], 2)
+    assert trained[2:] == [("other", 0)], "what another command trained in the folder is still there"

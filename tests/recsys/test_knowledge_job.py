@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import threading
 import time
@@ -41,6 +42,7 @@ class Verifier(EchoVerifier):
         self.num_down = num_down
         self._model = model
         self.pause_s = 0.0
+        self.breaks = False
 
     def GetModel(self, request: Any, context: Any) -> verifier_pb2.GetModelResponse:  # noqa: N802
         return verifier_pb2.GetModelResponse(name=self._model, dtype="float32", tokenizer_fingerprint="f" * 64)
@@ -51,6 +53,8 @@ class Verifier(EchoVerifier):
             down = self.num_down >= 0
         if down:
             context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        if self.breaks:
+            context.abort(grpc.StatusCode.INTERNAL, "internal error, request id abc")
         if "invalid" in request.text.text:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "prompt has 9000 tokens")
         if "forbidden" in request.text.text:
@@ -63,6 +67,7 @@ def run(folder: Path, asked: Sequence[Task], *addresses: str, num_baseline: int 
     said: list[str] = []
     settings = {"mode": STRICT, "max_new_tokens": 9, "concurrency": 4, "patience_s": 2.0, **settings}
     config = JobConfig(verifiers=addresses, **settings)
+    folder.mkdir(exist_ok=True)
     prompts = folder / "prompts.parquet"
     write_prompts(prompts, asked)
     asyncio.run(run_session(config, PromptFiles([prompts]), folder, num_baseline, said.append))
@@ -92,11 +97,25 @@ def test_a_job_resumes_where_it_was_and_asks_nothing_twice(tmp_path: Path) -> No
     with serving(verifier) as address:
         with pytest.raises(IncompleteJob, match=r"1 of 6 prompts were given up.*\n.*kar user 5: prompt has 9000"):
             run(tmp_path, [*tasks(5), Task(Prompt("5", "user", "kar", "invalid"), "p")], address)
-        assert not (tmp_path / "knowledge.parquet").exists()
+        assert ids(tmp_path) == Counter("01234"), "one prompt does not keep the others' texts back"
+        refused = json.loads((tmp_path / "refused.jsonl").read_text(encoding="utf8"))
+        assert (refused["kind"], refused["id"]) == ("user", "5") and "prompt has 9000" in refused["reason"]
         verifier.requests.clear()
         with pytest.raises(IncompleteJob):
             run(tmp_path, [*tasks(5), Task(Prompt("5", "user", "kar", "invalid"), "p")], address)
     assert verifier.requests == []
+
+
+def test_what_was_given_up_is_no_longer_named_once_it_is_done(tmp_path: Path) -> None:
+    verifier = Verifier()
+    asked = [*tasks(2), Task(Prompt("x", "user", "kar", "fail"), "p")]
+    with serving(verifier) as address:
+        with pytest.raises(IncompleteJob):
+            run(tmp_path, asked, address)
+        verifier.fails = False
+        run(tmp_path, asked, address)
+    assert ids(tmp_path) == Counter(["0", "1", "x"])
+    assert not (tmp_path / "refused.jsonl").exists()
 
 
 def test_no_more_prompts_are_open_than_asked_for(tmp_path: Path) -> None:
@@ -128,6 +147,24 @@ def test_a_verifier_that_fails_is_asked_again_and_another_takes_over_meanwhile(t
     assert ids(tmp_path) == Counter(str(number) for number in range(NUM_TASKS))
     assert len(healthy.requests) > 4
     assert any(line.startswith("tried again: 4 at ") for line in said)
+
+
+def test_a_job_starts_while_one_of_its_verifiers_is_down(tmp_path: Path) -> None:
+    nobody = "127.0.0.1:9"
+    with serving(Verifier()) as address:
+        run(tmp_path, tasks(), nobody, address)
+    assert ids(tmp_path) == Counter(str(number) for number in range(NUM_TASKS))
+    with pytest.raises(JobFailed, match=r"no verifier has answered for 0\.2 s"):
+        run(tmp_path / "other", tasks(), nobody, patience_s=0.2)
+
+
+def test_a_sick_verifier_makes_no_prompt_be_given_up_while_another_is_well(tmp_path: Path) -> None:
+    sick, healthy = Verifier(), Verifier()
+    sick.breaks = True
+    healthy.pause_s = 0.02  # so that the sick one is always the first to be free
+    with serving(sick) as first, serving(healthy) as second:
+        run(tmp_path, tasks(8), first, second)
+    assert ids(tmp_path) == Counter(str(number) for number in range(8))
 
 
 def test_two_verifiers_share_the_work(tmp_path: Path) -> None:
@@ -169,10 +206,16 @@ def test_a_wrong_token_ends_the_job_at_once_as_what_it_is(tmp_path: Path) -> Non
 def test_the_speed_up_is_known_from_prompts_first_generated_plainly(tmp_path: Path) -> None:
     verifier = Verifier()
     with serving(verifier) as address:
-        run(tmp_path, tasks(6), address, num_baseline=2)
+        run(tmp_path, [Task(Prompt("x", "user", "kar", "?"), "p"), *tasks(5)], address, num_baseline=2)
     plain = [request for request in verifier.requests if request.drafting == verifier_pb2.DRAFTING_OFF]
     assert len(plain) == 2 and not any(request.learn for request in plain)
     assert len(ids(tmp_path)) == 6
+
+
+def test_a_prompt_that_fails_is_left_out_of_the_speed_up(tmp_path: Path) -> None:
+    with serving(Verifier()) as address, pytest.raises(IncompleteJob, match="1 of 3"):
+        run(tmp_path, [Task(Prompt("x", "user", "kar", "invalid"), "p"), *tasks(2)], address, num_baseline=2)
+    assert ids(tmp_path) == Counter("01")
 
 
 def test_a_folder_with_another_job_is_refused_with_what_differs(tmp_path: Path) -> None:
@@ -188,7 +231,7 @@ def test_verifiers_of_different_models_are_refused(tmp_path: Path) -> None:
     with (
         serving(Verifier()) as first,
         serving(Verifier(model="other")) as second,
-        pytest.raises(JobFailed, match=r"has name 'other', .* has 'tiny': must be the same"),
+        pytest.raises(JobFailed, match=r"has name 'other', the job has 'tiny': must be the same"),
     ):
         run(tmp_path, tasks(3), first, second)
 

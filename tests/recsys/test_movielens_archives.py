@@ -72,6 +72,14 @@ def test_ml_25m_and_32m_are_read_with_quoted_titles(read: Read, name: str) -> No
         ({"ratings_dat": b"1::1::5\n"}, r"ratings.dat, line 1: .* must have the columns"),
         ({"ratings_dat": b"1::1::5::9\n1::one::5::9\n"}, "ratings.dat, line 2: item is 'one', must be a number"),
         ({"ratings_dat": b"1::1::many::9\n"}, "ratings.dat, line 1: stars is 'many', must be a number"),
+        ({"ratings_dat": b"1::1::5::9\n1::1::nan::9\n"}, "ratings.dat, line 2: stars is nan, must be from 0.0 to 5.0"),
+        ({"ratings_dat": b"1::1::7::9\n"}, "ratings.dat, line 1: stars is 7, must be from 0.0 to 5.0"),
+        ({"ratings_dat": b"1::1::5::inf\n"}, "ratings.dat, line 1: time is inf, must be a number of seconds"),
+        ({"ratings_dat": b"1::1::5::9\n1::\xff::5::9\n"}, "ratings.dat, line 2: byte 0xff is not UTF8"),
+        (
+            {"movies_dat": "1::A (1995)::Drama\n2::\u00c9 (1995)::War\n".encode()},
+            "movies.dat, line 2: the file is UTF-8",
+        ),
         ({"ratings_dat": b"1::99::5::9\n"}, "the ratings name item 99, which the items lack"),
         ({"ratings_dat": b"7::1::5::9\n"}, "the ratings name user 7, which the users lack"),
         (
@@ -89,6 +97,11 @@ def test_bad_lines_of_ml_1m_are_named_with_field_value_and_what_is_right(
 ) -> None:
     with pytest.raises(DatasetError, match=message):
         read("ml-1m", ML_1M, **changed)
+
+
+def test_latin_letters_that_end_lines_elsewhere_do_not_here(read: Read) -> None:
+    data = "1::Toy\u0085Story (1995)::Comedy\n".encode("latin1")
+    assert "Toy" in read("ml-1m", ML_1M, movies_dat=data, ratings_dat=b"1::1::5::9\n").items[1].title
 
 
 def test_a_file_in_another_encoding_is_named_with_line_and_byte(read: Read) -> None:

@@ -29,9 +29,15 @@ def test_from_ratings_to_knowledge_each_step_takes_what_the_one_before_wrote(
     assert main(["prompts", "--data", str(data), "--framework", "trawl"]) == 0
     assert "12 user prompts in trawl" in capsys.readouterr().out
     output = tmp_path / "knowledge"
-    with serving(Verifier()) as address:
+    verifier = Verifier()
+    with serving(verifier) as address:
         prompts = str(data / "prompts-trawl.parquet")
         assert main(["generate", "--prompts", prompts, "--verifier", address, "--output", str(output)]) == 0
+        assert {request.learn for request in verifier.requests} == {True}
+        verifier.requests.clear()
+        plain = ["--acceptance", "plain", "--output", str(tmp_path / "plain")]
+        assert main(["generate", "--prompts", prompts, "--verifier", address, *plain]) == 0
+        assert {request.learn for request in verifier.requests} == {False}, "a later run would be drafted from it"
     rows = pq.read_table(output / "knowledge.parquet").to_pylist()
     assert sorted((row["kind"], row["id"]) for row in rows) == sorted(
         [("user", str(user)) for user in range(1, 13)] + [("item", str(item)) for item in range(1, 6)]
@@ -43,13 +49,13 @@ def test_from_ratings_to_knowledge_each_step_takes_what_the_one_before_wrote(
 
 def test_new_users_are_assigned_by_an_earlier_runs_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["group", "--data", str(data), "--num-user-groups", "2", "--num-item-groups", "1"]) == 0
-    first = pq.read_table(data / "groups.parquet").select(["key", "group"])
+    first = pq.read_table(data / "groups.parquet").select(["id", "group"])
     again = data / "again.parquet"
     model = str(data / "user_model.npz")
     arguments = ["group", "--data", str(data), "--num-item-groups", "1", "--model", model, "--output", str(again)]
     assert main(arguments) == 0
     assert "0 of 12 users by attributes" in capsys.readouterr().out
-    assert pq.read_table(again).select(["key", "group"]).equals(first)
+    assert pq.read_table(again).select(["id", "group"]).equals(first)
 
 
 @pytest.mark.parametrize("method", ["genre", "random", "single"])

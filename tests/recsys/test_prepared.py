@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,16 @@ def test_a_prepared_dataset_is_read_back_as_it_was(dataset: Dataset, by: SplitBy
 def test_a_folder_without_a_prepared_dataset_says_which_command_makes_one(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"holds no prepared dataset \(laser-recsys prepare makes one\)"):
         read_prepared(tmp_path)
+
+
+def test_a_folder_that_holds_another_split_or_dataset_is_not_overwritten(dataset: Dataset, tmp_path: Path) -> None:
+    write_prepared(tmp_path, dataset, "user")
+    write_prepared(tmp_path, dataset, "user")
+    with pytest.raises(DatasetError, match="holds ml-100k with split_by 'user', asked for is 'time': name another"):
+        write_prepared(tmp_path, dataset, "time")
+    with pytest.raises(DatasetError, match="holds ml-100k with name 'ml-100k', asked for is 'other'"):
+        write_prepared(tmp_path, dataclasses.replace(dataset, name="other"), "user")
+    assert read_prepared(tmp_path)[0].name == "ml-100k"
 
 
 def test_a_half_written_dataset_is_not_read(dataset: Dataset, tmp_path: Path) -> None:

@@ -119,16 +119,46 @@ def test_controls_are_groups_of_equal_size_and_one_group_of_all() -> None:
 
 def test_groups_are_read_back_as_written_and_a_doubled_or_outlying_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "groups.parquet"
+    dataset = named({1: "a", 5: "b"}, {7: "x"})
     users = Groups(np.array([1, 5], np.int64), np.array([0, 1], np.int64), 2, "by hand")
-    write_groups(path, {"user": users, "item": single_group(np.array([7], np.int64))})
-    read = read_groups(path, "user")
+    write_groups(path, {"user": users, "item": single_group(np.array([7], np.int64))}, dataset)
+    read = read_groups(path, "user", dataset)
     assert (read.keys.tolist(), read.group_idx.tolist(), read.num_groups, read.how) == ([1, 5], [0, 1], 2, "by hand")
-    assert read_groups(path, "item").of(7) == 0
-    with pytest.raises(ValueError, match="holds no groups of kind 'book'"):
-        read_groups(path, "book")
-    write_groups(path, {"user": Groups(np.array([1, 1], np.int64), np.array([0, 1], np.int64), 2, "")})
+    assert read_groups(path, "item", dataset).of(7) == 0
+    with pytest.raises(ValueError, match="holds no groups of kind 'user' of named"):
+        read_groups(path, "user", named({1: "c"}, {}))
+    write_groups(path, {"user": Groups(np.array([1, 1], np.int64), np.array([0, 1], np.int64), 2, "")}, dataset)
     with pytest.raises(ValueError, match="holds a user twice"):
-        read_groups(path, "user")
-    write_groups(path, {"user": Groups(np.array([1], np.int64), np.array([4], np.int64), 2, "")})
+        read_groups(path, "user", dataset)
+    write_groups(path, {"user": Groups(np.array([1], np.int64), np.array([4], np.int64), 2, "")}, dataset)
     with pytest.raises(ValueError, match="group is 4, must be from 0 to 1"):
-        read_groups(path, "user")
+        read_groups(path, "user", dataset)
+
+
+def test_groups_and_model_hold_when_the_datasets_numbers_are_others(
+    taste: Dataset, trained: tuple[UserModel, Groups], tmp_path: Path
+) -> None:
+    path = tmp_path / "groups.parquet"
+    users = Groups(np.array([1, 5], np.int64), np.array([0, 1], np.int64), 2, "by hand")
+    write_groups(path, {"user": users}, named({1: "a", 5: "b"}, {}))
+    read = read_groups(path, "user", named({2: "b", 3: "a", 4: "newcomer"}, {}))
+    assert (read.of(2), read.of(3)) == (1, 0)
+    with pytest.raises(KeyError):
+        read.of(4)
+    model, groups = trained
+    turned = {NUM_ITEMS - 1 - key: item for key, item in taste.items.items()}
+    past = Ratings.sort(
+        taste.ratings.user_ids, NUM_ITEMS - 1 - taste.ratings.item_ids, taste.ratings.stars, taste.ratings.timestamps
+    )
+    again, _ = model.assign(past, turned, {user: taste.users[user] for user in (3, 33)})
+    assert [again.of(3), again.of(33)] == [groups.of(3), groups.of(33)]
+    with pytest.raises(ValueError, match="the model knows none of the 1 items: is it of another dataset"):
+        model.assign(past, {0: Item("book", "B")}, taste.users)
+
+
+def named(users: dict[int, str], items: dict[int, str]) -> Dataset:
+    none = np.zeros(0, np.int64)
+    return Dataset(
+        "named", "movie", {key: Item(name, name) for key, name in items.items()},
+        {key: User(name, {}) for key, name in users.items()}, Ratings.sort(none, none, none.astype(np.float32), none),
+    )  # fmt: skip

@@ -77,10 +77,12 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         knowledge[f"{reference}, shuffled"] = shuffled(knowledge[reference])
     if arguments.decide is not None and arguments.decide not in knowledge:
         raise ValueError(f"--decide is {arguments.decide!r}, must be one of {', '.join(knowledge) or 'the rows: none'}")
+    if arguments.decide == reference:
+        raise ValueError(f"--decide is {reference!r}, the first row, that all are compared with: name another one")
     evaluation = Evaluation(samples, knowledge, reference, arguments.output)
     evaluation.run(arguments.networks, evaluation.names, arguments.seeds)
     if arguments.decide is not None:
-        evaluation.decide(arguments.networks[0], arguments.decide, say, arguments.max_seeds)
+        evaluation.decide(arguments.networks[0], arguments.decide, say, arguments.seeds, arguments.max_seeds)
     rows = evaluation.rows(arguments.networks)
     counts = (
         f"{len(samples.train)} training, {len(samples.validation)} validation and {len(samples.test)} test samples, "

@@ -10,7 +10,8 @@ from pathlib import Path
 HELP = "generate the knowledge: resumable, through one or many verifiers"
 EPILOG = """\
 Run the same command again after a kill or a failure: it goes on where it was, and each id stands in the output exactly
-once. Finished texts join their pools (--no-learn: they do not), so later ones are drafted from them.
+once. Finished texts join their pools (--no-learn: they do not), so later ones are drafted from them. Plain texts do so
+only with --learn: they are what drafted runs are compared with, and would be drafts of the very same texts.
 
 examples:
   laser-recsys generate --prompts data/prompts-kar.parquet --verifier localhost:50052 --output knowledge-strict
@@ -38,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--concurrency", type=int, default=32, metavar="N", help="prompts open at each verifier (default: %(default)s)"
     )
-    parser.add_argument("--no-learn", dest="learn", action="store_false", help="finished texts do not join their pools")
+    parser.add_argument(
+        "--learn",
+        action=argparse.BooleanOptionalAction,
+        help="whether finished texts join their pools (default: strict and relaxed ones do)",
+    )
     parser.add_argument(
         "--baseline",
         type=int,
@@ -80,7 +85,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         verifiers=tuple(arguments.verifier),
         mode=modes.get(arguments.acceptance) or relaxed_mode(arguments.top_k, arguments.min_prob),
         max_new_tokens=arguments.max_new_tokens,
-        learn=arguments.learn,
+        learn=arguments.acceptance != "plain" if arguments.learn is None else arguments.learn,
         concurrency=arguments.concurrency,
         part_s=arguments.part_s,
         patience_s=arguments.patience,

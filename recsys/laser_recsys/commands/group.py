@@ -73,5 +73,5 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         say(f"{kind}: {groups.num_groups} groups of {', '.join(map(str, groups.sizes()))}, by {groups.how}")
         for group in groups.empty():
             say(f"warning: group {group} of the {kind} is empty: its pool will stay empty; fewer groups would do")
-    write_groups(output, {"user": users, "item": items})
+    write_groups(output, {"user": users, "item": items}, dataset)
     say(f"written: {output}")

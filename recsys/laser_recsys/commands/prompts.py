@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     writer = PromptWriter(framework, dataset, parts.past)
     tasks = []
     for kind in arguments.kinds:
-        written = write_tasks(writer, kind, read_groups(groups_path, kind), count, max_tokens)
+        written = write_tasks(writer, kind, read_groups(groups_path, kind, dataset), count, max_tokens)
         tasks += written.tasks
         say(f"{len(written.tasks)} {kind} prompts in {framework.name}: {written.summary()}")
         for line in written.warnings():

@@ -50,7 +50,17 @@ def prepare_encoder(cache_dir: Path) -> Path:
 
 
 def encode_cached(texts: Sequence[str], cache_dir: Path) -> NDArray[np.float32]:
-    """`encode`, kept in the cache directory under a digest of the texts."""
+    """`encode`, kept in the cache directory under a digest of the texts.
+
+    A text's vector depends a little on those it is batched with, so the same texts are batched the same way in
+    whatever order they come: what equal texts do to a recommender is equal.
+    """
+    distinct = sorted(set(texts))
+    place = {text: number for number, text in enumerate(distinct)}
+    return _encode_distinct(distinct, cache_dir)[[place[text] for text in texts]]
+
+
+def _encode_distinct(texts: Sequence[str], cache_dir: Path) -> NDArray[np.float32]:
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
     path = cache_dir / "encoded" / f"{ENCODER_NAME}-{digest}.npy"
     if path.exists():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from laser_recsys.ctr.knowledge_vectors import KnowledgeVectors
 from laser_recsys.ctr.samples import SampleSplit
-from laser_recsys.ctr.statistics import MAX_SEEDS, Comparison, compare, num_seeds_needed
+from laser_recsys.ctr.statistics import MAX_SEEDS, Comparison, compare
 from laser_recsys.ctr.training import Run, train
 from laser_recsys.knowledge.rows import read_rows, write_parquet
 
@@ -58,7 +59,7 @@ class Evaluation:
         samples: of the dataset.
         knowledge: tables by the name of the row. `NO_KNOWLEDGE` is always a row.
         reference: the row that all are compared with; one of `knowledge`, or `NO_KNOWLEDGE`.
-        folder: of the results; made if missing. Runs found there on the same data are not repeated.
+        folder: of the results; made if missing. Runs found there on the same data are not repeated, others stay.
     """
 
     def __init__(
@@ -72,7 +73,10 @@ class Evaluation:
         self._reference = reference
         self._path = folder / "runs.parquet"
         self._digests = {name: _digest(samples, tables) for name, tables in self._tables.items()}
-        self._runs = dict(self._kept())
+        self._runs: dict[tuple[str, str, int], Run] = {}
+        self._others: list[dict[str, Any]] = []
+        self._decided: dict[tuple[str, str], int] = {}
+        self._read_kept()
 
     @property
     def names(self) -> list[str]:
@@ -80,20 +84,36 @@ class Evaluation:
         return list(self._tables)
 
     def run(self, networks: Sequence[str], names: Sequence[str], num_seeds: int) -> None:
-        """Trains what is not there yet: every network, row and seed 0 to `num_seeds` - 1, seed by seed."""
+        """Trains what is not there yet: every network, row and seed 0 to `num_seeds` - 1, seed by seed.
+
+        Rows of equal vectors (strict texts are plain's) are trained once.
+        """
         wanted = [(network, name, seed) for seed in range(num_seeds) for network in networks for name in names]
         missing = [key for key in wanted if key not in self._runs]
         with tqdm(missing, desc="training", unit="run") as bar:
             for network, name, seed in bar:
                 bar.set_postfix_str(f"{network}, {name}, seed {seed}")
-                self._runs[network, name, seed] = train(network, name, self._samples, self._tables[name], seed)
+                self._runs[network, name, seed] = self._of_equal_vectors(network, name, seed) or train(
+                    network, name, self._samples, self._tables[name], seed
+                )
                 self._keep()
 
-    def decide(self, network: str, name: str, say: Callable[[str], None], max_seeds: int = MAX_SEEDS) -> Comparison:
-        """Runs as many seeds of one comparison, named beforehand, as its spread over the seeds so far asks for."""
-        pilot = self.compare(network, name)
-        needed = num_seeds_needed(pilot.spread)
-        num_seeds = min(max(needed, pilot.num_seeds), max_seeds)
+    def decide(
+        self, network: str, name: str, say: Callable[[str], None], num_pilot: int, max_seeds: int = MAX_SEEDS
+    ) -> Comparison:
+        """Runs as many seeds of one comparison, named beforehand, as its pilot's spread asks for.
+
+        The pilot is seeds 0 to `num_pilot` - 1 whatever was run since, so the same command decides the same.
+
+        Raises:
+            ValueError: `name` is the reference.
+        """
+        if name == self._reference:
+            raise ValueError(f"{name!r} is the reference itself, must be a row that is compared with it")
+        ours, reference = self._paired(network, name, num_pilot)
+        pilot = compare([run.auc for run in ours], [run.auc for run in reference])
+        needed = self._decided[network, name] = max(pilot.num_needed, num_pilot)
+        num_seeds = min(needed, max(max_seeds, num_pilot))
         say(
             f"{network}, {name} against {self._reference}: spread {pilot.spread:.5f} over {pilot.num_seeds} seeds, "
             f"so {needed} seeds are needed; {num_seeds} are run"
@@ -104,7 +124,8 @@ class Evaluation:
     def compare(self, network: str, name: str) -> Comparison:
         """AUC of a row against the reference, over the seeds that both have."""
         ours, reference = self._paired(network, name)
-        return compare([run.auc for run in ours], [run.auc for run in reference])
+        needed = self._decided.get((network, name))
+        return compare([run.auc for run in ours], [run.auc for run in reference], num_needed=needed)
 
     def rows(self, networks: Sequence[str]) -> list[Row]:
         """All rows, in the order of networks and names."""
@@ -118,24 +139,35 @@ class Evaluation:
             network,
             name,
             ours,
-            compare([run.auc for run in ours], [run.auc for run in reference]),
+            self.compare(network, name),
             compare([run.log_loss for run in ours], [run.log_loss for run in reference]),
         )
 
-    def _paired(self, network: str, name: str) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
-        seeds = sorted(seed for net, row, seed in self._runs if (net, row) == (network, name))
+    def _paired(self, network: str, name: str, num_seeds: float = math.inf) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+        seeds = sorted(
+            seed for net, row, seed in self._runs if (net, row) == (network, name) and seed < num_seeds
+        )  # fmt: skip
         both = [seed for seed in seeds if (network, self._reference, seed) in self._runs]
         ours = tuple(self._runs[network, name, seed] for seed in both)
         return ours, tuple(self._runs[network, self._reference, seed] for seed in both)
 
-    def _kept(self) -> Iterator[tuple[tuple[str, str, int], Run]]:
-        if self._path.exists():
-            for row in read_rows(self._path, RUN_SCHEMA):
-                if row.pop("digest") == self._digests.get(row["knowledge"]):
-                    yield (row["network"], row["knowledge"], row["seed"]), Run(**row)
+    def _of_equal_vectors(self, network: str, name: str, seed: int) -> Run | None:
+        for other in self.names:
+            run = self._runs.get((network, other, seed))
+            if run is not None and self._digests[other] == self._digests[name]:
+                return replace(run, knowledge=name)
+        return None
+
+    def _read_kept(self) -> None:
+        for row in read_rows(self._path, RUN_SCHEMA) if self._path.exists() else ():
+            if row["digest"] == self._digests.get(row["knowledge"]):
+                run = Run(**{name: value for name, value in row.items() if name != "digest"})
+                self._runs[run.network, run.knowledge, run.seed] = run
+            else:
+                self._others.append(row)
 
     def _keep(self) -> None:
-        rows = [{**asdict(run), "digest": self._digests[run.knowledge]} for run in self._runs.values()]
+        rows = [{**asdict(run), "digest": self._digests[run.knowledge]} for run in self._runs.values()] + self._others
         write_parquet(self._path, pyarrow.Table.from_pylist(rows, schema=RUN_SCHEMA))
 
 

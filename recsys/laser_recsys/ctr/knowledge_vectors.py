@@ -39,9 +39,10 @@ def load_knowledge(
     """Encodes the texts of knowledge files; encoded texts are kept in the cache.
 
     Raises:
-        ValueError: a file is no knowledge file, speaks of nobody in the dataset, or of somebody twice.
+        ValueError: a file is no knowledge file, is of another dataset, speaks of nobody in this one, or of somebody
+            twice.
     """
-    texts = _texts(paths)
+    texts = _texts(paths, dataset.name)
     tables, coverage = {}, []
     for kind, keys, known in (
         ("user", vocabulary.user_keys, dataset.users),
@@ -75,13 +76,16 @@ def shuffled(vectors: KnowledgeVectors, seed: int = 0) -> KnowledgeVectors:
     return KnowledgeVectors(tables, vectors.coverage)
 
 
-def _texts(paths: Sequence[Path]) -> dict[tuple[str, str], str]:
+def _texts(paths: Sequence[Path], dataset: str) -> dict[tuple[str, str], str]:
     texts: dict[tuple[str, str], str] = {}
     for path in paths:
-        for row in read_rows(path, SCHEMA, ("id", "kind", "text")):
+        for row in read_rows(path, SCHEMA, ("id", "kind", "text", "pool")):
             key = (row["kind"], row["id"])
             if key[0] not in KINDS:
                 raise ValueError(f"{path}: kind is {key[0]!r}, must be 'user' or 'item'")
+            # Ids are numbers in many datasets, so those of another one may all be found here.
+            if (written_for := row["pool"].partition("/")[0]) != dataset:
+                raise ValueError(f"{path}: {' '.join(key)} is knowledge of {written_for!r}, must be of {dataset!r}")
             if key in texts:
                 raise ValueError(f"{path}: {' '.join(key)} stands twice; a row of the evaluation takes one framework")
             texts[key] = knowledge_text(row["text"])

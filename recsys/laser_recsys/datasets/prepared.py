@@ -4,7 +4,7 @@ split."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,9 +54,13 @@ def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user", one_in:
         The split.
 
     Raises:
+        DatasetError: the folder holds another dataset, or another split of it: what was made from that (groups,
+            prompts, knowledge) would know this split's held-back ratings.
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    facts = {"format": _FORMAT, "name": dataset.name, "noun": dataset.noun, "split_by": by, "one_in": one_in}
+    _check_same(folder / "prepared.json", facts)
     (folder / "prepared.json").unlink(missing_ok=True)
     parts = split(dataset.ratings, by, one_in)
     items = [{"key": key, **asdict(item)} for key, item in sorted(dataset.items.items())]
@@ -67,9 +71,21 @@ def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user", one_in:
     _write(folder / "items.parquet", pyarrow.Table.from_pylist(items, ITEM_SCHEMA))
     _write(folder / "users.parquet", pyarrow.Table.from_pylist(users, USER_SCHEMA))
     _write(folder / "ratings.parquet", pyarrow.concat_tables(map(_rating_table, _each(parts), range(len(PARTS)))))
-    facts = {"format": _FORMAT, "name": dataset.name, "noun": dataset.noun, "split_by": by, "one_in": one_in}
     _publish(folder / "prepared.json", lambda path: path.write_text(json.dumps(facts, indent=1), encoding="utf8"))
     return parts
+
+
+def _check_same(path: Path, facts: Mapping[str, object]) -> None:
+    try:
+        stored = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return  # nothing that could be read is there
+    for name, value in facts.items():
+        if stored.get(name) != value:
+            raise DatasetError(
+                f"{path.parent} holds {stored.get('name')} with {name} {stored.get(name)!r}, asked for is {value!r}: "
+                "name another folder, or remove that one"
+            )
 
 
 def read_prepared(folder: Path) -> tuple[Dataset, Split]:

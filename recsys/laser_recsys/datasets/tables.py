@@ -8,7 +8,10 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -40,25 +43,49 @@ class RatingColumns:
     time_unit_s: float = 1.0
 
 
-def decode(name: str, data: bytes, encoding: str = "utf8") -> str:
-    """The text of a file.
+# Of any dataset here; a scale that goes further is another one.
+MIN_STARS, MAX_STARS = 0.0, 5.0
+
+
+def decode(name: str, data: bytes, encoding: str = "utf8", first_line: int = 1) -> str:
+    """The text of a file, or of its lines from `first_line` on.
 
     Raises:
-        DatasetError: a byte is not in the encoding; names its line.
+        DatasetError: a byte is not in the encoding; names its line. Every byte is a letter in Latin-1, so there a text
+            with letters of UTF-8 is refused: the file was converted, and its letters would be read as pairs.
     """
+    if encoding == "latin1" and not data.isascii():
+        try:
+            data.decode("utf8")
+        except UnicodeDecodeError:
+            return data.decode(encoding)
+        line = first_line + data[: next(i for i, byte in enumerate(data) if byte > 127)].count(b"\n")
+        raise DatasetError(
+            f"{name}, line {line}: the file is UTF-8, the published one LATIN1: convert it (iconv -t latin1) or "
+            "download it again"
+        )
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = data.count(b"\n", 0, error.start) + first_line
         raise DatasetError(
             f"{name}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.upper()}; the published file is: "
             f"convert it (iconv -t {encoding}) or download it again"
         ) from None
 
 
-def open_binary(path: Path) -> IO[bytes]:
-    """The file's bytes, unpacked if its name ends in .gz."""
-    return cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def open_binary(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked if its name ends in .gz.
+
+    Raises:
+        DatasetError: while it is read: the file is cut off or damaged.
+    """
+    try:
+        with cast("IO[bytes]", gzip.open(path)) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DatasetError(f"{path.name} is cut off or damaged ({error}): download it again") from error
 
 
 def rows(name: str, text: str, delimiter: str, num_columns: int) -> Iterator[Row]:
@@ -67,8 +94,9 @@ def rows(name: str, text: str, delimiter: str, num_columns: int) -> Iterator[Row
     Raises:
         DatasetError: a line has another number of cells.
     """
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line:
+    # Not splitlines: it also ends lines at letters that some encodings have.
+    for number, ended in enumerate(text.split("\n"), start=1):
+        if line := ended.rstrip("\r"):
             cells = tuple(line.split(delimiter))
             _check_width(name, number, cells, num_columns)
             yield number, cells
@@ -156,6 +184,10 @@ def parse_ratings(name: str, file: IO[bytes], columns: RatingColumns, ids: pyarr
     except pyarrow.ArrowInvalid as error:
         file.seek(start)
         raise _first_fault(name, file, columns, ids, str(error)) from error
+    stars, times = table["stars"].to_numpy(), table["time"].to_numpy()
+    if not (((stars >= MIN_STARS) & (stars <= MAX_STARS)).all() and np.isfinite(times).all()):
+        file.seek(start)
+        raise _first_fault(name, file, columns, ids, "a rating or a time is out of range")
     seconds = np.floor(table["time"].to_numpy() * columns.time_unit_s).astype(np.int64)
     return table.set_column(table.schema.get_field_index("time"), "time", pyarrow.array(seconds))
 
@@ -188,7 +220,7 @@ def _first_fault(
     checks = {"user": int if ids == pyarrow.int64() else str, "item": int if ids == pyarrow.int64() else str}
     kinds = {**checks, "stars": float, "time": float}
     for number, line in enumerate(file, start=1 if columns.header is None else 2):
-        cells = decode(name, line).strip("\r\n").split(columns.delimiter)
+        cells = decode(name, line, first_line=number).strip("\r\n").split(columns.delimiter)
         if cells == [""]:
             continue
         if len(cells) != len(columns.names):
@@ -196,7 +228,11 @@ def _first_fault(
             return DatasetError(f"{name}, line {number}: {line[:80]!r} must have the columns {shown}")
         for field, cell in zip(columns.names, cells, strict=True):
             try:
-                kinds.get(field, str)(cell)
+                value = kinds.get(field, str)(cell)
             except ValueError:
                 return DatasetError(f"{name}, line {number}: {field} is {cell!r}, must be a number")
+            if field == "stars" and not MIN_STARS <= float(value) <= MAX_STARS:
+                return DatasetError(f"{name}, line {number}: stars is {cell}, must be from {MIN_STARS} to {MAX_STARS}")
+            if field == "time" and not math.isfinite(float(value)):
+                return DatasetError(f"{name}, line {number}: time is {cell}, must be a number of seconds")
     return DatasetError(f"{name}: {reason}")

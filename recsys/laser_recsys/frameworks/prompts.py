@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from laser_recsys.datasets.dataset import Dataset, Item, Ratings
 from laser_recsys.frameworks.template import Framework, Template, fill
 
+
+class PromptTooLong(ValueError):
+    """Even the shortest prompt about somebody does not fit. The message says what would be right."""
+
+
 # Texts and their system messages to numbers of tokens, chat template included.
 CountTokens = Callable[[Sequence[str], str], Sequence[int]]
 
@@ -104,7 +109,7 @@ class PromptWriter:
         """The longest prompt that has at most `max_tokens`: the oldest history, or the description's end, is left out.
 
         Raises:
-            ValueError: it is longer even without them.
+            PromptTooLong: it is longer even without them.
         """
         low, high = 0, self.num_droppable(kind, key)  # it fits with `high` dropped, or never
         while low < high:
@@ -116,7 +121,7 @@ class PromptWriter:
         prompt = self.write(kind, key, high)
         num_tokens = count_tokens([prompt.text], prompt.system)[0]
         if num_tokens > max_tokens:
-            raise ValueError(
+            raise PromptTooLong(
                 f"{kind} {prompt.id}: the shortest {prompt.framework} prompt has {num_tokens} tokens, must have at "
                 f"most {max_tokens}: a larger max_model_len, or fewer new tokens"
             )

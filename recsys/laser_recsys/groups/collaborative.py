@@ -43,7 +43,7 @@ class UserModel:
     """What assigns a user to a group, also one who came later.
 
     Attributes:
-        item_ids: int64[I], increasing.
+        item_ids: str[I], as published: a dataset's numbers may be others once its files have grown.
         item_factors: float32[I, D].
         centroids: float64[k, D], of unit vectors.
         traits: names of the attributes' columns, for users with too little history.
@@ -51,7 +51,7 @@ class UserModel:
         min_history: ratings below which attributes decide.
     """
 
-    item_ids: NDArray[np.int64]
+    item_ids: NDArray[np.str_]
     item_factors: NDArray[np.float32]
     centroids: NDArray[np.float64]
     traits: NDArray[np.str_]
@@ -65,10 +65,14 @@ class UserModel:
             past: their ratings; items that the model does not know are passed over.
             items: the genres, by item.
             users: who is to be assigned, with attributes.
+
+        Raises:
+            ValueError: the model knows none of the items.
         """
         keys = np.array(sorted(users), np.int64)
-        known = past.take(np.isin(past.item_ids, self.item_ids) & np.isin(past.user_ids, keys))
-        vectors = self._fold_in(keys, known)
+        item_keys, item_factors = self._items_of(items)
+        known = past.take(np.isin(past.item_ids, item_keys) & np.isin(past.user_ids, keys))
+        vectors = _unit(user_vectors(item_factors, rating_matrix(keys, item_keys, known)))
         num_known = np.bincount(np.searchsorted(keys, known.user_ids), minlength=len(keys))
         is_cold = num_known < self.min_history
         group_idx = _nearest(vectors, self.centroids)
@@ -80,8 +84,14 @@ class UserModel:
         how = f"collaborative vectors; {num_cold} users with fewer than {self.min_history} ratings by attributes"
         return Groups(keys, group_idx, len(self.centroids), how), num_cold
 
-    def _fold_in(self, keys: NDArray[np.int64], past: Ratings) -> NDArray[np.float64]:
-        return _unit(user_vectors(self.item_factors, rating_matrix(keys, self.item_ids, past)))
+    def _items_of(self, items: Mapping[int, Item]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The items that the model knows, by the dataset's numbers, increasing, and their factors."""
+        key_of = {item.id: key for key, item in items.items()}
+        keys = np.array([key_of.get(item_id, -1) for item_id in self.item_ids.tolist()], np.int64)
+        order = np.argsort(keys)[int((keys < 0).sum()) :]
+        if not len(order):
+            raise ValueError(f"the model knows none of the {len(items)} items: is it of another dataset?")
+        return keys[order], self.item_factors[order]
 
     def save(self, path: Path) -> None:
         """Writes the model as .npz; the file appears complete or not at all."""
@@ -154,7 +164,8 @@ def train_user_groups(
     for group in np.unique(group_idx):
         trait_centroids[group] = described[group_idx == group].mean(0)
     centroids = clusters.cluster_centers_[order].astype(np.float64)
-    model = UserModel(item_ids, item_factors, centroids, names, trait_centroids, min_history)
+    published = np.array([items[key].id for key in item_ids.tolist()], dtype=np.str_)
+    model = UserModel(published, item_factors, centroids, names, trait_centroids, min_history)
     return model, model.assign(past, items, users)[0]
 
 

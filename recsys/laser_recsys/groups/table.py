@@ -1,4 +1,7 @@
-"""groups.parquet: the group of every user and item, between the steps."""
+"""groups.parquet: the group of every user and item, by published id, between the steps.
+
+Not by the dataset's own numbers: those of some datasets are others once the file has grown.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
+from laser_recsys.datasets.dataset import Dataset, Item, User
 from laser_recsys.groups.groups import Groups
 from laser_recsys.knowledge.rows import read_rows, write_parquet
 
 SCHEMA = pyarrow.schema(
     [
         ("kind", pyarrow.string()),
-        ("key", pyarrow.int64()),
+        ("id", pyarrow.string()),
         ("group", pyarrow.int32()),
         ("num_groups", pyarrow.int32()),
         ("how", pyarrow.string()),
@@ -22,13 +26,13 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def write_groups(path: Path, groups: Mapping[str, Groups]) -> None:
-    """Writes the groups of "user" and "item"."""
+def write_groups(path: Path, groups: Mapping[str, Groups], dataset: Dataset) -> None:
+    """Writes the groups of "user" and "item" of a dataset."""
     tables = [
         pyarrow.Table.from_pydict(
             {
                 "kind": [kind] * len(made.keys),
-                "key": made.keys,
+                "id": [_known(dataset, kind)[key].id for key in made.keys.tolist()],
                 "group": made.group_idx.astype(np.int32),
                 "num_groups": [made.num_groups] * len(made.keys),
                 "how": [made.how] * len(made.keys),
@@ -40,16 +44,18 @@ def write_groups(path: Path, groups: Mapping[str, Groups]) -> None:
     write_parquet(path, pyarrow.concat_tables(tables))
 
 
-def read_groups(path: Path, kind: str) -> Groups:
-    """The groups of one kind.
+def read_groups(path: Path, kind: str, dataset: Dataset) -> Groups:
+    """The groups of a dataset's users or items; whom the dataset does not know is passed over.
 
     Raises:
-        ValueError: the file is not to be read, lacks a column, or holds none of that kind.
+        ValueError: the file is not to be read, lacks a column, or holds none of that kind and dataset.
     """
-    rows = sorted((row for row in read_rows(path, SCHEMA) if row["kind"] == kind), key=lambda row: int(row["key"]))
+    key_of = {member.id: key for key, member in _known(dataset, kind).items()}
+    rows = [row for row in read_rows(path, SCHEMA) if row["kind"] == kind and row["id"] in key_of]
     if not rows:
-        raise ValueError(f"{path} holds no groups of kind {kind!r}")
-    keys = np.array([row["key"] for row in rows], np.int64)
+        raise ValueError(f"{path} holds no groups of kind {kind!r} of {dataset.name}")
+    rows.sort(key=lambda row: key_of[row["id"]])
+    keys = np.array([key_of[row["id"]] for row in rows], np.int64)
     if len(np.unique(keys)) < len(keys):
         raise ValueError(f"{path} holds a {kind} twice; each must be once")
     group_idx = np.array([row["group"] for row in rows], np.int64)
@@ -58,3 +64,7 @@ def read_groups(path: Path, kind: str) -> Groups:
     if outside.any():
         raise ValueError(f"{path}: group is {group_idx[outside][0]}, must be from 0 to {num_groups - 1}")
     return Groups(keys, group_idx, num_groups, rows[0]["how"])
+
+
+def _known(dataset: Dataset, kind: str) -> Mapping[int, User] | Mapping[int, Item]:
+    return dataset.users if kind == "user" else dataset.items

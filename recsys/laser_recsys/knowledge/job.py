@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -112,27 +112,28 @@ class Progress(Protocol):
         """A verifier failed; its prompt is tried again."""
 
 
-async def common_model(config: JobConfig) -> Model:
-    """What all verifiers serve.
+async def served_model(config: JobConfig) -> Model:
+    """What the verifiers serve: the word of the first that answers. The others may come later, and are asked then.
 
     Raises:
-        JobFailed: they serve different models.
-        LaserError: one does not answer.
+        JobFailed: none answered for `patience_s`.
+        LaserError: a failure that trying again does not mend, such as Unauthenticated.
     """
-    models = []
-    for address in config.verifiers:
-        async with AsyncLaserClient(address, **config.connection) as client:
-            models.append(await client.model())
-    for address, model in zip(config.verifiers, models, strict=True):
-        for name in ("name", "tokenizer_fingerprint", "dtype"):
-            ours, first = getattr(model, name), getattr(models[0], name)
-            if ours != first:
-                raise JobFailed(f"{address} has {name} {ours!r}, {config.verifiers[0]} has {first!r}: must be the same")
-    return models[0]
+    ends_s = time.monotonic() + config.patience_s
+    async with _clients(config) as clients:
+        while True:
+            for address, client in zip(config.verifiers, clients, strict=True):
+                try:
+                    return await client.model()
+                except _TRANSIENT as error:
+                    logger.warning("knowledge.no_answer verifier=%s error=%s", address, error)
+                    if time.monotonic() > ends_s:
+                        raise JobFailed(f"no verifier has answered for {config.patience_s:g} s; {error}") from error
+            await asyncio.sleep(_FIRST_PAUSE_S)
 
 
 async def run_job(
-    config: JobConfig, tasks: Iterable[Task], ledger: Sink, model: str, progress: Progress
+    config: JobConfig, tasks: Iterable[Task], ledger: Sink, model: Model, progress: Progress
 ) -> list[Refused]:
     """Does all tasks that the ledger does not hold.
 
@@ -140,14 +141,14 @@ async def run_job(
         config: how.
         tasks: all of the job's; each at most once. Read as slots become free.
         ledger: takes the rows.
-        model: name of the model, for the rows.
+        model: that every verifier must serve; one that does not answer yet is asked once it does.
         progress: is told of every text.
 
     Returns:
         The prompts that were given up.
 
     Raises:
-        JobFailed: no verifier answered for `patience_s`.
+        JobFailed: no verifier answered for `patience_s`, or one serves another model.
         LaserError: a failure that trying again does not mend, such as Unauthenticated.
     """
     job = _Job(config, (task for task in tasks if task.key not in ledger.done), ledger, model, progress)
@@ -156,14 +157,19 @@ async def run_job(
 
 
 async def plain_rate(config: JobConfig, tasks: Sequence[Task]) -> float:
-    """Tokens/s of plain decoding of `tasks` at the job's concurrency; nothing is kept or learned."""
+    """Tokens/s of plain decoding of `tasks` at the job's concurrency; nothing is kept or learned.
+
+    A prompt that fails is left out; 0 if all do.
+    """
     started = time.perf_counter()
     waiting, num_tokens = deque(tasks), 0
 
     async def work(client: AsyncLaserClient) -> None:
         nonlocal num_tokens
         while waiting:
-            num_tokens += (await _ask(client, waiting.popleft(), PLAIN, config, learn=False)).stats.num_output_tokens
+            with contextlib.suppress(InvalidRequest, *_TRANSIENT):
+                made = await _ask(client, waiting.popleft(), PLAIN, config, learn=False)
+                num_tokens += made.stats.num_output_tokens
 
     async with _clients(config) as clients:
         await asyncio.gather(*(work(client) for client in clients for _ in range(config.concurrency)))
@@ -196,7 +202,9 @@ async def _ask(client: AsyncLaserClient, task: Task, mode: Mode, config: JobConf
 class _Job:
     """One run. All state belongs to the event loop; parts are written on a thread."""
 
-    def __init__(self, config: JobConfig, tasks: Iterator[Task], ledger: Sink, model: str, progress: Progress) -> None:
+    def __init__(
+        self, config: JobConfig, tasks: Iterator[Task], ledger: Sink, model: Model, progress: Progress
+    ) -> None:
         self._config = config
         self._tasks = tasks
         self._returned: deque[Task] = deque()
@@ -208,7 +216,8 @@ class _Job:
         self._writing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._all_done = asyncio.Event()
-        self._num_failures: Counter[TaskKey] = Counter()
+        self._failures: dict[TaskKey, list[str]] = {}
+        self._checked: set[str] = set()
         self._last_success = time.monotonic()
         self.refused: list[Refused] = []
 
@@ -235,22 +244,34 @@ class _Job:
         pause_s = _FIRST_PAUSE_S
         while (task := await self._take()) is not None:
             try:
+                await self._check_model(address, client)
                 made = await _ask(client, task, self._config.mode, self._config, self._config.learn)
             except InvalidRequest as error:
                 self._refuse(task, error)
             except _TRANSIENT as error:
-                self._retry(task, error)
+                self._checked.discard(address)  # what comes back may be another
+                self._retry(task, address, error)
                 self._progress.retried(address, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
                 pause_s = _FIRST_PAUSE_S
                 self._last_success = time.monotonic()
-                self._rows.append(make_row(task, made, self._config.mode, self._model))
+                self._rows.append(make_row(task, made, self._config.mode, self._model.name))
                 self._progress.finished(made)
                 self._ended()
                 if len(self._rows) >= self._config.part_rows:
                     await asyncio.shield(self._write_part())
+
+    async def _check_model(self, address: str, client: AsyncLaserClient) -> None:
+        if address in self._checked:
+            return
+        model = await client.model()
+        for name in ("name", "tokenizer_fingerprint", "dtype"):
+            theirs, ours = getattr(model, name), getattr(self._model, name)
+            if theirs != ours:
+                raise JobFailed(f"{address} has {name} {theirs!r}, the job has {ours!r}: must be the same")
+        self._checked.add(address)
 
     async def _take(self) -> Task | None:
         """The next task; None once all are done. While others are open one of them may come back."""
@@ -272,11 +293,15 @@ class _Job:
         self.refused.append(Refused(task, str(error)))
         self._ended()
 
-    def _retry(self, task: Task, error: LaserError) -> None:
-        """To be done next, unless this prompt alone is what fails, or no verifier answers any more."""
+    def _retry(self, task: Task, address: str, error: LaserError) -> None:
+        """To be done next, unless this prompt alone is what fails, or no verifier answers any more.
+
+        One sick verifier says nothing about a prompt: it must have failed at another one too, where there is one.
+        """
         if isinstance(error, _PERHAPS_THE_PROMPT):
-            self._num_failures[task.key] += 1
-            if self._num_failures[task.key] >= _MAX_FAILURES:
+            failed_at = self._failures.setdefault(task.key, [])
+            failed_at.append(address)
+            if len(failed_at) >= _MAX_FAILURES and len(set(failed_at)) >= min(2, len(self._config.verifiers)):
                 self._refuse(task, error)
                 return
         self._returned.append(task)

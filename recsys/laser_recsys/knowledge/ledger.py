@@ -3,7 +3,8 @@
 DIR/job.json       what the job is; a resumed job must be the same
 DIR/job.lock       held by the one process that runs it
 DIR/parts/*.parquet
-DIR/knowledge.parquet   all parts in one file, once all tasks are done
+DIR/knowledge.parquet   all parts in one file, once all tasks are done or given up
+DIR/refused.jsonl       what was given up, and why; only where something was
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ batches of workers that die; a text is then generated again, and learned under t
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -16,11 +17,14 @@ from typing import Any
 
 import pyarrow
 
-from laser_client import Generation, LaserError
-from laser_recsys.knowledge.job import JobConfig, JobFailed, common_model, run_job
+from laser_client import Generation, LaserError, Model
+from laser_recsys.knowledge.job import JobConfig, JobFailed, run_job, served_model
 from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
 from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row
 from laser_recsys.knowledge.rows import SCHEMA, Knowledge, TaskKey, read_rows
+from laser_recsys.knowledge.session import IncompleteJob
+
+logger = logging.getLogger(__name__)
 
 _BATCHES_PER_WORKER = 4  # of a verifier's concurrency: long enough that the last texts of a batch cost little
 
@@ -47,17 +51,17 @@ class _Silent:
         """See `Progress`."""
 
 
-def generate_batch(batch: pyarrow.Table, config: JobConfig, model: str) -> pyarrow.Table:
-    """Rows of prompts.parquet to rows of knowledge.parquet.
+def generate_batch(batch: pyarrow.Table, config: JobConfig, model: Model) -> pyarrow.Table:
+    """Rows of prompts.parquet to rows of knowledge.parquet; none of a prompt that was given up, which is logged.
 
     Raises:
-        JobFailed: no verifier serves, or a prompt was refused.
+        JobFailed: no verifier serves.
     """
     sink = _Rows()
     tasks = [task_of_row(row) for row in batch.select(PROMPT_SCHEMA.names).to_pylist()]
     refused = asyncio.run(run_job(config, tasks, sink, model, _Silent()))
-    if refused:
-        raise JobFailed(f"{' '.join(refused[0].task.key)}: {refused[0].reason}")
+    for each in refused:
+        logger.warning("knowledge.refused task=%r reason=%s", " ".join(each.task.key), each.reason)
     return pyarrow.Table.from_pylist([asdict(row) for row in sink.rows], schema=SCHEMA)
 
 
@@ -72,10 +76,10 @@ def run_ray_session(
     """`run_ray_job` as a user sees it.
 
     Raises:
-        JobFailed, ValueError: see there.
+        JobFailed, IncompleteJob, ValueError: see there.
     """
-    model = asyncio.run(common_model(config))
-    num_rows = run_ray_job(config, prompts, output, model.name, num_workers, address)
+    model = asyncio.run(served_model(config))
+    num_rows = run_ray_job(config, prompts, output, model, num_workers, address)
     say(f"{num_rows} texts: {output}")
 
 
@@ -83,7 +87,7 @@ def run_ray_job(
     config: JobConfig,
     prompts: Sequence[Path],
     output: Path,
-    model: str,
+    model: Model,
     num_workers: int = 2,
     address: str | None = None,
 ) -> int:
@@ -93,7 +97,7 @@ def run_ray_job(
         config: how; its concurrency holds at each verifier for all workers together.
         prompts: files of `laser-recsys prompts`, to be seen by all workers.
         output: directory of Parquet files; appears when all is done. To be seen by all workers.
-        model: name of the model, for the rows.
+        model: that every verifier must serve.
         num_workers: batches at a time.
         address: of the cluster; None: one is started on this machine and ended.
 
@@ -102,13 +106,15 @@ def run_ray_job(
 
     Raises:
         ValueError: `output` exists, or a prompt stands twice.
-        JobFailed: see `generate_batch`.
+        JobFailed: no verifier served, or the cluster failed.
+        IncompleteJob: some prompts were given up; `output` holds the rest.
     """
     import ray
+    from ray.exceptions import RayError
 
     if output.exists():
         raise ValueError(f"output {output} exists: name another, or remove it")
-    num_tasks = len(PromptFiles(prompts))  # and each stands once
+    tasks = PromptFiles(prompts)  # each stands once
     share = replace(config, concurrency=max(config.concurrency // num_workers, 1))
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -124,10 +130,25 @@ def run_ray_job(
             num_cpus=0.5,  # it waits for verifiers
         )
         made.write_parquet(str(partial))
+    except RayError as error:
+        raise JobFailed(f"Ray: {_root_cause(error)}") from error
     finally:
         ray.shutdown()
-    keys = {tuple(row.values()) for row in read_rows(partial, SCHEMA, ("framework", "kind", "id"))}
-    if len(keys) != num_tasks:
-        raise JobFailed(f"{partial} holds {len(keys)} texts, {num_tasks} were asked for")
+    keys = [tuple(row.values()) for row in read_rows(partial, SCHEMA, ("framework", "kind", "id"))]
+    done = set(keys)
+    if len(done) != len(keys):
+        raise JobFailed(f"{partial} holds {len(keys) - len(done)} texts twice")
     partial.rename(output)
-    return num_tasks
+    missing = [task.key for task in tasks if task.key not in done]
+    if missing:
+        raise IncompleteJob(
+            f"{len(missing)} of {len(tasks)} prompts were given up, {' '.join(missing[0])} among them; {output} holds "
+            "the rest. Ray's logs of the workers say why (knowledge.refused)"
+        )
+    return len(keys)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What a worker raised, out of what Ray wrapped it in."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    return _root_cause(inner) if isinstance(inner, BaseException) else error

@@ -146,13 +146,13 @@ def read_rows(path: Path, schema: pyarrow.Schema, columns: Sequence[str] | None 
     """
     wanted = list(columns) if columns is not None else schema.names
     try:
-        table = pyarrow.parquet.read_table(path)
+        found = pyarrow.parquet.ParquetDataset(path).schema.names
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise ValueError(f"{path} has the columns {found}, lacks {missing}")
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
         raise ValueError(f"{path} is no Parquet file: {error}") from error
-    missing = [name for name in wanted if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{path} has the columns {table.column_names}, lacks {missing}")
-    rows: list[dict[str, Any]] = table.select(wanted).to_pylist()
     return rows
 
 

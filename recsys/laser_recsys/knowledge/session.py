@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from laser_client import Generation, LaserError
 from laser_recsys.errors import RecsysError
 from laser_recsys.frameworks.answers import parse_answer
-from laser_recsys.knowledge.job import JobConfig, JobFailed, Refused, common_model, plain_rate, run_job
+from laser_recsys.knowledge.job import JobConfig, JobFailed, Refused, plain_rate, run_job, served_model
 from laser_recsys.knowledge.ledger import Ledger, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles
 
@@ -22,7 +23,7 @@ _SHOWN_REFUSALS = 3
 
 
 class IncompleteJob(RecsysError):
-    """Some prompts were given up; the rest is done. The message names the first ones."""
+    """Some prompts were given up; the rest is done. The message names the first ones, refused.jsonl all."""
 
 
 class ProgressBar:
@@ -80,11 +81,11 @@ async def run_session(
     Raises:
         LedgerError: the folder holds another job.
         JobFailed: no verifier serves, or they serve different models.
-        IncompleteJob: prompts were given up.
+        IncompleteJob: prompts were given up; knowledge.parquet holds the others.
     """
     if not tasks:
         raise ValueError("no prompts: the files hold no rows")
-    model = await common_model(config)
+    model = await served_model(config)
     settings = {
         "model": model.name,
         "dtype": model.dtype,
@@ -102,7 +103,7 @@ async def run_session(
         plain = await plain_rate(config, first) if first else 0.0
         bar = ProgressBar(len(tasks), num_done, plain)
         try:
-            refused = await run_job(config, tasks, ledger, model.name, bar)
+            refused = await run_job(config, tasks, ledger, model, bar)
         finally:
             bar.close()
         _conclude(ledger, tasks, refused, bar, say)
@@ -113,20 +114,32 @@ def _conclude(
 ) -> None:
     if bar.num_retries:
         say("tried again: " + ", ".join(f"{count} at {address}" for address, count in bar.num_retries.items()))
-    if refused:
-        shown = "\n".join(f"  {' '.join(each.task.key)}: {each.reason}" for each in refused[:_SHOWN_REFUSALS])
-        raise IncompleteJob(
-            f"{len(refused)} of {len(tasks)} prompts were given up; the rest is done and kept. Run the same command "
-            f"again to try them again. The first:\n{shown}"
-        )
-    if len(ledger.done) != len(tasks):
+    if len(ledger.done) + len(refused) != len(tasks):
         raise JobFailed(f"{len(ledger.done)} texts are done, {len(tasks)} were asked for")
     path = ledger.merge()
     num_tokens, num_steps = ledger.rates()
-    say(f"{len(tasks)} texts, {num_tokens} tokens, {num_tokens / max(num_steps, 1):.2f} tokens per step: {path}")
+    say(f"{len(ledger.done)} texts, {num_tokens} tokens, {num_tokens / max(num_steps, 1):.2f} tokens per step: {path}")
     for framework in tasks.json_frameworks():
         num_failed, num_answers = count_unparsed(path, framework)
         say(f"{framework}: {num_failed} of {num_answers} answers are no JSON object with summarization and reasoning")
+
+    refusals = ledger.folder / "refused.jsonl"
+    _write_refused(refusals, refused)
+    if refused:
+        shown = "\n".join(f"  {' '.join(each.task.key)}: {each.reason}" for each in refused[:_SHOWN_REFUSALS])
+        raise IncompleteJob(
+            f"{len(refused)} of {len(tasks)} prompts were given up, all of them in {refusals}; {path} holds the rest. "
+            f"Run the same command again to try them again. The first:\n{shown}"
+        )
+
+
+def _write_refused(path: Path, refused: Sequence[Refused]) -> None:
+    """What was given up this time; no file where nothing was."""
+    path.unlink(missing_ok=True)
+    if refused:
+        names = ("framework", "kind", "id")
+        lines = [dict(zip(names, each.task.key, strict=True)) | {"reason": each.reason} for each in refused]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf8")
 
 
 def count_unparsed(path: Path, framework: str) -> tuple[int, int]:

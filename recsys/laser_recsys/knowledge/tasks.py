@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from laser_recsys.frameworks.prompts import CountTokens, Prompt, PromptWriter
+from laser_recsys.frameworks.prompts import CountTokens, Prompt, PromptTooLong, PromptWriter
 from laser_recsys.groups.groups import Groups
 from laser_recsys.knowledge.rows import Task, pool_id
 
@@ -20,6 +20,7 @@ class WrittenTasks:
         kind: "user" or "item".
         tasks: in the order of the dataset's numbers.
         num_without_history: users that were left out.
+        too_long: of each that was left out because its shortest prompt does not fit, the reason.
         num_shortened, num_dropped: prompts that were too long, and what they lost (ratings or words).
         measured: whether lengths were looked at.
         groups_without_tasks: groups whose pools nothing will fill.
@@ -28,6 +29,7 @@ class WrittenTasks:
     kind: str
     tasks: list[Task]
     num_without_history: int
+    too_long: list[str]
     num_shortened: int
     num_dropped: int
     measured: bool
@@ -46,6 +48,10 @@ class WrittenTasks:
         if self.num_without_history:
             lines.append(
                 f"{self.num_without_history} users have no past ratings, so nothing to be asked from: left out"
+            )
+        if self.too_long:
+            lines.append(
+                f"{len(self.too_long)} {self.kind}s are left out, their prompts do not fit: {self.too_long[0]}"
             )
         lines += [
             f"group {group} of the {self.kind}s has no prompts: its pool stays empty"
@@ -68,29 +74,32 @@ def write_tasks(
 
     Raises:
         TemplateError: the framework asks nothing about this kind.
-        ValueError: one was not grouped, or its shortest prompt is too long.
+        ValueError: one was not grouped.
     """
     dataset = writer.dataset
     keys = sorted(dataset.users if kind == "user" else dataset.items)
     with_history = set(np.unique(writer.past.user_ids).tolist()) if kind == "user" else set(keys)
     asked = [key for key in keys if key in with_history]
-    prompts = [writer.write(kind, key) for key in asked]
+    prompts = {key: writer.write(kind, key) for key in asked}
+    too_long: list[str] = []
     if count_tokens is not None and prompts:
-        lengths = count_tokens([prompt.text for prompt in prompts], prompts[0].system)
-        prompts = [
-            prompt if length <= max_tokens else writer.fitted(kind, key, count_tokens, max_tokens)
-            for key, prompt, length in zip(asked, prompts, lengths, strict=True)
-        ]
-    tasks = [
-        _task(dataset.name, prompt, groups, key) for key, prompt in zip(asked, prompts, strict=True)
-    ]  # fmt: skip
-    used = Counter(groups.of(key) for key in asked)
+        lengths = count_tokens([prompt.text for prompt in prompts.values()], prompts[asked[0]].system)
+        for key, length in zip(asked, lengths, strict=True):
+            if length > max_tokens:
+                try:
+                    prompts[key] = writer.fitted(kind, key, count_tokens, max_tokens)
+                except PromptTooLong as error:
+                    too_long.append(str(error))
+                    del prompts[key]
+    tasks = [_task(dataset.name, prompt, groups, key) for key, prompt in prompts.items()]
+    used = Counter(groups.of(key) for key in prompts)
     return WrittenTasks(
         kind=kind,
         tasks=tasks,
         num_without_history=len(keys) - len(asked),
-        num_shortened=sum(prompt.num_dropped > 0 for prompt in prompts),
-        num_dropped=sum(prompt.num_dropped for prompt in prompts),
+        too_long=too_long,
+        num_shortened=sum(prompt.num_dropped > 0 for prompt in prompts.values()),
+        num_dropped=sum(prompt.num_dropped for prompt in prompts.values()),
         measured=count_tokens is not None,
         groups_without_tasks=[group for group in range(groups.num_groups) if not used[group]],
     )
