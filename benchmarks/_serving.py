@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc.aio
@@ -123,21 +123,16 @@ class Verifier:
         self._num_sequences = num_sequences
         self._num_nodes = num_nodes
         self._pool = pool
-        self._requests: asyncio.Queue[retriever_pb2.DraftRequest] = asyncio.Queue()
-        self._call = retriever_pb2_grpc.RetrieverStub(channel).Draft(self._sending())
+        self._call = retriever_pb2_grpc.RetrieverStub(channel).Draft()
         self._running: dict[int, Replay] = {}
         self._num_opened = 0
         self._request = retriever_pb2.DraftRequest()
         self.num_trees = self.num_nodes = self.num_empty = 0
 
-    async def _sending(self) -> AsyncIterator[retriever_pb2.DraftRequest]:
-        while True:
-            yield await self._requests.get()
-
     async def shake_hands(self) -> None:
         """To be called first."""
         handshake = retriever_pb2.Handshake(tokenizer_fingerprint=FINGERPRINT, vocab_size=VOCAB_SIZE)
-        self._requests.put_nowait(retriever_pb2.DraftRequest(handshake=handshake))
+        await self._call.write(retriever_pb2.DraftRequest(handshake=handshake))
         await self._call.read()
         self._open_more()
 
@@ -148,7 +143,7 @@ class Verifier:
             Milliseconds from sending to having the trees; taking them up is not in it.
         """
         started = time.perf_counter()
-        self._requests.put_nowait(self._request)
+        await self._call.write(self._request)
         response = await self._call.read()
         took_ms = (time.perf_counter() - started) * 1e3
         assert not response.faults, response.faults

@@ -65,11 +65,11 @@ def lay_out(documents: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], 
     # Not from a list: turning that into an array lets no other thread run.
     sizes = np.fromiter((len(document) + MARKS_PER_DOCUMENT for document in documents), np.int64, len(documents))
     np.cumsum(sizes, out=offsets[1:])
-    tokens = np.empty(int(offsets[-1]), np.int32)
+    # Filled, not empty: memory that is first touched by small copies is mapped while no other thread may run.
+    tokens = np.full(int(offsets[-1]), END_MARK, np.int32)
     for document, start, end in zip(documents, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
         tokens[start] = BEGIN_MARK
         tokens[start + 1 : end - 1] = document
-        tokens[end - 1] = END_MARK
     return tokens, offsets
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple, Unpack
@@ -29,4 +28,4 @@ def _lower_priority() -> None:
     # Linux keeps priorities by thread; elsewhere this would be the whole process, so nothing is done there.
     if hasattr(os, "sched_getaffinity"):
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            os.nice(NICENESS)

@@ -6,10 +6,11 @@ Any shard computes the same, deletions carry over, and nothing is stored for the
 from __future__ import annotations
 
 import hashlib
-import heapq
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from laser_protocol.pool_id import ancestors
 from laser_retriever.clock import Clock
@@ -99,21 +100,34 @@ class Samples:
         indexes = {}
         documents_of = {}
         for fingerprint in sorted({snapshot.fingerprint for snapshot in snapshots}):
-            hashed = (
-                item for snapshot in snapshots if snapshot.fingerprint == fingerprint for item in _hashed(snapshot)
-            )
-            smallest = heapq.nsmallest(self._max_documents, hashed, key=lambda item: item[0])
-            smallest.sort(key=lambda item: item[1])
-            indexes[fingerprint] = build_index([index.document(i) for _, _, index, i in smallest])
-            documents_of[fingerprint] = [path for _, path, _, _ in smallest]
+            parts = [snapshot for snapshot in snapshots if snapshot.fingerprint == fingerprint]
+            smallest = _smallest(parts, self._max_documents)
+            indexes[fingerprint] = build_index([index.document(i) for _, index, i in smallest])
+            documents_of[fingerprint] = [path for path, _, _ in smallest]
         now_s = self._clock.monotonic_s()
         return Sample(indexes, documents_of, tuple(snapshots), now_s, now_s - started_s)
 
 
-def _hashed(snapshot: PoolSnapshot) -> Iterator[tuple[bytes, tuple[str, ...], TokenIndex, int]]:
-    path = tuple(snapshot.pool.split("/"))
-    base = hashlib.blake2b(snapshot.pool.encode() + b"\0", digest_size=8)
-    for document_id, index, i in snapshot.documents():
-        state = base.copy()
-        state.update(document_id.encode())
-        yield state.digest(), path, index, i
+def _smallest(snapshots: Sequence[PoolSnapshot], max_documents: int) -> list[tuple[tuple[str, ...], TokenIndex, int]]:
+    """The documents with the smallest hashes, by pool path, then hash: (path, index, place in it) each.
+
+    Chosen by numpy, which lets other threads run; sorting as many in Python would hold them up for milliseconds.
+    """
+    chosen: list[tuple[tuple[str, ...], TokenIndex, int]] = []
+    hashes = np.empty(0, np.uint64)
+    for snapshot in snapshots:
+        path = tuple(snapshot.pool.split("/"))
+        base = hashlib.blake2b(snapshot.pool.encode() + b"\0", digest_size=8)
+        digests = bytearray()
+        for document_id, index, i in snapshot.documents():
+            state = base.copy()
+            state.update(document_id.encode())
+            digests += state.digest()
+            chosen.append((path, index, i))
+        hashes = np.concatenate((hashes, np.frombuffer(digests, ">u8").astype(np.uint64)))
+        if len(hashes) > max_documents:
+            kept = np.argpartition(hashes, max_documents - 1)[:max_documents]
+            chosen, hashes = [chosen[i] for i in kept.tolist()], hashes[kept]
+    in_order = [chosen[i] for i in np.argsort(hashes, kind="stable").tolist()]
+    in_order.sort(key=lambda item: item[0])
+    return in_order

@@ -47,7 +47,8 @@ class _Sequence:
     last_draft: Draft | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen, as values elsewhere are: there is one for every tree, and that would make them three times as dear.
+@dataclass(slots=True, eq=False)
 class _Outcome:
     """What a verifier found of a tree; see `Drafter.advance`."""
 

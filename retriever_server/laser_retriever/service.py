@@ -96,6 +96,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         loop = asyncio.get_running_loop()
         drafter: Drafter | None = None
         verifier = ""
+        calibrated: asyncio.Future[None] | None = None
         metrics = self._metrics.open_stream()
         try:
             async for request in request_iterator:
@@ -110,6 +111,8 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                     raise InvalidRequest("handshake is set, must be only in the first message", field="handshake")
                 arrived_s = time.perf_counter()
                 deadline_s = time.monotonic() + self._config.draft_deadline_s
+                if calibrated is not None:
+                    await calibrated
                 response = await loop.run_in_executor(
                     self._draft_threads, answer, drafter, request, self._draft_threads, deadline_s
                 )
@@ -117,7 +120,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                 if response.opened or response.trees or response.faults:
                     yield response
                 # The verifier has its trees; what they did not have to wait for is done while it uses them.
-                await loop.run_in_executor(self._draft_threads, drafter.calibrate)
+                calibrated = loop.run_in_executor(self._draft_threads, drafter.calibrate)
+            if calibrated is not None:
+                await calibrated
         finally:
             # Reached however the stream ends; the sequences go with the drafter.
             metrics.close()

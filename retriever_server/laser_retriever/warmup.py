@@ -49,6 +49,7 @@ def warm_up(params: DraftParams) -> None:
     tree = drafter.draft(0, 4)
     assert len(tree), "a drafter that finds nothing in its own documents is broken"
     drafter.advance(0, 4, text[4:], len(tree), 0)
+    drafter.calibrate()
 
 
 def settle_garbage_collector() -> None:
