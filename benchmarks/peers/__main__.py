@@ -101,7 +101,8 @@ def main() -> None:
     if arguments.machine_tflops:
         for run in runs:
             prompts = select(arguments, run.cell.concurrency).prompts
-            if len(prompts) == run.num_prompts:  # else it was run with other arguments
+            # Else it was run with other arguments.
+            if run.cell.workload == arguments.half and len(prompts) == run.num_prompts:
                 rooflines[run.cell] = roofline(model, prompts, run.num_tokens, arguments.machine_tflops * 1e12)
     table = text_table(rows, ratios, rooflines)
     (arguments.output / "table.txt").write_text(table, encoding="utf8")

@@ -63,7 +63,7 @@ class Ratio:
 def summarise(runs: Sequence[Run]) -> tuple[list[Row], list[Ratio]]:
     """Rows in the order of workload, concurrency and mode, and the ratios of those that have both sides.
 
-    Where several concurrencies were run, also the best of relaxed over the best of any mode of vLLM.
+    Where both were run at several concurrencies, also the best of relaxed over the best of any mode of vLLM.
     """
     by_cell: dict[Cell, list[Run]] = {}
     for run in runs:
@@ -84,13 +84,14 @@ def summarise(runs: Sequence[Run]) -> tuple[list[Row], list[Ratio]]:
 def _best_ratios(rows: Sequence[Row]) -> list[Ratio]:
     ratios = []
     for workload in dict.fromkeys(row.cell.workload for row in rows):
-        of_workload = [row for row in rows if row.cell.workload == workload]
-        mine = [row.median for row in of_workload if row.cell.mode == "laser-relaxed"]
-        theirs = [row for row in of_workload if row.cell.mode.startswith("vllm")]
-        if len(mine) > 1 and theirs:
-            best = max(theirs, key=lambda row: row.median)
+        mine = {row.cell.concurrency: row.median for row in rows
+                if (row.cell.workload, row.cell.mode) == (workload, "laser-relaxed")}  # fmt: skip
+        theirs = [row for row in rows if row.cell.workload == workload and row.cell.mode.startswith("vllm")]
+        both = mine.keys() & {row.cell.concurrency for row in theirs}
+        if len(both) > 1:
+            best = max((row for row in theirs if row.cell.concurrency in both), key=lambda row: row.median)
             named = f"{best.cell.mode} at {best.cell.concurrency}"
-            ratios.append(Ratio(workload, None, "laser-relaxed", named, max(mine) / best.median))
+            ratios.append(Ratio(workload, None, "laser-relaxed", named, max(mine[each] for each in both) / best.median))
     return ratios
 
 
@@ -138,8 +139,8 @@ def _row(runs: list[Run], plain: Run | None) -> Row:
         for phase in ("drafts", "forward", "host")
     }
     accepted = {
-        name.partition("/")[2]: sum(run.stats[name] for run in runs)
-        for name in first.stats
+        name.partition("/")[2]: sum(run.stats.get(name, 0.0) for run in runs)
+        for name in sorted(set[str]().union(*(run.stats for run in runs)))
         if name.startswith("laser_accepted_tokens_total/")
     }
     own, pool, total = accepted.get("own_text", 0.0), accepted.get("pool", 0.0), sum(accepted.values())

@@ -38,6 +38,11 @@ class Samples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def num_users(self) -> int:
+        """Users that have samples here."""
+        return len(np.unique(self.fields[:, 0]))
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
