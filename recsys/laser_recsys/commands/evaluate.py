@@ -86,8 +86,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     rows = evaluation.rows(arguments.networks)
     counts = (
         f"{len(samples.train)} training, {len(samples.validation)} validation and {len(samples.test)} test samples, "
-        f"liked is {LIKED_STARS:g} stars or more; {samples.train.num_users} of {len(samples.vocabulary.user_keys)} users "
-        f"have training samples (the others' past ratings may all stand in prompts: --shown {arguments.shown})"
+        f"liked is {LIKED_STARS:g} stars or more; {samples.train.num_users} of {len(samples.vocabulary.user_keys)} "
+        f"users have training samples (the others' past ratings may all stand in prompts: --shown {arguments.shown})"
     )
     facts = [(name, f"texts of {vectors.coverage}") for name, vectors in knowledge.items()]
     facts.append(("encoder", f"{ENCODER_NAME}, mean over tokens; two-layer adaptors of users and items"))
