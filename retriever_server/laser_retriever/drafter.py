@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_protocol.tree import MAX_NODES, DraftTree
-from laser_retriever.calibration import Evidence, no_scalings
+from laser_retriever.calibration import NUM_SCALING_ROWS, Evidence, no_scalings
 from laser_retriever.estimation import num_features
 from laser_retriever.growth import (
     ANCESTOR_WEIGHT,
@@ -44,6 +44,9 @@ from laser_retriever.growth import (
 from laser_retriever.index import Sources
 from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS
 from laser_retriever.suffix_array import BEGIN_MARK, END_MARK
+
+# In place of a number of nodes.
+NOT_GROWN = -1
 
 
 def fitted_coefficients() -> tuple[float, ...]:
@@ -156,6 +159,49 @@ class DraftRequest:
     scalings: NDArray[np.float64] | None = None
 
 
+class DraftBatch:
+    """Trees asked for together and the room for them; any number of threads grow them, each with its `TreeDrafter`.
+
+    Args:
+        requests: one or more.
+        num_levels: of the model, for requests without scalings.
+    """
+
+    def __init__(self, requests: Sequence[DraftRequest], num_levels: int) -> None:
+        self._requests = requests
+        no_scaling = no_scalings(num_levels)
+        self.table = np.empty((len(requests), NUM_REQUEST_COLUMNS), np.int64)
+        for row, request in zip(self.table, requests, strict=True):
+            buffer, sources = request.buffer, request.sources
+            scalings = no_scaling if request.scalings is None else request.scalings
+            row[TEXT], row[TEXT_LEN], row[NUM_PROMPT] = buffer.address, buffer.num_tokens, buffer.num_prompt_tokens
+            row[SOURCES], row[NUM_SOURCES] = sources.address, len(sources.table)
+            row[SCALINGS], row[BUDGET] = scalings.ctypes.data, request.node_budget
+        self._no_scaling = no_scaling  # its address stands in the table
+        self.trees = Trees.room(len(requests), max(request.node_budget for request in requests))
+        self.num_nodes = np.full(len(requests), NOT_GROWN, np.int64)
+        self.next_tree = np.zeros(1, np.int64)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether every tree has been taken up by some thread."""
+        return bool(self.next_tree[0] >= len(self._requests))
+
+    def drafts(self) -> list[tuple[DraftTree, Evidence] | None]:
+        """The trees, each with what its probabilities were made of; None for those that nobody has grown."""
+        trees = self.trees
+        return [
+            None if n == NOT_GROWN else (
+                DraftTree(
+                    request.buffer.num_tokens, trees.token_ids[i, :n], trees.parents[i, :n], trees.probs[i, :n],
+                    trees.origins[i, :n],
+                ),
+                Evidence(trees.origins[i, :n], trees.levels[i, :n], trees.conditionals[i, :n]),
+            )
+            for i, (request, n) in enumerate(zip(self._requests, self.num_nodes.tolist(), strict=True))
+        ]  # fmt: skip
+
+
 class TreeDrafter:
     """Drafts trees from given sources. Not thread-safe: one per drafting thread.
 
@@ -168,30 +214,20 @@ class TreeDrafter:
         self._vocab_size = vocab_size
         self._model = model_of(params)
         self._work = Workspace.room(params.max_matches, MAX_NODES, params.max_depth)
-        self._no_scalings = no_scalings(len(params.level_lengths))
+        self._num_levels = len(params.level_lengths)
+
+    def grow(self, batch: DraftBatch, max_trees: int) -> None:
+        """Grows trees of the batch that no other thread has taken, at most so many."""
+        grow_trees(
+            batch.table, NUM_SCALING_ROWS, self._vocab_size, self._model, self._work, batch.trees, batch.num_nodes,
+            batch.next_tree.ctypes.data, max_trees,
+        )  # fmt: skip
 
     def draft(self, requests: Sequence[DraftRequest]) -> list[tuple[DraftTree, Evidence]]:
         """The trees that continue the requests' tokens, each with what its probabilities were made of."""
-        table = np.empty((len(requests), NUM_REQUEST_COLUMNS), np.int64)
-        for row, request in zip(table, requests, strict=True):
-            buffer, sources = request.buffer, request.sources
-            scalings = self._no_scalings if request.scalings is None else request.scalings
-            row[TEXT], row[TEXT_LEN], row[NUM_PROMPT] = buffer.address, buffer.num_tokens, buffer.num_prompt_tokens
-            row[SOURCES], row[NUM_SOURCES] = sources.address, len(sources.table)
-            row[SCALINGS], row[BUDGET] = scalings.ctypes.data, request.node_budget
-        trees = Trees.room(len(requests), max(request.node_budget for request in requests))
-        num_nodes = np.empty(len(requests), np.int64)
-        grow_trees(table, len(self._no_scalings), self._vocab_size, self._model, self._work, trees, num_nodes)
-        return [
-            (
-                DraftTree(
-                    request.buffer.num_tokens, trees.token_ids[i, :n], trees.parents[i, :n], trees.probs[i, :n],
-                    trees.origins[i, :n],
-                ),
-                Evidence(trees.origins[i, :n], trees.levels[i, :n], trees.conditionals[i, :n]),
-            )
-            for i, (request, n) in enumerate(zip(requests, num_nodes.tolist(), strict=True))
-        ]  # fmt: skip
+        batch = DraftBatch(requests, self._num_levels)
+        self.grow(batch, len(requests))
+        return [draft for draft in batch.drafts() if draft is not None]
 
 
 def model_of(params: DraftParams) -> Model:

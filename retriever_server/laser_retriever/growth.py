@@ -13,7 +13,7 @@ from numba import carray
 from numpy.typing import NDArray
 
 from laser_retriever.estimation import Children, estimate_children, split_matches
-from laser_retriever.kernel import float64_pointer, int32_pointer, int64_pointer, kernel, load_int32
+from laser_retriever.kernel import float64_pointer, int32_pointer, int64_pointer, kernel, load_int32, take_turn
 from laser_retriever.matching import (
     MAX_MATCH_LENGTH,
     NUM_COLUMNS,
@@ -142,8 +142,10 @@ def grow_trees(
     work: Workspace,
     trees: Trees,
     num_nodes: NDArray[np.int64],
+    next_tree: int,
+    max_trees: int,
 ) -> None:
-    """Grows a tree for each request.
+    """Grows trees for requests that no other thread has taken yet.
 
     Args:
         requests: int64[B, NUM_REQUEST_COLUMNS], see the columns. What is behind the addresses must be kept alive, and
@@ -151,9 +153,15 @@ def grow_trees(
         num_scaling_rows: C. A request's scalings are float64[C, L, 2], see `estimation.estimate_children`.
         vocab_size: token ids of the trees are below it.
         model, work: see there.
-        trees, num_nodes: [B, N] with N at least every request's number of nodes, and int64[B], filled.
+        trees, num_nodes: [B, N] with N at least every request's number of nodes, and int64[B]; the rows of the trees
+            grown are filled.
+        next_tree: address of an int64, 0 at first, that all threads of a batch share.
+        max_trees: after so many this thread returns.
     """
-    for i in range(len(requests)):
+    for _ in range(max_trees):
+        i = take_turn(next_tree)
+        if i >= len(requests):
+            return
         num_nodes[i] = _grow_tree(requests[i], num_scaling_rows, vocab_size, model, work, trees, i)
 
 

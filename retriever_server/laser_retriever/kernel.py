@@ -72,6 +72,16 @@ def _load_int32(typing_context: Any, address: Any) -> Any:
     return types.int32(types.int64), codegen
 
 
+def _take_turn(typing_context: Any, address: Any) -> Any:
+    """Inside kernels: the int64 at an address, which is one more for whoever comes next, on any thread."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
 def _prefetch(typing_context: Any, address: Any) -> Any:
     """Inside kernels: tells the processor that an address will be read soon."""
 
@@ -95,3 +105,4 @@ uint8_pointer: Any = _as_pointer(types.uint8)
 float64_pointer: Any = _as_pointer(types.float64)
 load_int32: Any = intrinsic(_load_int32)
 prefetch: Any = intrinsic(_prefetch)
+take_turn: Any = intrinsic(_take_turn)

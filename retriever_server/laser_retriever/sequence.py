@@ -20,7 +20,7 @@ from laser_protocol.errors import InvalidRequest
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.tree import MAX_NODES, MAX_VOCAB_SIZE, DraftTree
 from laser_retriever.calibration import Calibration, Evidence
-from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
+from laser_retriever.drafter import DraftBatch, DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 from laser_retriever.feedback import Feedback, begins_with_path, first_outside
 from laser_retriever.index import Sources
 from laser_retriever.pools import PoolStatus
@@ -29,7 +29,9 @@ from laser_retriever.pools import PoolStatus
 Draft: TypeAlias = tuple[DraftTree, Evidence]
 
 # Trees of one kernel call: many enough to make the call cheap, few enough to look at the clock between them.
-TREES_PER_CALL = 8
+MAX_TREES_PER_CALL = 8
+# Below so many a message is not worth a second thread.
+MIN_TREES_PER_THREAD = 4
 
 
 class SourceProvider(Protocol):
@@ -97,6 +99,7 @@ class Drafter:
         self._fingerprint = fingerprint
         self._vocab_size = vocab_size
         params = params or DraftParams()
+        self._num_levels = len(params.level_lengths)
         self._tree_drafters = [TreeDrafter(params, vocab_size) for _ in range(num_threads)]
         self._calibration = Calibration(len(params.level_lengths)) if calibration is None else calibration
         self._max_sequences = max_sequences
@@ -223,17 +226,15 @@ class Drafter:
         requests = [
             self._request(sequence, node_budget) for sequence, (_, node_budget) in zip(sequences, wanted, strict=True)
         ]
-        drafted: list[Draft | None] = [None] * len(requests)
-        starts = iter(range(0, len(requests), TREES_PER_CALL))  # shared: whoever is free takes the next ones
+        if not requests:
+            return []
+        batch = DraftBatch(requests, self._num_levels)
 
         def work(tree_drafter: TreeDrafter) -> None:
-            for start in starts:
-                if time.monotonic() > deadline_s:
-                    break
-                end = start + TREES_PER_CALL
-                drafted[start:end] = tree_drafter.draft(requests[start:end])
+            while not batch.is_taken and time.monotonic() <= deadline_s:
+                tree_drafter.grow(batch, MAX_TREES_PER_CALL)
 
-        num_threads = min(len(self._tree_drafters), -(-len(requests) // TREES_PER_CALL))
+        num_threads = min(len(self._tree_drafters), -(-len(requests) // MIN_TREES_PER_THREAD))
         helped = [helpers.submit(work, one) for one in self._tree_drafters[1:num_threads]] if helpers else []
         work(self._tree_drafters[0])
         for future in helped:
@@ -241,7 +242,7 @@ class Drafter:
             if not future.cancel():
                 future.result()
         trees = []
-        for sequence, draft in zip(sequences, drafted, strict=True):
+        for sequence, draft in zip(sequences, batch.drafts(), strict=True):
             sequence.last_draft = draft
             if draft is None:
                 self.num_late += 1
