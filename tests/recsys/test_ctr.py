@@ -257,6 +257,17 @@ def test_equal_texts_are_encoded_equally_in_any_order(tmp_path: Path, monkeypatc
     assert batches == [["a", "b"]]
 
 
+@pytest.mark.timeout(180)
+def test_runs_beside_each_other_give_what_runs_after_each_other_give(samples: SampleSplit, tmp_path: Path) -> None:
+    auc = {}
+    for num_jobs in (1, 2):
+        torch.set_num_threads(1)
+        evaluation = Evaluation(samples, {}, NO_KNOWLEDGE, tmp_path / str(num_jobs), num_jobs)
+        evaluation.run(["deepfm"], [NO_KNOWLEDGE], 2)
+        auc[num_jobs] = [run.auc for run in evaluation.rows(["deepfm"])[0].runs]
+    assert len(auc[1]) == 2 and auc[1] == auc[2]
+
+
 def test_runs_of_other_rows_stay_and_rows_of_equal_vectors_are_trained_once(
     samples: SampleSplit, colours: KnowledgeVectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

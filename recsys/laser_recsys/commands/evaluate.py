@@ -45,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the newest past ratings that a prompt may show: no training targets (default: %(default)s, the longest "
         "history of the built-in frameworks)",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count(),
+        metavar="N",
+        help="runs at a time (default: %(default)s, one a core)",
+    )
     parser.add_argument("--shuffled", action="store_true", help="add the control of shuffled texts")
     parser.add_argument(
         "--output", type=Path, default=Path("laser-evaluation"), metavar="DIR", help="default: ./%(default)s"
@@ -79,7 +86,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         raise ValueError(f"--decide is {arguments.decide!r}, must be one of {', '.join(knowledge) or 'the rows: none'}")
     if arguments.decide == reference:
         raise ValueError(f"--decide is {reference!r}, the first row, that all are compared with: name another one")
-    evaluation = Evaluation(samples, knowledge, reference, arguments.output)
+    evaluation = Evaluation(samples, knowledge, reference, arguments.output, arguments.jobs)
     evaluation.run(arguments.networks, evaluation.names, arguments.seeds)
     if arguments.decide is not None:
         evaluation.decide(arguments.networks[0], arguments.decide, say, arguments.seeds, arguments.max_seeds)
@@ -99,7 +106,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, least in (("seeds", 1), ("max_seeds", 2), ("shown", 0)):
+    for name, least in (("seeds", 1), ("max_seeds", 2), ("shown", 0), ("jobs", 1)):
         if getattr(arguments, name) < least:
             option = name.replace("_", "-")
             raise argparse.ArgumentTypeError(f"--{option} is {getattr(arguments, name)}, must be at least {least}")

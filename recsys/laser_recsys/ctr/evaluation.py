@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pyarrow
 import pyarrow.parquet
 from tqdm import tqdm
@@ -60,10 +61,16 @@ class Evaluation:
         knowledge: tables by the name of the row. `NO_KNOWLEDGE` is always a row.
         reference: the row that all are compared with; one of `knowledge`, or `NO_KNOWLEDGE`.
         folder: of the results; made if missing. Runs found there on the same data are not repeated, others stay.
+        num_jobs: runs at a time, in processes of their own; 1: in this one.
     """
 
     def __init__(
-        self, samples: SampleSplit, knowledge: Mapping[str, KnowledgeVectors], reference: str, folder: Path
+        self,
+        samples: SampleSplit,
+        knowledge: Mapping[str, KnowledgeVectors],
+        reference: str,
+        folder: Path,
+        num_jobs: int = 1,
     ) -> None:
         self._samples = samples
         self._tables: dict[str, Mapping[str, Any]] = {NO_KNOWLEDGE: {}}
@@ -71,6 +78,7 @@ class Evaluation:
         if reference not in self._tables:
             raise ValueError(f"reference is {reference!r}, must be one of {', '.join(self._tables)}")
         self._reference = reference
+        self._num_jobs = num_jobs
         self._path = folder / "runs.parquet"
         self._digests = {name: _digest(samples, tables) for name, tables in self._tables.items()}
         self._runs: dict[tuple[str, str, int], Run] = {}
@@ -90,13 +98,28 @@ class Evaluation:
         """
         wanted = [(network, name, seed) for seed in range(num_seeds) for network in networks for name in names]
         missing = [key for key in wanted if key not in self._runs]
-        with tqdm(missing, desc="training", unit="run") as bar:
-            for network, name, seed in bar:
-                bar.set_postfix_str(f"{network}, {name}, seed {seed}")
-                self._runs[network, name, seed] = self._of_equal_vectors(network, name, seed) or train(
-                    network, name, self._samples, self._tables[name], seed
-                )
+        first = {(network, self._digests[name], seed): (network, name, seed) for network, name, seed in missing[::-1]}
+        unlike = [key for key in missing if key in first.values() and self._of_equal_vectors(*key) is None]
+        # A thread each: layers this small gain little by a second one, runs beside each other all of it.
+        with (
+            tqdm(total=len(unlike), desc="training", unit="run") as bar,
+            joblib.parallel_config("loky", n_jobs=self._num_jobs, inner_max_num_threads=1),
+        ):
+            made = joblib.Parallel(return_as="generator_unordered")(
+                joblib.delayed(train)(network, name, self._samples, self._tables[name], seed)
+                for network, name, seed in unlike
+            )
+            for run in made:
+                self._runs[run.network, run.knowledge, run.seed] = run
                 self._keep()
+                bar.set_postfix_str(f"{run.network}, {run.knowledge}, seed {run.seed}")
+                bar.update()
+        for key in missing:
+            if key not in self._runs:
+                equal = self._of_equal_vectors(*key)
+                assert equal is not None
+                self._runs[key] = equal
+        self._keep()
 
     def decide(
         self, network: str, name: str, say: Callable[[str], None], num_pilot: int, max_seeds: int = MAX_SEEDS
