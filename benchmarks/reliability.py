@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
-from laser_retriever.calibration import Calibration, CalibrationParams
+from laser_retriever.calibration import Calibration, CalibrationParams, key_of
 from laser_retriever.drafter import DraftParams
 from laser_retriever.index import Source, Sources, TokenIndex, build_index
 from laser_retriever.sequence import Drafter
@@ -213,7 +213,7 @@ def main() -> None:
     runs = {"fitted": run(drafter, occurrences, test, arguments.nodes, learn=False)}
     fed = run(drafter, occurrences, feed, arguments.nodes, learn=True)
     runs["after_feed"] = run(drafter, occurrences, test, arguments.nodes, learn=False)
-    scalings = calibration.scalings("", Strict(), "replay")
+    scalings = calibration.scalings(key_of("", Strict(), "replay")).values
     runs["learning_on"] = run(drafter, occurrences, test, arguments.nodes, learn=True)
     rates = base_rates(fed)
     rows = [describe(name, nodes, rates) for name, nodes in runs.items()]

@@ -94,7 +94,7 @@ def measure_laser(
         buffers.append(buffer)
 
     def ask(i: int) -> int:
-        return len(drafter.draft([DraftRequest(buffers[i], sources, arguments.nodes)])[0][0])
+        return len(drafter.draft([DraftRequest(buffers[i], sources, arguments.nodes)])[0].tree)
 
     result = time_passes(ask, len(queries), arguments.passes, "laser")
     num_tokens = sum(len(index.tokens) for index in indexes)

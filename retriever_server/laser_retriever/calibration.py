@@ -18,6 +18,7 @@ import math
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,18 +84,45 @@ class Evidence:
     conditionals: NDArray[np.float32]
 
 
+# What has scalings of its own: the model, the acceptance, the root of the pool.
+Key: TypeAlias = tuple[str, Acceptance, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scalings:
+    """The scalings of a key at one time.
+
+    Attributes:
+        values: float64[NUM_SCALING_ROWS, L, 2], read-only.
+        address: of the values; asking numpy for it takes longer than all else that is done for a tree in Python.
+    """
+
+    values: NDArray[np.float64]
+    address: int
+
+    @staticmethod
+    def of(values: NDArray[np.float64]) -> Scalings:
+        """Makes the values read-only."""
+        values.flags.writeable = False
+        return Scalings(values, values.ctypes.data)
+
+
 @dataclass(slots=True, eq=False)
 class _Table:
-    scalings: NDArray[np.float64]
+    scalings: Scalings
     curvatures: NDArray[np.float64]
 
 
-def no_scalings(num_levels: int) -> NDArray[np.float64]:
-    """float64[NUM_SCALING_ROWS, L, 2], read-only: slope 1 and shift 0 everywhere."""
+def no_scalings(num_levels: int) -> Scalings:
+    """Slope 1 and shift 0 everywhere."""
     scalings = np.zeros((NUM_SCALING_ROWS, num_levels, 2))
     scalings[..., SLOPE] = 1.0
-    scalings.flags.writeable = False
-    return scalings
+    return Scalings.of(scalings)
+
+
+def key_of(model: str, acceptance: Acceptance, pool: str) -> Key:
+    """The key of a sequence."""
+    return model[:MAX_NAME], acceptance, pool.partition("/")[0]
 
 
 class Calibration:
@@ -108,7 +136,7 @@ class Calibration:
     def __init__(self, num_levels: int, params: CalibrationParams | None = None) -> None:
         self._params = params or CalibrationParams()
         self._none = no_scalings(num_levels)
-        self._tables: OrderedDict[tuple[str, Acceptance, str], _Table] = OrderedDict()
+        self._tables: OrderedDict[Key, _Table] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -116,16 +144,14 @@ class Calibration:
         """Tables kept."""
         return len(self._tables)
 
-    def scalings(self, model: str, acceptance: Acceptance, pool: str) -> NDArray[np.float64]:
-        """float64[NUM_SCALING_ROWS, L, 2], read-only: what is in force now. Later outcomes do not change it."""
-        table = self._tables.get(_key(model, acceptance, pool))
+    def scalings(self, key: Key) -> Scalings:
+        """What is in force now. Later outcomes do not change it."""
+        table = self._tables.get(key)
         return self._none if table is None else table.scalings
 
     def observe(
         self,
-        model: str,
-        acceptance: Acceptance,
-        pool: str,
+        key: Key,
         parents: NDArray[np.int32],
         evidence: Evidence,
         num_verified_nodes: int,
@@ -135,7 +161,7 @@ class Calibration:
         """Takes in what became of a tree.
 
         Args:
-            model, acceptance, pool: of its sequence.
+            key: of its sequence.
             parents: int32[N], the tree's.
             evidence: what it was made of.
             num_verified_nodes: 0 to N, how many of its nodes were verified.
@@ -144,30 +170,25 @@ class Calibration:
         """
         params = self._params
         with self._lock:
-            table = self._table(_key(model, acceptance, pool))
+            table = self._table(key)
             # Drafting threads may be reading the old scalings: a new array takes their place.
-            scalings = table.scalings.copy()
+            scalings = table.scalings.values.copy()
             learn_scalings(
                 parents, evidence.origins, evidence.levels, evidence.conditionals,
                 num_verified_nodes, accepted_node_idx, num_emitted,
                 params.slope_prior, params.prior, params.memory, params.max_slope, params.max_shift,
                 scalings, table.curvatures,
             )  # fmt: skip
-            scalings.flags.writeable = False
-            table.scalings = scalings
+            table.scalings = Scalings.of(scalings)
 
-    def _table(self, key: tuple[str, Acceptance, str]) -> _Table:
+    def _table(self, key: Key) -> _Table:
         table = self._tables.get(key)
         if table is None:
-            table = self._tables[key] = _Table(self._none, np.zeros((*self._none.shape[:2], 3)))
+            table = self._tables[key] = _Table(self._none, np.zeros((*self._none.values.shape[:2], 3)))
             if len(self._tables) > self._params.max_keys:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(key)
         return table
-
-
-def _key(model: str, acceptance: Acceptance, pool: str) -> tuple[str, Acceptance, str]:
-    return model[:MAX_NAME], acceptance, pool.partition("/")[0]
 
 
 @kernel

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_protocol.tree import MAX_NODES, DraftTree
-from laser_retriever.calibration import NUM_SCALING_ROWS, Evidence, no_scalings
+from laser_retriever.calibration import NUM_SCALING_ROWS, Evidence, Scalings, no_scalings
 from laser_retriever.estimation import num_features
 from laser_retriever.growth import (
     ANCESTOR_WEIGHT,
@@ -142,7 +142,8 @@ class TokenBuffer:
         return tail
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen, as values elsewhere are: there is one for every tree, and making it would take three times as long.
+@dataclass(slots=True, eq=False)
 class DraftRequest:
     """A tree asked for.
 
@@ -150,13 +151,13 @@ class DraftRequest:
         buffer: at least one token.
         sources: what its pool gives; the buffer's own tokens are matched beside them.
         node_budget: most nodes.
-        scalings: float64[C, L, 2], of a `Calibration`; None: none.
+        scalings: of a `Calibration`; None: none.
     """
 
     buffer: TokenBuffer
     sources: Sources
     node_budget: int
-    scalings: NDArray[np.float64] | None = None
+    scalings: Scalings | None = None
 
 
 class DraftBatch:
@@ -164,42 +165,80 @@ class DraftBatch:
 
     Args:
         requests: one or more.
-        num_levels: of the model, for requests without scalings.
+        no_scalings: for requests without.
+
+    Attributes:
+        table: int64[B, NUM_REQUEST_COLUMNS], the requests as the kernels want them.
+        trees, num_nodes: see `grow_trees`; NOT_GROWN where no thread has grown the tree.
+        next_tree: int64[1], the first that no thread has taken.
     """
 
-    def __init__(self, requests: Sequence[DraftRequest], num_levels: int) -> None:
+    def __init__(self, requests: Sequence[DraftRequest], no_scalings: Scalings) -> None:
         self._requests = requests
-        no_scaling = no_scalings(num_levels)
-        self.table = np.empty((len(requests), NUM_REQUEST_COLUMNS), np.int64)
-        for row, request in zip(self.table, requests, strict=True):
-            buffer, sources = request.buffer, request.sources
-            scalings = no_scaling if request.scalings is None else request.scalings
-            row[TEXT], row[TEXT_LEN], row[NUM_PROMPT] = buffer.address, buffer.num_tokens, buffer.num_prompt_tokens
-            row[SOURCES], row[NUM_SOURCES] = sources.address, len(sources.table)
-            row[SCALINGS], row[BUDGET] = scalings.ctypes.data, request.node_budget
-        self._no_scaling = no_scaling  # its address stands in the table
+        self.table = np.array([_row(request, no_scalings) for request in requests], np.int64)
         self.trees = Trees.room(len(requests), max(request.node_budget for request in requests))
         self.num_nodes = np.full(len(requests), NOT_GROWN, np.int64)
         self.next_tree = np.zeros(1, np.int64)
+
+    def __len__(self) -> int:
+        return len(self._requests)
 
     @property
     def is_taken(self) -> bool:
         """Whether every tree has been taken up by some thread."""
         return bool(self.next_tree[0] >= len(self._requests))
 
-    def drafts(self) -> list[tuple[DraftTree, Evidence] | None]:
-        """The trees, each with what its probabilities were made of; None for those that nobody has grown."""
-        trees = self.trees
+    @property
+    def num_late(self) -> int:
+        """Trees that no thread has grown."""
+        return int(np.count_nonzero(self.num_nodes == NOT_GROWN))
+
+    def drafts(self) -> list[Draft]:
+        """The trees; those that no thread has grown have no nodes."""
         return [
-            None if n == NOT_GROWN else (
-                DraftTree(
-                    request.buffer.num_tokens, trees.token_ids[i, :n], trees.parents[i, :n], trees.probs[i, :n],
-                    trees.origins[i, :n],
-                ),
-                Evidence(trees.origins[i, :n], trees.levels[i, :n], trees.conditionals[i, :n]),
-            )
+            Draft(self.trees, i, max(n, 0), request.buffer.num_tokens)
             for i, (request, n) in enumerate(zip(self._requests, self.num_nodes.tolist(), strict=True))
-        ]  # fmt: skip
+        ]
+
+
+def _row(request: DraftRequest, no_scalings: Scalings) -> list[int]:
+    row = [0] * NUM_REQUEST_COLUMNS
+    buffer, sources = request.buffer, request.sources
+    row[TEXT], row[TEXT_LEN], row[NUM_PROMPT] = buffer.address, buffer.num_tokens, buffer.num_prompt_tokens
+    row[SOURCES], row[NUM_SOURCES] = sources.address, len(sources.table)
+    row[SCALINGS], row[BUDGET] = (request.scalings or no_scalings).address, request.node_budget
+    return row
+
+
+@dataclass(slots=True, eq=False)
+class Draft:
+    """A tree of a batch and what its probabilities were made of, as arrays only when they are asked for.
+
+    Attributes:
+        batch: the trees that were grown together.
+        row: which of them it is.
+        num_nodes: of it.
+        position: number of tokens that it continues.
+    """
+
+    batch: Trees
+    row: int
+    num_nodes: int
+    position: int
+
+    @property
+    def tree(self) -> DraftTree:
+        """The tree (views)."""
+        made, row, n = self.batch, self.row, self.num_nodes
+        return DraftTree(
+            self.position, made.token_ids[row, :n], made.parents[row, :n], made.probs[row, :n], made.origins[row, :n]
+        )
+
+    @property
+    def evidence(self) -> Evidence:
+        """What its probabilities were made of (views)."""
+        made, row, n = self.batch, self.row, self.num_nodes
+        return Evidence(made.origins[row, :n], made.levels[row, :n], made.conditionals[row, :n])
 
 
 class TreeDrafter:
@@ -214,20 +253,20 @@ class TreeDrafter:
         self._vocab_size = vocab_size
         self._model = model_of(params)
         self._work = Workspace.room(params.max_matches, MAX_NODES, params.max_depth)
-        self._num_levels = len(params.level_lengths)
+        self._no_scalings = no_scalings(len(params.level_lengths))
 
     def grow(self, batch: DraftBatch, max_trees: int) -> None:
         """Grows trees of the batch that no other thread has taken, at most so many."""
         grow_trees(
             batch.table, NUM_SCALING_ROWS, self._vocab_size, self._model, self._work, batch.trees, batch.num_nodes,
-            batch.next_tree.ctypes.data, max_trees,
+            batch.next_tree, max_trees,
         )  # fmt: skip
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[tuple[DraftTree, Evidence]]:
-        """The trees that continue the requests' tokens, each with what its probabilities were made of."""
-        batch = DraftBatch(requests, self._num_levels)
+    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        """The trees that continue the requests' tokens."""
+        batch = DraftBatch(requests, self._no_scalings)
         self.grow(batch, len(requests))
-        return [draft for draft in batch.drafts() if draft is not None]
+        return batch.drafts()
 
 
 def model_of(params: DraftParams) -> Model:

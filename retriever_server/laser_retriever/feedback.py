@@ -30,10 +30,10 @@ class Feedback:
     num_accepted: int = 0
     verified_per_decile: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, NUM_DECILES)))
 
-    def drafted(self, tree: DraftTree) -> None:
-        """Counts a tree sent out."""
-        self.num_trees += 1
-        self.num_nodes += len(tree)
+    def drafted(self, num_trees: int, num_nodes: int) -> None:
+        """Counts trees sent out, and their nodes."""
+        self.num_trees += num_trees
+        self.num_nodes += num_nodes
 
     def observe(self, tree: DraftTree, num_verified_nodes: int, accepted_node_idx: int) -> None:
         """Counts what a verifier found: the first `num_verified_nodes` nodes were looked at, and of them the path to
@@ -64,22 +64,22 @@ def _count(
 
 @kernel
 def begins_with_path(
-    parents: NDArray[np.int32], token_ids: NDArray[np.int32], node_idx: int, emitted: NDArray[np.int32]
+    parents: NDArray[np.int32], token_ids: NDArray[np.int32], row: int, node_idx: int, emitted: NDArray[np.int32]
 ) -> bool:
-    """Whether the emitted tokens begin with the tokens from a tree's root to a node (-1: the root itself)."""
+    """Whether the emitted tokens begin with the tokens from the root of a tree, one row, to a node (-1: the root)."""
     depth = 0
     node = node_idx
     while node >= 0:
         depth += 1
-        node = parents[node]
+        node = parents[row, node]
     if depth > len(emitted):
         return False
     node = node_idx
     while node >= 0:
         depth -= 1
-        if token_ids[node] != emitted[depth]:
+        if token_ids[row, node] != emitted[depth]:
             return False
-        node = parents[node]
+        node = parents[row, node]
     return True
 
 

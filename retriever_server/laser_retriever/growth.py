@@ -142,7 +142,7 @@ def grow_trees(
     work: Workspace,
     trees: Trees,
     num_nodes: NDArray[np.int64],
-    next_tree: int,
+    next_tree: NDArray[np.int64],
     max_trees: int,
 ) -> None:
     """Grows trees for requests that no other thread has taken yet.
@@ -155,11 +155,11 @@ def grow_trees(
         model, work: see there.
         trees, num_nodes: [B, N] with N at least every request's number of nodes, and int64[B]; the rows of the trees
             grown are filled.
-        next_tree: address of an int64, 0 at first, that all threads of a batch share.
+        next_tree: int64[1], 0 at first, that all threads of a batch share.
         max_trees: after so many this thread returns.
     """
     for _ in range(max_trees):
-        i = take_turn(next_tree)
+        i = take_turn(next_tree.ctypes.data)
         if i >= len(requests):
             return
         num_nodes[i] = _grow_tree(requests[i], num_scaling_rows, vocab_size, model, work, trees, i)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,15 +19,14 @@ from laser_protocol.acceptance import Acceptance, Strict
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.tree import MAX_NODES, MAX_VOCAB_SIZE, DraftTree
-from laser_retriever.calibration import Calibration, Evidence
-from laser_retriever.drafter import DraftBatch, DraftParams, DraftRequest, TokenBuffer, TreeDrafter
+from laser_retriever.calibration import Calibration, Key, key_of, no_scalings
+from laser_retriever.drafter import Draft, DraftBatch, DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 from laser_retriever.feedback import Feedback, begins_with_path, first_outside
 from laser_retriever.index import Sources
 from laser_retriever.pools import PoolStatus
 
-# A tree and what it was made of.
-Draft: TypeAlias = tuple[DraftTree, Evidence]
-
+# Trees grown together: a sequence keeps the arrays of its last batch, so these stay small.
+MAX_TREES_PER_BATCH = 64
 # Trees of one kernel call: many enough to make the call cheap, few enough to look at the clock between them.
 MAX_TREES_PER_CALL = 8
 # Below so many a message is not worth a second thread.
@@ -44,8 +43,7 @@ class SourceProvider(Protocol):
 class _Sequence:
     buffer: TokenBuffer
     pool: str
-    model: str
-    acceptance: Acceptance
+    calibration_key: Key
     last_draft: Draft | None = None
 
 
@@ -99,7 +97,7 @@ class Drafter:
         self._fingerprint = fingerprint
         self._vocab_size = vocab_size
         params = params or DraftParams()
-        self._num_levels = len(params.level_lengths)
+        self._no_scalings = no_scalings(len(params.level_lengths))
         self._tree_drafters = [TreeDrafter(params, vocab_size) for _ in range(num_threads)]
         self._calibration = Calibration(len(params.level_lengths)) if calibration is None else calibration
         self._max_sequences = max_sequences
@@ -153,7 +151,7 @@ class Drafter:
             )
         buffer = TokenBuffer(num_prompt_tokens)
         buffer.extend(tokens)
-        self._sequences[sequence_id] = _Sequence(buffer, pool, model, acceptance or Strict())
+        self._sequences[sequence_id] = _Sequence(buffer, pool, key_of(model, acceptance or Strict(), pool))
         return self._provider.sources(pool, self._fingerprint)[0]
 
     def advance(
@@ -199,7 +197,7 @@ class Drafter:
         """
         self.check_budget(sequence_id, node_budget)
         self.calibrate()
-        return self.draft_all([(sequence_id, node_budget)])[0]
+        return self.draft_all([(sequence_id, node_budget)])[0].tree
 
     def check_budget(self, sequence_id: int, node_budget: int) -> None:
         """What `draft_all` relies on.
@@ -214,7 +212,7 @@ class Drafter:
 
     def draft_all(
         self, wanted: Sequence[tuple[int, int]], helpers: Executor | None = None, deadline_s: float = math.inf
-    ) -> list[DraftTree]:
+    ) -> list[Draft]:
         """The trees of several sequences.
 
         Args:
@@ -226,47 +224,48 @@ class Drafter:
         requests = [
             self._request(sequence, node_budget) for sequence, (_, node_budget) in zip(sequences, wanted, strict=True)
         ]
-        if not requests:
-            return []
-        batch = DraftBatch(requests, self._num_levels)
+        drafts: list[Draft] = []
+        num_late = 0
+        for start in range(0, len(requests), MAX_TREES_PER_BATCH):
+            batch = DraftBatch(requests[start : start + MAX_TREES_PER_BATCH], self._no_scalings)
+            self._grow(batch, helpers, deadline_s)
+            drafts += batch.drafts()
+            num_late += batch.num_late
+        for sequence, draft in zip(sequences, drafts, strict=True):
+            sequence.last_draft = draft
+        self.num_late += num_late
+        self.feedback.drafted(len(drafts) - num_late, sum(draft.num_nodes for draft in drafts))
+        return drafts
 
+    def _grow(self, batch: DraftBatch, helpers: Executor | None, deadline_s: float) -> None:
         def work(tree_drafter: TreeDrafter) -> None:
             while not batch.is_taken and time.monotonic() <= deadline_s:
                 tree_drafter.grow(batch, MAX_TREES_PER_CALL)
 
-        num_threads = min(len(self._tree_drafters), -(-len(requests) // MIN_TREES_PER_THREAD))
+        num_threads = min(len(self._tree_drafters), -(-len(batch) // MIN_TREES_PER_THREAD))
         helped = [helpers.submit(work, one) for one in self._tree_drafters[1:num_threads]] if helpers else []
         work(self._tree_drafters[0])
         for future in helped:
             # One that has not begun has nothing left to do, and must not be waited for: its thread may wait for us.
             if not future.cancel():
                 future.result()
-        trees = []
-        for sequence, draft in zip(sequences, batch.drafts(), strict=True):
-            sequence.last_draft = draft
-            if draft is None:
-                self.num_late += 1
-                trees.append(DraftTree.empty(sequence.buffer.num_tokens))
-            else:
-                self.feedback.drafted(draft[0])
-                trees.append(draft[0])
-        return trees
 
     def calibrate(self) -> None:
         """Takes in what became of trees since the last time. Apart from `advance`, so that no tree waits for it."""
         for outcome in self._outcomes:
-            sequence, (tree, evidence) = outcome.sequence, outcome.draft
+            tree = outcome.draft.tree
             self.feedback.observe(tree, outcome.num_verified_nodes, outcome.accepted_node_idx)
             self._calibration.observe(
-                sequence.model, sequence.acceptance, sequence.pool, tree.parents, evidence,
+                outcome.sequence.calibration_key, tree.parents, outcome.draft.evidence,
                 outcome.num_verified_nodes, outcome.accepted_node_idx, outcome.num_emitted,
             )  # fmt: skip
         self._outcomes.clear()
 
     def _request(self, sequence: _Sequence, node_budget: int) -> DraftRequest:
         _, sources = self._provider.sources(sequence.pool, self._fingerprint)
-        scalings = self._calibration.scalings(sequence.model, sequence.acceptance, sequence.pool)
-        return DraftRequest(sequence.buffer, sources, node_budget, scalings)
+        return DraftRequest(
+            sequence.buffer, sources, node_budget, self._calibration.scalings(sequence.calibration_key)
+        )  # fmt: skip
 
     def close(self, sequence_id: int) -> None:
         """Forgets a sequence; an unknown one is ignored."""
@@ -296,10 +295,10 @@ class Drafter:
         self, sequence: _Sequence, tokens: NDArray[np.int32], num_verified_nodes: int, accepted_node_idx: int
     ) -> None:
         draft = sequence.last_draft
-        tree = DraftTree.empty(0) if draft is None else draft[0]
-        if not 0 <= num_verified_nodes <= len(tree):
+        num_nodes = 0 if draft is None else draft.num_nodes
+        if not 0 <= num_verified_nodes <= num_nodes:
             raise InvalidRequest(
-                f"num_verified_nodes is {num_verified_nodes}, must be from 0 to the {len(tree)} nodes of the last tree",
+                f"num_verified_nodes is {num_verified_nodes}, must be from 0 to the {num_nodes} nodes of the last tree",
                 field="num_verified_nodes",
             )
         if not -1 <= accepted_node_idx < num_verified_nodes:
@@ -309,7 +308,8 @@ class Drafter:
             )
         if not num_verified_nodes or draft is None:
             return
-        if not begins_with_path(tree.parents, tree.token_ids, accepted_node_idx, tokens):
+        trees = draft.batch
+        if not begins_with_path(trees.parents, trees.token_ids, draft.row, accepted_node_idx, tokens):
             raise InvalidRequest(
                 f"accepted_node_idx is {accepted_node_idx}, but the emitted token_ids do not begin with its path",
                 field="accepted_node_idx",

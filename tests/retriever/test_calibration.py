@@ -12,13 +12,13 @@ from retriever_oracles import FixedSources
 
 from laser_protocol.acceptance import Relaxed, Strict
 from laser_protocol.tree import DraftTree
-from laser_retriever.calibration import SHIFT, SLOPE, Calibration, CalibrationParams, Evidence
+from laser_retriever.calibration import SHIFT, SLOPE, Calibration, CalibrationParams, Evidence, key_of
 from laser_retriever.index import Source, Sources, build_index
 from laser_retriever.pools import PoolStatus
 from laser_retriever.sequence import Drafter
 
 NUM_LEVELS = 10
-STRICT = ("m", Strict(), "root/a")
+STRICT = key_of("m", Strict(), "root/a")
 
 
 def evidence_of(probs: list[float], origin: int = 1, level: int = 2) -> Evidence:
@@ -31,11 +31,11 @@ def feed(calibration: Calibration, prob: float, share: float, num_trees: int, or
     roots = np.array([-1], np.int32)
     for i in range(num_trees):
         emitted = int((i + 1) * share) > int(i * share)
-        calibration.observe(*STRICT, roots, evidence_of([prob], origin), 1, 0 if emitted else -1, 2)
+        calibration.observe(STRICT, roots, evidence_of([prob], origin), 1, 0 if emitted else -1, 2)
 
 
 def scaled(calibration: Calibration, prob: float, origin: int = 1) -> float:
-    cell = calibration.scalings(*STRICT)[origin, 2]
+    cell = calibration.scalings(STRICT).values[origin, 2]
     return float(1 / (1 + np.exp(-cell[SLOPE] * np.log(prob / (1 - prob)) - cell[SHIFT])))
 
 
@@ -53,8 +53,8 @@ def test_slope_and_shift_are_found_together() -> None:
     for prob in random.uniform(0.05, 0.95, 8000).tolist():
         real = 1 / (1 + np.exp(-1.4 * np.log(prob / (1 - prob)) + 0.5))
         outcome = 0 if random.random() < real else -1
-        calibration.observe(*STRICT, roots, evidence_of([prob]), 1, outcome, 2)
-    assert calibration.scalings(*STRICT)[1, 2] == pytest.approx([1.4, -0.5], abs=0.15)
+        calibration.observe(STRICT, roots, evidence_of([prob]), 1, outcome, 2)
+    assert calibration.scalings(STRICT).values[1, 2] == pytest.approx([1.4, -0.5], abs=0.15)
 
 
 def test_what_changes_is_followed_as_the_older_outcomes_fade() -> None:
@@ -67,17 +67,17 @@ def test_what_changes_is_followed_as_the_older_outcomes_fade() -> None:
 def test_only_the_key_the_source_and_the_length_that_were_observed_move() -> None:
     calibration = Calibration(NUM_LEVELS)
     feed(calibration, 0.5, 0.9, 100)
-    moved = calibration.scalings(*STRICT)
+    moved = calibration.scalings(STRICT).values
     assert np.argwhere(moved[..., SHIFT]).tolist() == [[1, 2]]
-    assert calibration.scalings("m", Strict(), "root/b") is moved, "pools below one root share a table"
+    assert calibration.scalings(key_of("m", Strict(), "root/b")).values is moved, "pools below one root share a table"
     for other in (("n", Strict(), "root"), ("m", Relaxed(), "root"), ("m", Strict(), "other")):
-        assert not calibration.scalings(*other)[..., SHIFT].any()
+        assert not calibration.scalings(key_of(*other)).values[..., SHIFT].any()
 
 
 def test_sources_beyond_the_first_ancestor_share_a_row() -> None:
     calibration = Calibration(NUM_LEVELS)
     feed(calibration, 0.5, 0.9, 50, origin=8)
-    assert np.argwhere(calibration.scalings(*STRICT)[..., SHIFT]).tolist() == [[3, 2]]
+    assert np.argwhere(calibration.scalings(STRICT).values[..., SHIFT]).tolist() == [[3, 2]]
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,8 @@ def test_a_node_has_an_outcome_if_its_parent_was_emitted_and_something_followed(
     parents = np.array([-1, -1, 0, 0, 2], np.int32)
     levels = np.arange(5, dtype=np.uint8)
     evidence = Evidence(np.ones(5, np.uint8), levels, np.full(5, 0.5, np.float32))
-    calibration.observe(*STRICT, parents, evidence, num_verified, accepted, num_emitted)
-    assert np.count_nonzero(calibration.scalings(*STRICT)[..., SHIFT]) == num_observed
+    calibration.observe(STRICT, parents, evidence, num_verified, accepted, num_emitted)
+    assert np.count_nonzero(calibration.scalings(STRICT).values[..., SHIFT]) == num_observed
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=200))
@@ -108,8 +108,8 @@ def test_no_feedback_however_false_moves_a_scaling_out_of_its_bounds(outcomes: l
     calibration = Calibration(NUM_LEVELS, params)
     for prob, emitted in outcomes:
         roots = np.array([-1], np.int32)
-        calibration.observe(*STRICT, roots, evidence_of([prob]), 1, 0 if emitted else -1, 2)
-    scalings = calibration.scalings(*STRICT)
+        calibration.observe(STRICT, roots, evidence_of([prob]), 1, 0 if emitted else -1, 2)
+    scalings = calibration.scalings(STRICT).values
     assert np.isfinite(scalings).all()
     assert (np.abs(scalings[..., SHIFT]) <= params.max_shift).all()
     assert (scalings[..., SLOPE] >= 1 / params.max_slope).all() and (scalings[..., SLOPE] <= params.max_slope).all()
@@ -118,10 +118,10 @@ def test_no_feedback_however_false_moves_a_scaling_out_of_its_bounds(outcomes: l
 def test_keys_are_limited_and_the_one_used_longest_ago_goes_first() -> None:
     calibration = Calibration(NUM_LEVELS, CalibrationParams(max_keys=2))
     for model in ("a", "b", "a", "c"):
-        calibration.observe(model, Strict(), "p", np.array([-1], np.int32), evidence_of([0.5]), 1, 0, 2)
+        calibration.observe(key_of(model, Strict(), "p"), np.array([-1], np.int32), evidence_of([0.5]), 1, 0, 2)
     assert calibration.num_keys == 2
-    assert calibration.scalings("a", Strict(), "p")[..., SHIFT].any()
-    assert not calibration.scalings("b", Strict(), "p")[..., SHIFT].any()
+    assert calibration.scalings(key_of("a", Strict(), "p")).values[..., SHIFT].any()
+    assert not calibration.scalings(key_of("b", Strict(), "p")).values[..., SHIFT].any()
 
 
 def test_threads_may_observe_and_draft_at_once() -> None:

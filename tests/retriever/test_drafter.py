@@ -187,7 +187,8 @@ def test_a_node_is_looked_up_only_if_the_sequence_may_leave_what_is_known_there(
         drafter = TreeDrafter(DraftParams(min_unseen=min_unseen), VOCAB_SIZE)
         buffer = TokenBuffer(1)
         buffer.extend(np.array([40, 1, 2, 3], np.int32))
-        [(tree, _)] = drafter.draft([DraftRequest(buffer, Sources.of([Source(index_of(*documents))]), 32)])
+        [draft] = drafter.draft([DraftRequest(buffer, Sources.of([Source(index_of(*documents))]), 32)])
+        tree = draft.tree
         paths = [path_tokens(tree, node) for node in range(len(tree))]
         assert [5, 6] in paths
         assert ([5, 8] in paths) == drafted
@@ -200,7 +201,7 @@ def test_what_a_nearer_source_holds_already_is_passed_over() -> None:
         buffer = TokenBuffer(1)
         buffer.extend(np.array([9, 1], np.int32))
         request = DraftRequest(buffer, Sources.of([Source(index, 1, passed_over)]), 8)
-        [(tree, _)] = drafter.draft([request])
+        tree = drafter.draft([request])[0].tree
         leaves = set(range(len(tree))) - set(tree.parents.tolist())
         assert sorted(path_tokens(tree, leaf) for leaf in leaves) == drafted
     assert not len(Sources.of([Source(index, 1, range(10))]).table)
@@ -295,20 +296,20 @@ def test_budgets_are_kept_up_to_the_largest_and_others_refused() -> None:
 def test_threads_and_deadlines_change_nothing_but_how_many_trees_there_are() -> None:
     index = index_of(*([i, j, k] for i in range(7) for j in range(7) for k in range(7)))
     alone, helped = drafter_on(index), drafter_on(index, num_threads=3)
-    wanted = [(i, 1 + i % 9) for i in range(40)]
+    wanted = [(i, 1 + i % 9) for i in range(150)]
     for drafter in (alone, helped):
-        for i in range(40):
+        for i in range(150):
             drafter.open(i, "p", [30, i % 7, i % 5], 1 + i % 3)
     with ThreadPoolExecutor(2) as threads:
-        trees = helped.draft_all(wanted, threads)
-        late = helped.draft_all(wanted, threads, deadline_s=0.0)
+        trees = [draft.tree for draft in helped.draft_all(wanted, threads)]
+        late = [draft.tree for draft in helped.draft_all(wanted, threads, deadline_s=0.0)]
     expected = [alone.draft(i, budget) for i, budget in wanted]
     for tree, other in zip(trees, expected, strict=True):
         assert tree.token_ids.tolist() == other.token_ids.tolist()
         assert tree.parents.tolist() == other.parents.tolist()
         assert tree.probs.tolist() == other.probs.tolist()
-    assert helped.num_late == 40
-    assert [(len(tree), tree.position) for tree in late] == [(0, 3)] * 40
+    assert helped.num_late == 150
+    assert [(len(tree), tree.position) for tree in late] == [(0, 3)] * 150
 
 
 def test_many_more_children_than_told_apart_still_give_a_valid_tree() -> None:
