@@ -10,13 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_retriever.kernel import kernel
-from laser_retriever.low_priority import at_low_priority
+from laser_retriever.kernel import give_way, kernel
 
 SORT_DEPTH = 32
 
-# Tokens from which on a build, a twentieth of a second and more, gives way to whatever drafts.
-LONG_BUILD = 1 << 18
+# Tokens of a pass after which a build gives way to what drafts, less one: about half a millisecond.
+_TURN = (1 << 16) - 1
 
 # Marks inside a token array. Neither is a token, so no query made of tokens matches across them.
 END_MARK = -1
@@ -63,9 +62,7 @@ def _sorted(tokens: NDArray[np.int32], *, is_reversed: bool) -> NDArray[np.int32
     # Every caller's array alike, so that the kernel is compiled once.
     view = np.ascontiguousarray(tokens).view()
     view.flags.writeable = False
-    if len(tokens) < LONG_BUILD:
-        return _sort_suffixes(view, is_reversed, lowest, num_ranks)
-    return at_low_priority(_sort_suffixes, view, is_reversed, lowest, num_ranks)
+    return _sort_suffixes(view, is_reversed, lowest, num_ranks)
 
 
 @kernel
@@ -81,16 +78,22 @@ def _sort_suffixes(tokens: NDArray[np.int32], is_reversed: bool, lowest: int, nu
     suffixes = np.empty(n, np.int32)
     starts = np.zeros(num_ranks + 1, np.int64)
     for i in range(n):
+        if i & _TURN == 0:
+            give_way()
         starts[ranks[i] + 1] += 1
     for rank in range(num_ranks):
         starts[rank + 1] += starts[rank]
     cursors = np.empty(n, np.int32)
     place = starts.copy()
     for i in range(n):
+        if i & _TURN == 0:
+            give_way()
         suffixes[place[ranks[i]]] = i
         place[ranks[i]] += 1
     # From here on a suffix's rank is the index where its bucket starts.
     for i in range(n):
+        if i & _TURN == 0:
+            give_way()
         ranks[i] = starts[ranks[i]]
     ordered = np.empty(n, np.int32)
     depth = 1
@@ -121,6 +124,8 @@ def _double_depth(
         ordered[cursors[bucket]] = suffix
         cursors[bucket] += 1
     for i in range(n):
+        if i & _TURN == 0:
+            give_way()
         suffix = suffixes[i] - depth
         if suffix >= 0:
             bucket = ranks[suffix]
@@ -132,6 +137,8 @@ def _double_depth(
     last_next = -1
     bucket = 0
     for i in range(n):
+        if i & _TURN == 0:
+            give_way()
         suffix = ordered[i]
         rank = ranks[suffix]
         following = ranks[suffix + depth] if suffix + depth < n else -1
