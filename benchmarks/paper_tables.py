@@ -88,6 +88,11 @@ class Bench:
         self._fingerprint = client.model().tokenizer_fingerprint
         # Without a '/', so without ancestors: a pool holds what is put there.
         self._root = f"paper-{writer.framework.name}-{kind}"
+        num_others = len(groups.keys) - arguments.tests
+        if max(arguments.pool_size) > num_others:
+            raise SystemExit(
+                f"--pool-size is {max(arguments.pool_size)}, must be at most the {num_others} other {kind}s"
+            )
         keys = np.random.default_rng(arguments.seed).permutation(groups.keys).tolist()
         self._tests: list[int] = keys[: arguments.tests]
         self._others: list[int] = keys[arguments.tests : arguments.tests + max(arguments.pool_size)]
@@ -132,6 +137,8 @@ class Bench:
         return tuple(ids)
 
     def _generate(self, keys: Sequence[int], writer: PromptWriter, what: str) -> dict[int, Generation]:
+        if not keys:
+            return {}
         prompts = [writer.write(self._kind, key) for key in keys]
         with tqdm(total=len(prompts), desc=f"{self._root}: {what}", leave=False) as bar:
             made = self._ask(prompts, STRICT, ["paper-none"] * len(prompts), lambda: bar.update())

@@ -114,7 +114,7 @@ def _smallest(snapshots: Sequence[PoolSnapshot], max_documents: int) -> list[tup
     Chosen by numpy, which lets other threads run; sorting as many in Python would hold them up for milliseconds.
     """
     chosen: list[tuple[tuple[str, ...], TokenIndex, int]] = []
-    hashes = np.empty(0, np.uint64)
+    found = [np.empty(0, np.uint64)]
     for snapshot in snapshots:
         path = tuple(snapshot.pool.split("/"))
         base = hashlib.blake2b(snapshot.pool.encode() + b"\0", digest_size=8)
@@ -124,10 +124,12 @@ def _smallest(snapshots: Sequence[PoolSnapshot], max_documents: int) -> list[tup
             state.update(document_id.encode())
             digests += state.digest()
             chosen.append((path, index, i))
-        hashes = np.concatenate((hashes, np.frombuffer(digests, ">u8").astype(np.uint64)))
-        if len(hashes) > max_documents:
+        found.append(np.frombuffer(digests, ">u8").astype(np.uint64))
+        # Not after every pool: there may be thousands of a few documents each.
+        if len(chosen) > 2 * max_documents:
+            hashes = np.concatenate(found)
             kept = np.argpartition(hashes, max_documents - 1)[:max_documents]
-            chosen, hashes = [chosen[i] for i in kept.tolist()], hashes[kept]
-    in_order = [chosen[i] for i in np.argsort(hashes, kind="stable").tolist()]
+            chosen, found = [chosen[i] for i in kept.tolist()], [hashes[kept]]
+    in_order = [chosen[i] for i in np.argsort(np.concatenate(found), kind="stable")[:max_documents].tolist()]
     in_order.sort(key=lambda item: item[0])
     return in_order

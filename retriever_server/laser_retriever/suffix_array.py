@@ -74,6 +74,8 @@ def _sort_suffixes(tokens: NDArray[np.int32], is_reversed: bool, lowest: int, nu
     n = len(tokens)
     ranks = np.empty(n, np.int32)
     for i in range(n):
+        if i & _TURN == 0:
+            give_way()
         ranks[i] = tokens[n - 1 - i if is_reversed else i] - lowest
     suffixes = np.empty(n, np.int32)
     starts = np.zeros(num_ranks + 1, np.int64)
@@ -117,6 +119,8 @@ def _double_depth(
     """From order by `depth` tokens to order by twice that, in `ordered` and `ranks`. Returns the number of buckets."""
     n = len(suffixes)
     for i in range(n):
+        if i & _TURN == 0:
+            give_way()
         cursors[i] = i
     # Suffixes no longer than `depth` have nothing behind it, which sorts first.
     for suffix in range(n - 1, max(n - depth, 0) - 1, -1):
@@ -149,5 +153,7 @@ def _double_depth(
             last_next = following
         fresh[suffix] = bucket
     for i in range(n):
+        if i & _TURN == 0:
+            give_way()
         ranks[i] = fresh[i]
     return num_buckets

@@ -152,10 +152,13 @@ def test_a_decision_runs_the_seeds_its_spread_asks_for_and_no_more_than_the_limi
     assert "spread" in said[0] and "4 are run" in said[0]
     again = evaluation.decide("deepfm", "other", said.append, num_pilot=2, max_seeds=4)
     assert again == compared and said[1] == said[0], "the pilot stays what it was"
+    evaluation.run(["deepfm"], ["plain", "other"], 5)
+    later = evaluation.decide("deepfm", "other", said.append, num_pilot=2, max_seeds=4)
+    assert later == compared, "and seeds that were run since do not join in"
     with pytest.raises(ValueError, match="'plain' is the reference itself"):
         evaluation.decide("deepfm", "plain", said.append, num_pilot=2)
     runs = pq.read_table(tmp_path / "runs.parquet").to_pylist()
-    assert sorted(run["seed"] for run in runs if run["knowledge"] == "other") == [0, 1, 2, 3]
+    assert sorted(run["seed"] for run in runs if run["knowledge"] == "other") == [0, 1, 2, 3, 4]
 
 
 def test_the_seeds_a_margin_needs_grow_with_the_square_of_the_spread() -> None:

@@ -17,6 +17,7 @@ import pytest
 from laser_client import Unauthenticated
 from laser_protocol.v1 import verifier_pb2
 from laser_recsys.frameworks.prompts import Prompt
+from laser_recsys.knowledge import job
 from laser_recsys.knowledge.job import JobConfig, JobFailed
 from laser_recsys.knowledge.ledger import LedgerError, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
@@ -43,6 +44,7 @@ class Verifier(EchoVerifier):
         self._model = model
         self.pause_s = 0.0
         self.breaks = False
+        self.num_broken: Counter[str] = Counter()
 
     def GetModel(self, request: Any, context: Any) -> verifier_pb2.GetModelResponse:  # noqa: N802
         return verifier_pb2.GetModelResponse(name=self._model, dtype="float32", tokenizer_fingerprint="f" * 64)
@@ -54,6 +56,8 @@ class Verifier(EchoVerifier):
         if down:
             context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
         if self.breaks:
+            with self._lock:
+                self.num_broken[request.text.text] += 1
             context.abort(grpc.StatusCode.INTERNAL, "internal error, request id abc")
         if "invalid" in request.text.text:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "prompt has 9000 tokens")
@@ -158,13 +162,28 @@ def test_a_job_starts_while_one_of_its_verifiers_is_down(tmp_path: Path) -> None
         run(tmp_path / "other", tasks(), nobody, patience_s=0.2)
 
 
-def test_a_sick_verifier_makes_no_prompt_be_given_up_while_another_is_well(tmp_path: Path) -> None:
+def test_a_sick_verifier_makes_no_prompt_be_given_up_while_another_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(job, "_LONGEST_PAUSE_S", 0.001)
     sick, healthy = Verifier(), Verifier()
     sick.breaks = True
-    healthy.pause_s = 0.02  # so that the sick one is always the first to be free
+    healthy.pause_s = 0.3  # long enough for the sick one to fail at what comes back again and again
     with serving(sick) as first, serving(healthy) as second:
         run(tmp_path, tasks(8), first, second)
     assert ids(tmp_path) == Counter(str(number) for number in range(8))
+    assert max(sick.num_broken.values()) > 5
+
+
+def test_a_prompt_that_breaks_the_only_verifier_there_is_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_FIRST_PAUSE_S", 0.001)
+    asked = [*tasks(2), Task(Prompt("x", "user", "kar", "fail"), "p")]
+    with serving(Verifier()) as address, pytest.raises(IncompleteJob, match="1 of 3 prompts were given up"):
+        run(tmp_path, asked, "127.0.0.1:9", address)
+    assert ids(tmp_path) == Counter("01")
 
 
 def test_two_verifiers_share_the_work(tmp_path: Path) -> None:
@@ -206,7 +225,7 @@ def test_a_wrong_token_ends_the_job_at_once_as_what_it_is(tmp_path: Path) -> Non
 def test_the_speed_up_is_known_from_prompts_first_generated_plainly(tmp_path: Path) -> None:
     verifier = Verifier()
     with serving(verifier) as address:
-        run(tmp_path, [Task(Prompt("x", "user", "kar", "?"), "p"), *tasks(5)], address, num_baseline=2)
+        run(tmp_path, tasks(6), "127.0.0.1:9", address, num_baseline=2)
     plain = [request for request in verifier.requests if request.drafting == verifier_pb2.DRAFTING_OFF]
     assert len(plain) == 2 and not any(request.learn for request in plain)
     assert len(ids(tmp_path)) == 6

@@ -80,6 +80,9 @@ def test_a_folder_that_holds_another_split_or_dataset_is_not_overwritten(dataset
         write_prepared(tmp_path, dataset, "time")
     with pytest.raises(DatasetError, match="holds ml-100k with name 'ml-100k', asked for is 'other'"):
         write_prepared(tmp_path, dataclasses.replace(dataset, name="other"), "user")
+    fewer = dataclasses.replace(dataset, ratings=dataset.ratings.take(slice(1, None)))
+    with pytest.raises(DatasetError, match="holds ml-100k with num_ratings"):
+        write_prepared(tmp_path, fewer, "user")
     assert read_prepared(tmp_path)[0].name == "ml-100k"
 
 

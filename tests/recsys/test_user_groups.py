@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,8 @@ def test_groups_are_read_back_as_written_and_a_doubled_or_outlying_row_is_named(
     assert read_groups(path, "item", dataset).of(7) == 0
     with pytest.raises(ValueError, match="holds no groups of kind 'user' of named"):
         read_groups(path, "user", named({1: "c"}, {}))
+    with pytest.raises(ValueError, match="holds no groups of kind 'user' of other"):
+        read_groups(path, "user", dataclasses.replace(dataset, name="other"))
     write_groups(path, {"user": Groups(np.array([1, 1], np.int64), np.array([0, 1], np.int64), 2, "")}, dataset)
     with pytest.raises(ValueError, match="holds a user twice"):
         read_groups(path, "user", dataset)

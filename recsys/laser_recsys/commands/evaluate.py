@@ -46,11 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "history of the built-in frameworks)",
     )
     parser.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count(),
-        metavar="N",
-        help="runs at a time (default: %(default)s, one a core)",
+        "--jobs", type=int, metavar="N", help="runs at a time (default: as many as processors may be used)"
     )
     parser.add_argument("--shuffled", action="store_true", help="add the control of shuffled texts")
     parser.add_argument(
@@ -64,6 +60,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     Raises:
         DatasetError, CacheError, ValueError: see the modules of `laser_recsys.ctr`.
     """
+    import joblib
+
     from laser_recsys.ctr.encoder import ENCODER_NAME
     from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Evaluation
     from laser_recsys.ctr.knowledge_vectors import load_knowledge, shuffled
@@ -86,7 +84,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         raise ValueError(f"--decide is {arguments.decide!r}, must be one of {', '.join(knowledge) or 'the rows: none'}")
     if arguments.decide == reference:
         raise ValueError(f"--decide is {reference!r}, the first row, that all are compared with: name another one")
-    evaluation = Evaluation(samples, knowledge, reference, arguments.output, arguments.jobs)
+    num_jobs = arguments.jobs or joblib.cpu_count()
+    evaluation = Evaluation(samples, knowledge, reference, arguments.output, num_jobs)
     evaluation.run(arguments.networks, evaluation.names, arguments.seeds)
     if arguments.decide is not None:
         evaluation.decide(arguments.networks[0], arguments.decide, say, arguments.seeds, arguments.max_seeds)
@@ -107,7 +106,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     for name, least in (("seeds", 1), ("max_seeds", 2), ("shown", 0), ("jobs", 1)):
-        if getattr(arguments, name) < least:
+        if (value := getattr(arguments, name)) is not None and value < least:
             option = name.replace("_", "-")
             raise argparse.ArgumentTypeError(f"--{option} is {getattr(arguments, name)}, must be at least {least}")
     if arguments.decide is not None and arguments.seeds < 2:

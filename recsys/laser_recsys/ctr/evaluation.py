@@ -83,7 +83,7 @@ class Evaluation:
         self._digests = {name: _digest(samples, tables) for name, tables in self._tables.items()}
         self._runs: dict[tuple[str, str, int], Run] = {}
         self._others: list[dict[str, Any]] = []
-        self._decided: dict[tuple[str, str], int] = {}
+        self._decided: dict[tuple[str, str], tuple[int, int]] = {}  # seeds needed, and run
         self._read_kept()
 
     @property
@@ -100,12 +100,12 @@ class Evaluation:
         missing = [key for key in wanted if key not in self._runs]
         first = {(network, self._digests[name], seed): (network, name, seed) for network, name, seed in missing[::-1]}
         unlike = [key for key in missing if key in first.values() and self._of_equal_vectors(*key) is None]
-        # A thread each: layers this small gain little by a second one, runs beside each other all of it.
+        # Several at a time, a thread each: layers this small gain little by a second one, runs beside each other all.
         with (
             tqdm(total=len(unlike), desc="training", unit="run") as bar,
             joblib.parallel_config("loky", n_jobs=self._num_jobs, inner_max_num_threads=1),
         ):
-            made = joblib.Parallel(return_as="generator_unordered")(
+            made = joblib.Parallel(return_as="generator_unordered", mmap_mode="c")(
                 joblib.delayed(train)(network, name, self._samples, self._tables[name], seed)
                 for network, name, seed in unlike
             )
@@ -135,8 +135,9 @@ class Evaluation:
             raise ValueError(f"{name!r} is the reference itself, must be a row that is compared with it")
         ours, reference = self._paired(network, name, num_pilot)
         pilot = compare([run.auc for run in ours], [run.auc for run in reference])
-        needed = self._decided[network, name] = max(pilot.num_needed, num_pilot)
+        needed = max(pilot.num_needed, num_pilot)
         num_seeds = min(needed, max(max_seeds, num_pilot))
+        self._decided[network, name] = needed, num_seeds
         say(
             f"{network}, {name} against {self._reference}: spread {pilot.spread:.5f} over {pilot.num_seeds} seeds, "
             f"so {needed} seeds are needed; {num_seeds} are run"
@@ -145,9 +146,9 @@ class Evaluation:
         return self.compare(network, name)
 
     def compare(self, network: str, name: str) -> Comparison:
-        """AUC of a row against the reference, over the seeds that both have."""
-        ours, reference = self._paired(network, name)
-        needed = self._decided.get((network, name))
+        """AUC of a row against the reference, over the seeds that both have; of a decided one, over those it ran."""
+        needed, num_seeds = self._decided.get((network, name), (None, math.inf))
+        ours, reference = self._paired(network, name, num_seeds)
         return compare([run.auc for run in ours], [run.auc for run in reference], num_needed=needed)
 
     def rows(self, networks: Sequence[str]) -> list[Row]:

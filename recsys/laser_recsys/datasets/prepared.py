@@ -3,6 +3,7 @@ split."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -59,7 +60,10 @@ def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user", one_in:
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"format": _FORMAT, "name": dataset.name, "noun": dataset.noun, "split_by": by, "one_in": one_in}
+    facts = {
+        "format": _FORMAT, "name": dataset.name, "noun": dataset.noun, "split_by": by, "one_in": one_in,
+        "num_ratings": len(dataset.ratings), "ratings": _digest(dataset),
+    }  # fmt: skip
     _check_same(folder / "prepared.json", facts)
     (folder / "prepared.json").unlink(missing_ok=True)
     parts = split(dataset.ratings, by, one_in)
@@ -73,6 +77,19 @@ def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user", one_in:
     _write(folder / "ratings.parquet", pyarrow.concat_tables(map(_rating_table, _each(parts), range(len(PARTS)))))
     _publish(folder / "prepared.json", lambda path: path.write_text(json.dumps(facts, indent=1), encoding="utf8"))
     return parts
+
+
+def _digest(dataset: Dataset) -> str:
+    """Of the ratings by published ids' numbers: others are split otherwise."""
+    digest = hashlib.sha256()
+    for array in (
+        dataset.ratings.user_ids,
+        dataset.ratings.item_ids,
+        dataset.ratings.stars,
+        dataset.ratings.timestamps,
+    ):
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_same(path: Path, facts: Mapping[str, object]) -> None:

@@ -17,6 +17,7 @@ from laser_recsys.knowledge.rows import read_rows, write_parquet
 
 SCHEMA = pyarrow.schema(
     [
+        ("dataset", pyarrow.string()),
         ("kind", pyarrow.string()),
         ("id", pyarrow.string()),
         ("group", pyarrow.int32()),
@@ -31,6 +32,7 @@ def write_groups(path: Path, groups: Mapping[str, Groups], dataset: Dataset) -> 
     tables = [
         pyarrow.Table.from_pydict(
             {
+                "dataset": [dataset.name] * len(made.keys),
                 "kind": [kind] * len(made.keys),
                 "id": [_known(dataset, kind)[key].id for key in made.keys.tolist()],
                 "group": made.group_idx.astype(np.int32),
@@ -51,7 +53,12 @@ def read_groups(path: Path, kind: str, dataset: Dataset) -> Groups:
         ValueError: the file is not to be read, lacks a column, or holds none of that kind and dataset.
     """
     key_of = {member.id: key for key, member in _known(dataset, kind).items()}
-    rows = [row for row in read_rows(path, SCHEMA) if row["kind"] == kind and row["id"] in key_of]
+    # Ids are numbers in many datasets, so those of another one may all be found here.
+    rows = [
+        row
+        for row in read_rows(path, SCHEMA)
+        if (row["dataset"], row["kind"]) == (dataset.name, kind) and row["id"] in key_of
+    ]
     if not rows:
         raise ValueError(f"{path} holds no groups of kind {kind!r} of {dataset.name}")
     rows.sort(key=lambda row: key_of[row["id"]])

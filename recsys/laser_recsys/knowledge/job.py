@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -159,16 +159,24 @@ async def run_job(
 async def plain_rate(config: JobConfig, tasks: Sequence[Task]) -> float:
     """Tokens/s of plain decoding of `tasks` at the job's concurrency; nothing is kept or learned.
 
-    A prompt that fails is left out; 0 if all do.
+    A prompt that is refused is left out, a verifier that fails is not asked again; 0 if nothing is left.
     """
     started = time.perf_counter()
     waiting, num_tokens = deque(tasks), 0
 
     async def work(client: AsyncLaserClient) -> None:
         nonlocal num_tokens
-        while waiting:
-            with contextlib.suppress(InvalidRequest, *_TRANSIENT):
-                made = await _ask(client, waiting.popleft(), PLAIN, config, learn=False)
+        with contextlib.suppress(*_TRANSIENT):
+            await client.model()  # before any prompt is taken
+            while waiting:
+                task = waiting.popleft()
+                try:
+                    made = await _ask(client, task, PLAIN, config, learn=False)
+                except InvalidRequest:
+                    continue
+                except _TRANSIENT:
+                    waiting.append(task)  # for another one
+                    raise
                 num_tokens += made.stats.num_output_tokens
 
     async with _clients(config) as clients:
@@ -216,8 +224,9 @@ class _Job:
         self._writing = asyncio.Lock()
         self._changed = asyncio.Event()
         self._all_done = asyncio.Event()
-        self._failures: dict[TaskKey, list[str]] = {}
-        self._checked: set[str] = set()
+        self._failures: dict[TaskKey, Counter[str]] = {}
+        self._checked: set[str] = set()  # serve the job's model, as far as we know
+        self._seen: set[str] = set()  # did so once
         self._last_success = time.monotonic()
         self.refused: list[Refused] = []
 
@@ -244,7 +253,8 @@ class _Job:
         pause_s = _FIRST_PAUSE_S
         while (task := await self._take()) is not None:
             try:
-                await self._check_model(address, client)
+                if not await self._serves_model(address, client):
+                    raise NotReady(f"{address} does not say what it serves")
                 made = await _ask(client, task, self._config.mode, self._config, self._config.learn)
             except InvalidRequest as error:
                 self._refuse(task, error)
@@ -263,15 +273,22 @@ class _Job:
                 if len(self._rows) >= self._config.part_rows:
                     await asyncio.shield(self._write_part())
 
-    async def _check_model(self, address: str, client: AsyncLaserClient) -> None:
+    async def _serves_model(self, address: str, client: AsyncLaserClient) -> bool:
+        """False: it does not answer, which says nothing about the prompt that it was to be asked."""
         if address in self._checked:
-            return
-        model = await client.model()
+            return True
+        try:
+            model = await client.model()
+        except _TRANSIENT as error:
+            logger.debug("knowledge.no_answer verifier=%s error=%s", address, error)
+            return False
         for name in ("name", "tokenizer_fingerprint", "dtype"):
             theirs, ours = getattr(model, name), getattr(self._model, name)
             if theirs != ours:
                 raise JobFailed(f"{address} has {name} {theirs!r}, the job has {ours!r}: must be the same")
         self._checked.add(address)
+        self._seen.add(address)
+        return True
 
     async def _take(self) -> Task | None:
         """The next task; None once all are done. While others are open one of them may come back."""
@@ -296,12 +313,14 @@ class _Job:
     def _retry(self, task: Task, address: str, error: LaserError) -> None:
         """To be done next, unless this prompt alone is what fails, or no verifier answers any more.
 
-        One sick verifier says nothing about a prompt: it must have failed at another one too, where there is one.
+        One sick verifier says nothing about a prompt: it must have failed twice at another one too, where there is one
+        that has ever served.
         """
         if isinstance(error, _PERHAPS_THE_PROMPT):
-            failed_at = self._failures.setdefault(task.key, [])
-            failed_at.append(address)
-            if len(failed_at) >= _MAX_FAILURES and len(set(failed_at)) >= min(2, len(self._config.verifiers)):
+            failures = self._failures.setdefault(task.key, Counter())
+            failures[address] += 1
+            num_witnesses = sum(count > 1 for count in failures.values())
+            if failures.total() >= _MAX_FAILURES and num_witnesses >= min(2, len(self._seen)):
                 self._refuse(task, error)
                 return
         self._returned.append(task)

@@ -119,6 +119,8 @@ def run_ray_job(
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     ray.init(address=address, include_dashboard=False, log_to_driver=False)
+    # Else what a worker raised is lost on the way here.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     try:
         rows: Any = ray.data.read_parquet([str(path) for path in prompts])
         made = rows.repartition(target_num_rows_per_block=_BATCHES_PER_WORKER * share.concurrency).map_batches(
@@ -130,11 +132,14 @@ def run_ray_job(
             num_cpus=0.5,  # it waits for verifiers
         )
         made.write_parquet(str(partial))
-    except RayError as error:
-        raise JobFailed(f"Ray: {_root_cause(error)}") from error
+    except (RayError, LaserError, JobFailed) as error:
+        raise JobFailed(f"Ray: {getattr(error, 'cause', None) or error}") from error
     finally:
         ray.shutdown()
-    keys = [tuple(row.values()) for row in read_rows(partial, SCHEMA, ("framework", "kind", "id"))]
+    # Where every prompt was given up Ray leaves nothing.
+    partial.mkdir(exist_ok=True)
+    files = sorted(partial.glob("*.parquet"))
+    keys = [tuple(row.values()) for file in files for row in read_rows(file, SCHEMA, ("framework", "kind", "id"))]
     done = set(keys)
     if len(done) != len(keys):
         raise JobFailed(f"{partial} holds {len(keys) - len(done)} texts twice")
@@ -146,9 +151,3 @@ def run_ray_job(
             "the rest. Ray's logs of the workers say why (knowledge.refused)"
         )
     return len(keys)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """What a worker raised, out of what Ray wrapped it in."""
-    inner = getattr(error, "cause", None) or error.__cause__
-    return _root_cause(inner) if isinstance(inner, BaseException) else error

@@ -13,6 +13,7 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from laser_client import Generation, LaserError
+from laser_recsys.cache import building
 from laser_recsys.errors import RecsysError
 from laser_recsys.frameworks.answers import parse_answer
 from laser_recsys.knowledge.job import JobConfig, JobFailed, Refused, plain_rate, run_job, served_model
@@ -116,6 +117,8 @@ def _conclude(
         say("tried again: " + ", ".join(f"{count} at {address}" for address, count in bar.num_retries.items()))
     if len(ledger.done) + len(refused) != len(tasks):
         raise JobFailed(f"{len(ledger.done)} texts are done, {len(tasks)} were asked for")
+    refusals = ledger.folder / "refused.jsonl"
+    _write_refused(refusals, refused)  # first: a file of all texts that are done must not look like one of all
     path = ledger.merge()
     num_tokens, num_steps = ledger.rates()
     say(f"{len(ledger.done)} texts, {num_tokens} tokens, {num_tokens / max(num_steps, 1):.2f} tokens per step: {path}")
@@ -123,8 +126,6 @@ def _conclude(
         num_failed, num_answers = count_unparsed(path, framework)
         say(f"{framework}: {num_failed} of {num_answers} answers are no JSON object with summarization and reasoning")
 
-    refusals = ledger.folder / "refused.jsonl"
-    _write_refused(refusals, refused)
     if refused:
         shown = "\n".join(f"  {' '.join(each.task.key)}: {each.reason}" for each in refused[:_SHOWN_REFUSALS])
         raise IncompleteJob(
@@ -139,7 +140,9 @@ def _write_refused(path: Path, refused: Sequence[Refused]) -> None:
     if refused:
         names = ("framework", "kind", "id")
         lines = [dict(zip(names, each.task.key, strict=True)) | {"reason": each.reason} for each in refused]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf8")
+        with building(path) as built:
+            built.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf8")
+            built.replace(path)
 
 
 def count_unparsed(path: Path, framework: str) -> tuple[int, int]:
