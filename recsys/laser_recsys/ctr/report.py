@@ -15,8 +15,8 @@ from laser_recsys.ctr.statistics import MARGIN, Comparison
 from laser_recsys.page import render_template, write_page
 
 HEADINGS = (
-    "network", "knowledge", "seeds", "AUC", "LogLoss", "AUC difference [95 %]", "LogLoss difference [95 %]",
-    "equivalence p", "seeds needed", "verdict",
+    "network", "knowledge", "seeds", "AUC", "AUC difference [95 %]", "verdict", "equivalence p", "seeds needed",
+    "LogLoss", "LogLoss difference [95 %]",
 )  # fmt: skip
 
 
@@ -31,17 +31,18 @@ class _NetworkSection:
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text, in the order of `HEADINGS`."""
     auc, log_loss = ([getattr(run, name) for run in row.runs] for name in ("auc", "log_loss"))
-    first = (row.network, row.knowledge, str(len(row.runs)), _spread(auc), _spread(log_loss))
+    first = (row.network, row.knowledge, str(len(row.runs)), _spread(auc))
     if row.auc is None or row.log_loss is None:
-        return (*first, "reference" if row.auc is None else "", "", "", "", "")
+        return (*first, "reference", "", "", "", _spread(log_loss), "")
     compared = row.auc
     return (
         *first,
         _difference(compared),
-        _difference(row.log_loss),
+        compared.verdict,
         f"{compared.equivalence_p:.3f}",
         str(compared.num_needed),
-        compared.verdict,
+        _spread(log_loss),
+        _difference(row.log_loss),
     )
 
 
