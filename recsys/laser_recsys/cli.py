@@ -21,7 +21,7 @@ _EPILOG = """\
 the pipeline, Parquet between the steps:
   laser-recsys prepare  --output data
   laser-recsys group    --data data
-  laser-recsys prompts  --data data --framework kar
+  laser-recsys prompts  --data data --framework kar --model ./smollm2   # with the tokenizer: none is too long
   laser-recsys generate --prompts data/prompts-kar.parquet --verifier localhost:50052 --output knowledge
   laser-recsys evaluate --data data --knowledge kar=knowledge/knowledge.parquet
 """
