@@ -26,6 +26,7 @@ from tqdm import tqdm
 from laser_retriever.cli import SWITCH_INTERVAL_S
 from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 from laser_retriever.index import TokenIndex, build_index
+from laser_retriever.warmup import settle_garbage_collector
 
 VOCAB_SIZE = 2**31 - 1
 
@@ -84,6 +85,7 @@ def main() -> None:
     alone = draft_while(lambda: time.monotonic() < stop, draft, len(buffers))
     # What is built is kept: giving memory back is the business of whoever replaces an index, not of building one.
     built: list[TokenIndex] = []
+    settle_garbage_collector()  # as the server does before it serves
     builder = threading.Thread(target=lambda: built.extend(build_index(documents) for _ in range(arguments.repeats)))
     builder.start()
     beside = draft_while(builder.is_alive, draft, len(buffers))
