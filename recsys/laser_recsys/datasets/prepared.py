@@ -80,7 +80,7 @@ def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user", one_in:
 
 
 def _digest(dataset: Dataset) -> str:
-    """Of the ratings by published ids' numbers: others are split otherwise."""
+    """Of the ratings, 16 hex digits: others, also a core of the same ones, are split otherwise."""
     digest = hashlib.sha256()
     for array in (
         dataset.ratings.user_ids,

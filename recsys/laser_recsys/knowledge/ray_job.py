@@ -136,6 +136,16 @@ def run_ray_job(
         raise JobFailed(f"Ray: {getattr(error, 'cause', None) or error}") from error
     finally:
         ray.shutdown()
+    return _publish(partial, output, tasks)
+
+
+def _publish(partial: Path, output: Path, tasks: PromptFiles) -> int:
+    """Gives the finished output its name. Returns how many rows it holds.
+
+    Raises:
+        JobFailed: a text stands twice.
+        IncompleteJob: prompts were given up.
+    """
     # Where every prompt was given up Ray leaves nothing.
     partial.mkdir(exist_ok=True)
     files = sorted(partial.glob("*.parquet"))
