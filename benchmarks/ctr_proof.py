@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from benchmarks.held_out import servers
+from benchmarks._servers import servers, verifier_options
 from benchmarks.text_quality import describe
 
 from laser_recsys.processes import command_path
@@ -80,13 +80,11 @@ def main() -> None:
          *arguments.kinds, "--max-new-tokens", arguments.max_new_tokens, "--output", prompts)  # fmt: skip
     made: dict[str, Path] = {}
     reference: dict[Any, dict[str, Any]] = {}
-    settings = argparse.Namespace(
-        dtype="auto", draft_policy="value", nodes=32, concurrency=arguments.concurrency,
-        verifier_options=["--max-model-len", "1024"],
-    )  # fmt: skip
+    options = (*verifier_options(arguments.concurrency), "--max-model-len", "1024")
     for row in arguments.rows:
-        (output / "servers" / row).mkdir(parents=True, exist_ok=True)
-        with servers(str(model), settings, output / "servers" / row) as (_, verifier):
+        logs = output / "servers" / row
+        logs.mkdir(parents=True, exist_ok=True)
+        with servers(model, logs / "pools", logs, *options) as (_, verifier):
             for generation in range(1 + (0 if row.startswith("plain") else arguments.generations)):
                 name = row if generation == 0 else f"{row}-{generation}"
                 made[name] = output / name / "knowledge.parquet"

@@ -92,7 +92,7 @@ def groups(kind: str, num_groups: int) -> dict[int, int]:
     """The groups that `laser-recsys group` gives, by id."""
     dataset = read_dataset("ml-100k", None, default_cache_dir())
     if kind == "user":
-        made = user_groups("collaborative", dataset, split(dataset.ratings).past, num_groups, 0)[0]
+        made = user_groups("collaborative", dataset, split(dataset.ratings).seen, num_groups, 0)[0]
     else:
         made = item_groups("genre", dataset, num_groups, 0)
     return dict(zip(made.keys.tolist(), made.group_idx.tolist(), strict=True))

@@ -10,21 +10,17 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks._servers import fill_pool, servers, verifier_options
 from tqdm import tqdm
 
 from laser_client import Generation, LaserClient, Relaxed, Strict
-from laser_client.pools import Document, PoolClient
 from laser_protocol.acceptance import Acceptance
-from laser_protocol.channel import Endpoint
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.example_model import prepare_example_model
-from laser_recsys.processes import ServerProcess, command_path, free_address
 
 POOL = "bench/held-out"
 MODES: dict[str, Acceptance | None] = {"plain": None, "strict": Strict(), "relaxed": Relaxed(top_k=2, min_prob=0.1)}
@@ -58,30 +54,6 @@ def id_range(text: str) -> range:
     """`1-736` as a range with both ends."""
     first, _, last = text.partition("-")
     return range(int(first), int(last) + 1)
-
-
-@contextmanager
-def servers(model: str, arguments: argparse.Namespace, directory: Path) -> Iterator[tuple[str, str]]:
-    """Addresses of a retriever and a verifier, healthy."""
-    retriever, verifier = free_address(), free_address()
-    serve = [command_path("laser-retriever"), "serve", "--pools", str(directory / "pools"), "--listen", retriever]
-    with ServerProcess("retriever", serve, retriever, directory / "retriever.log") as first:
-        first.wait_until_healthy(60)
-        serve = [command_path("laser-verifier"), "serve", "--model", model, "--retriever", retriever]
-        serve += ["--listen", verifier, "--dtype", arguments.dtype, "--draft-policy", arguments.draft_policy]
-        serve += ["--max-draft-nodes", str(arguments.nodes), "--max-sequences", str(arguments.concurrency)]
-        serve += getattr(arguments, "verifier_options", ())
-        with ServerProcess("verifier", serve, verifier, directory / "verifier.log") as second:
-            second.wait_until_healthy(300)
-            yield retriever, verifier
-
-
-def fill_pool(retriever: str, pool_id: str, documents: list[dict[str, Any]], fingerprint: str) -> None:
-    """Adds the outputs of corpus lines to a pool and returns when they are drafted from."""
-    made = [Document.make(str(document["id"]), document["output_token_ids"]) for document in documents]
-    with PoolClient(Endpoint.make(retriever)) as pools:
-        assert sum(pools.add(pool_id, fingerprint, made)) == len(made)
-    time.sleep(3.0)  # readers look for new documents every two seconds
 
 
 def measure(client: LaserClient, documents: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Totals]:
@@ -124,9 +96,10 @@ def main() -> None:
     test = [document for document in corpus if document["id"] in arguments.test_ids]
     cache = default_cache_dir()
     model = arguments.model or str(prepare_example_model(cache / "SmolLM2-135M-Instruct", cache))
+    options = verifier_options(arguments.concurrency, arguments.dtype, arguments.nodes, arguments.draft_policy)
     with (
         tempfile.TemporaryDirectory() as directory,
-        servers(model, arguments, Path(directory)) as (retriever, verifier),
+        servers(model, Path(directory), Path(directory), *options) as (retriever, verifier),
         LaserClient(verifier) as client,
     ):
         fill_pool(retriever, POOL, pool, client.model().tokenizer_fingerprint)

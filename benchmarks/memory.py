@@ -19,13 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from benchmarks._servers import verifier_options
 from tqdm import tqdm
 from transformers import AutoConfig
 
 from laser_client import LaserClient
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
-from laser_recsys.processes import ServerProcess, command_path, free_address
+from laser_recsys.processes import retriever_process, verifier_process
 
 MAX_MODEL_LEN, MAX_DRAFT_NODES = 512, 32
 NUM_NEW_TOKENS, SHORT_PROMPT, SHORT_OUTPUT = 16, 32, 8
@@ -35,30 +36,14 @@ _MIB = 2**20
 @contextmanager
 def verifier(model: Path, num_slots: int, directory: Path) -> Iterator[tuple[LaserClient, psutil.Process]]:
     """A verifier with a retriever beside it: a client of it, and its process."""
-    pools, address = free_address(), free_address()
-    serve = [command_path("laser-retriever"), "serve", "--pools", str(directory / "pools"), "--listen", pools]
-    with ServerProcess("retriever", serve, pools, directory / "retriever.log") as first:
+    with retriever_process(directory / "pools", directory / "retriever.log") as first:
         first.wait_until_healthy(60)
-        serve = [
-            command_path("laser-verifier"),
-            "serve",
-            "--model",
-            str(model),
-            "--retriever",
-            pools,
-            "--listen",
-            address,
-        ]
-        serve += ["--max-sequences", str(num_slots), "--max-model-len", str(MAX_MODEL_LEN)]
-        serve += ["--max-draft-nodes", str(MAX_DRAFT_NODES)]
-        with ServerProcess("verifier", serve, address, directory / "verifier.log") as second:
+        options = (*verifier_options(num_slots, nodes=MAX_DRAFT_NODES), "--max-model-len", str(MAX_MODEL_LEN))
+        log_path = directory / "verifier.log"
+        with verifier_process(model, log_path, *options, retriever=first.address) as second:
             second.wait_until_healthy(300)
-            serving = next(
-                process for process in psutil.Process().children(recursive=True)
-                if "laser-verifier" in " ".join(process.cmdline()) and address in process.cmdline()
-            )  # fmt: skip
-            with LaserClient(address, max_in_flight=num_slots) as client:
-                yield client, serving
+            with LaserClient(second.address, max_in_flight=num_slots) as client:
+                yield client, psutil.Process(second.pid)
 
 
 def fill(client: LaserClient, tokens: list[int], num_slots: int) -> None:

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.held_out import id_range, servers
+from benchmarks._servers import fill_pool, servers, verifier_options
+from benchmarks.held_out import id_range
 
 from laser_client import Generation, LaserClient, Relaxed, Strict
-from laser_client.pools import Document, PoolClient
-from laser_protocol.channel import Endpoint
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
 
@@ -53,7 +52,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="default: SmolLM2-135M-Instruct from its wheel")
     parser.add_argument("--dtype", default="auto", help="default: %(default)s")
     # Otherwise whoever runs second finds the prompts' keys and values there.
-    parser.set_defaults(nodes=32, draft_policy="value", verifier_options=("--no-prefix-reuse",))
     arguments = parser.parse_args()
     if arguments.unrelated_corpus is None and any(pool == "unrelated" for _, pool in arguments.cases):
         parser.error("a case :unrelated needs --unrelated-corpus")
@@ -88,16 +86,13 @@ def run_case(model: str, concurrency: int, pool: str, arguments: argparse.Namesp
     source = arguments.unrelated_corpus if pool == "unrelated" else arguments.corpus
     documents = [line for line in read(source) if line["id"] in arguments.pool_ids]
     tests = [line["prompt_token_ids"] for line in read(arguments.corpus) if line["id"] in arguments.test_ids]
-    arguments.concurrency = concurrency
+    options = verifier_options(concurrency, arguments.dtype)
     with (
         tempfile.TemporaryDirectory() as directory,
-        servers(model, arguments, Path(directory)) as (retriever, verifier),
+        servers(model, Path(directory), Path(directory), *options, "--no-prefix-reuse") as (retriever, verifier),
         LaserClient(verifier) as client,
     ):
-        with PoolClient(Endpoint.make(retriever)) as pools:
-            made = [Document.make(str(line["id"]), line["output_token_ids"]) for line in documents]
-            assert sum(pools.add(_POOL, client.model().tokenizer_fingerprint, made)) == len(made)
-        time.sleep(3.0)  # readers look for new documents every two seconds
+        fill_pool(retriever, _POOL, documents, client.model().tokenizer_fingerprint)
         sides = measure(client, tests, concurrency, arguments)
     on, off = (sides[draft].num_tokens / sides[draft].seconds for draft in (True, False))
     return {

@@ -20,7 +20,7 @@ import numpy as np
 from laser_client import AsyncLaserClient
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
-from laser_recsys.processes import ServerProcess, command_path, free_address
+from laser_recsys.processes import verifier_process
 
 Spans = list[tuple[float, float]]
 
@@ -81,16 +81,14 @@ def main() -> None:
     cache = default_cache_dir()
     model = arguments.model or str(prepare_example_model(cache / EXAMPLE_MODEL_NAME, cache))
     for max_slowdown in arguments.max_slowdown:
-        address = free_address()
-        serve = [command_path("laser-verifier"), "serve", "--model", model, "--listen", address]
-        serve += ["--dtype", arguments.dtype, "--max-slowdown", str(max_slowdown)]
+        options = ("--dtype", arguments.dtype, "--max-slowdown", str(max_slowdown))
         with (
             tempfile.TemporaryDirectory() as directory,
-            ServerProcess("verifier", serve, address, Path(directory) / "verifier.log") as server,
+            verifier_process(model, Path(directory) / "verifier.log", *options) as server,
         ):
             server.wait_until_healthy(300)
             chosen = prompts[: arguments.sequences]
-            measured = asyncio.run(measure(address, chosen, long_prompt, arguments.long_prompts))
+            measured = asyncio.run(measure(server.address, chosen, long_prompt, arguments.long_prompts))
         print(json.dumps({"max_slowdown": max_slowdown, "sequences": arguments.sequences, **measured}), flush=True)
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from benchmarks.held_out import servers
+from benchmarks._servers import servers, verifier_options
 from tqdm import tqdm
 
 from laser_client import Generation, LaserClient
@@ -243,10 +243,11 @@ def main() -> None:
     cache = default_cache_dir()
     model = arguments.model or str(prepare_example_model(cache / "SmolLM2-135M-Instruct", cache))
     dataset = read_dataset("ml-100k", None, cache)
-    past = split(dataset.ratings).past
+    past = split(dataset.ratings).seen
+    options = verifier_options(arguments.concurrency, arguments.dtype, arguments.nodes, arguments.draft_policy)
     with (
         tempfile.TemporaryDirectory() as directory,
-        servers(model, arguments, Path(directory)) as (retriever, verifier),
+        servers(model, Path(directory), Path(directory), *options) as (retriever, verifier),
         LaserClient(verifier, max_in_flight=arguments.concurrency) as client,
         PoolClient(Endpoint.make(retriever)) as pools,
     ):

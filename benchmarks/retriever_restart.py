@@ -24,7 +24,7 @@ import grpc.aio
 import numpy as np
 import psutil
 import uvloop
-from benchmarks._serving import POOL, Verifier, fill, retriever, until_serving
+from benchmarks._draft_stream import POOL, Verifier, fill, retriever, until_serving
 from benchmarks._spliced import Recorded, read_recorded, splice
 from tqdm import tqdm
 

@@ -34,7 +34,7 @@ import grpc.aio
 import numpy as np
 import psutil
 import uvloop
-from benchmarks._serving import Verifier, fill, retriever, until_serving
+from benchmarks._draft_stream import Verifier, fill, retriever, until_serving
 from benchmarks._spliced import Recorded, read_recorded, splice
 from tqdm import tqdm
 

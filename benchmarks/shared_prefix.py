@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200, metavar="N", help="of each kind (default: %(default)s)")
     arguments = parser.parse_args()
     dataset = read_dataset("ml-100k", None, default_cache_dir())
-    past = split(dataset.ratings).past
+    past = split(dataset.ratings).seen
     tokenizer = PromptTokenizer(arguments.model)
     print(f"{'framework':28} {'kind':5} {'tokens':>7} {'shared':>7} {'share':>6}")
     for name in (variant for base in BUILTIN for variant in (base, base + INSTRUCTION_FIRST)):

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.held_out import fill_pool, id_range, servers
+from benchmarks._servers import fill_pool, servers, verifier_options
+from benchmarks.held_out import id_range
 from tqdm import tqdm
 
 from laser_client import LaserClient, Relaxed, Strict
@@ -174,10 +175,12 @@ def generate_missing(arguments: argparse.Namespace) -> None:
     pool = [document for document in corpus if document["id"] in arguments.pool_ids]
     cache = default_cache_dir()
     model = arguments.model or str(prepare_example_model(cache / "SmolLM2-135M-Instruct", cache))
-    arguments.concurrency = max(run.concurrency for run in arguments.runs)
+    options = verifier_options(
+        max(run.concurrency for run in arguments.runs), arguments.dtype, arguments.nodes, arguments.draft_policy
+    )
     with (
         tempfile.TemporaryDirectory() as directory,
-        servers(model, arguments, Path(directory)) as (retriever, verifier),
+        servers(model, Path(directory), Path(directory), *options) as (retriever, verifier),
         LaserClient(verifier) as client,
     ):
         fill_pool(retriever, POOL, pool, client.model().tokenizer_fingerprint)

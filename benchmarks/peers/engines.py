@@ -14,6 +14,7 @@ import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks._servers import fill_pool, servers
 from benchmarks.peers import vllm_child
 from benchmarks.peers.cell import Cell, Run
 from benchmarks.peers.environment import environment_variables
@@ -21,10 +22,8 @@ from benchmarks.peers.workload import Workload
 from prometheus_client.parser import text_string_to_metric_families
 
 from laser_client import Generation, LaserClient, Relaxed, Strict
-from laser_client.pools import Document, PoolClient
 from laser_protocol.acceptance import Acceptance
-from laser_protocol.channel import Endpoint
-from laser_recsys.processes import ServerProcess, command_path, free_address
+from laser_recsys.processes import free_address
 
 MAX_MODEL_LEN = 2048
 _POOL = "bench/peers"
@@ -34,8 +33,6 @@ _ACCEPTANCES: dict[str, Acceptance | None] = {
     "laser-strict": Strict(),
     "laser-relaxed": Relaxed(top_k=2, min_prob=0.1),
 }
-# Readers look for new documents every two seconds.
-_POOL_VISIBLE_S = 3.0
 
 
 class PeerFailed(Exception):
@@ -85,26 +82,18 @@ def run_laser(cell: Cell, run_idx: int, workload: Workload, model: Path, logs: P
     Raises:
         ServerFailed: a server ended or did not start.
     """
-    retriever, verifier, metrics = free_address(), free_address(), free_address()
-    with tempfile.TemporaryDirectory() as directory:
-        serve = [command_path("laser-retriever"), "serve", "--pools", directory, "--listen", retriever]
-        with ServerProcess("retriever", serve, retriever, logs / "retriever.log") as first:
-            first.wait_until_healthy(60)
-            serve = [command_path("laser-verifier"), "serve", "--model", str(model), "--retriever", retriever]
-            serve += ["--listen", verifier, "--dtype", "bfloat16", "--max-sequences", str(cell.concurrency)]
-            serve += ["--max-model-len", str(MAX_MODEL_LEN), "--metrics-port", metrics.rpartition(":")[2]]
-            with ServerProcess("verifier", serve, verifier, logs / "verifier.log") as second:
-                second.wait_until_healthy(300)
-                return _measure(cell, run_idx, workload, retriever, verifier, metrics)
+    metrics = free_address()
+    options = ("--dtype", "bfloat16", "--max-sequences", str(cell.concurrency), "--max-model-len", str(MAX_MODEL_LEN))
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        servers(model, Path(directory), logs, *options, "--metrics-port", metrics.rpartition(":")[2]) as addresses,
+    ):
+        return _measure(cell, run_idx, workload, *addresses, metrics)
 
 
 def _measure(cell: Cell, run_idx: int, workload: Workload, retriever: str, verifier: str, metrics: str) -> Run:
-    with LaserClient(verifier) as client, PoolClient(Endpoint.make(retriever)) as pools:
-        documents = [
-            Document.make(str(document["id"]), document["output_token_ids"]) for document in workload.documents
-        ]
-        assert sum(pools.add(_POOL, client.model().tokenizer_fingerprint, documents)) == len(documents)
-        time.sleep(_POOL_VISIBLE_S)
+    with LaserClient(verifier) as client:
+        fill_pool(retriever, _POOL, workload.documents, client.model().tokenizer_fingerprint)
         _generate(client, cell, workload.warm_up[: cell.concurrency], _WARM_UP_TOKENS)
         before = read_counters(metrics)
         started = time.perf_counter()
@@ -114,8 +103,8 @@ def _measure(cell: Cell, run_idx: int, workload: Workload, retriever: str, verif
     spent = {name: value - before.get(name, 0.0) for name, value in after.items()}
     outputs = tuple(tuple(generation.token_ids) for generation in generations)
     return Run(
-        cell, run_idx, version("laser-rec"), len(workload.prompts), len(documents), workload.max_new_tokens, seconds,
-        outputs, _stats(generations) | spent,
+        cell, run_idx, version("laser-rec"), len(workload.prompts), len(workload.documents), workload.max_new_tokens,
+        seconds, outputs, _stats(generations) | spent,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from laser_recsys.facts import run_facts
 from laser_recsys.knowledge import measured
 from laser_recsys.knowledge.rows import PLAIN, RELAXED, STRICT, Task, write_knowledge
 from laser_recsys.measurement import Run, agreement, summarise
-from laser_recsys.processes import ServerProcess, command_path, free_address
+from laser_recsys.processes import ServerProcess, retriever_process, verifier_process
 from laser_recsys.replay import Known, Replay, ReplayFailed, ReplayPoint, TokenizerFacts
 from laser_recsys.report import DemoResult, Sample, write_report
 from laser_recsys.study import Study, plan_study
@@ -133,7 +133,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
         dataset = read_dataset("ml-100k", None, config.cache_dir)
         study = plan_study(
             dataset,
-            split(dataset.ratings).past,
+            split(dataset.ratings).seen,
             config.num_warm_up,
             config.num_held_out,
             config.num_groups,
@@ -163,17 +163,11 @@ def _example_model(config: DemoConfig, say: Callable[[str], None]) -> Path:
 
 def _start_servers(stack: ExitStack, config: DemoConfig, model: str) -> Servers:
     pools = stack.enter_context(tempfile.TemporaryDirectory(prefix="laser-pools-", ignore_cleanup_errors=True))
-    retriever_address, verifier_address = free_address(), free_address()
-    retriever = [command_path("laser-retriever"), "serve", "--pools", pools, "--listen", retriever_address]
-    verifier = [
-        command_path("laser-verifier"), "serve", "--model", model, "--retriever", retriever_address,
-        "--listen", verifier_address, "--max-sequences", str(config.concurrency),
-        "--max-model-len", str(MAX_MODEL_LEN),
-    ]  # fmt: skip
-    servers = Servers(
-        stack.enter_context(ServerProcess("retriever", retriever, retriever_address, config.output / "retriever.log")),
-        stack.enter_context(ServerProcess("verifier", verifier, verifier_address, config.output / "verifier.log")),
-    )
+    retriever = stack.enter_context(retriever_process(Path(pools), config.output / "retriever.log"))
+    options = ("--max-sequences", str(config.concurrency), "--max-model-len", str(MAX_MODEL_LEN))
+    log_path = config.output / "verifier.log"
+    verifier = stack.enter_context(verifier_process(model, log_path, *options, retriever=retriever.address))
+    servers = Servers(retriever, verifier)
     with tqdm(total=2, desc="starting servers", unit="server", leave=False) as bar:
         for server in (servers.retriever, servers.verifier):
             server.wait_until_healthy(_START_TIMEOUT_S, on_wait=lambda waited_s: bar.refresh())

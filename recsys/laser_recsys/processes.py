@@ -120,6 +120,31 @@ class ServerProcess:
         return f"the {self.name} {what}; its log {self.log_path} ends:\n{tail}"
 
 
+def retriever_process(pools: Path, log_path: Path, *options: str, address: str | None = None) -> ServerProcess:
+    """`laser-retriever serve` on the folder `pools`, started but not waited for; on a free port unless told."""
+    address = address or free_address()
+    command = [command_path("laser-retriever"), "serve", "--pools", str(pools), "--listen", address, *options]
+    return ServerProcess("retriever", command, address, log_path)
+
+
+def verifier_process(
+    model: str | Path, log_path: Path, *options: str, retriever: str | None = None, address: str | None = None
+) -> ServerProcess:
+    """`laser-verifier serve` of a model, started but not waited for; on a free port unless told.
+
+    Args:
+        model: directory or name.
+        log_path: file that takes what it says.
+        options: further ones of the command.
+        retriever: address that it is drafted from; None: it decodes plainly.
+        address: HOST:PORT to listen at.
+    """
+    address = address or free_address()
+    command = [command_path("laser-verifier"), "serve", "--model", str(model), "--listen", address]
+    command += ["--retriever", retriever] if retriever else []
+    return ServerProcess("verifier", [*command, *options], address, log_path)
+
+
 def _end_with_parent() -> None:
     """In the child: Linux is to end it when the thread that starts it is gone, also after SIGKILL."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

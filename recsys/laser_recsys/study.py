@@ -43,7 +43,7 @@ def plan_study(
     Raises:
         ValueError: more users asked for than there are.
     """
-    _, groups = train_user_groups(past, dataset.items, dataset.users, num_groups, seed)
+    _, groups = train_user_groups(dataset, past, num_groups, seed)
     num_users = num_warm_up + num_held_out
     user_ids = np.unique(past.user_ids)
     if num_users > len(user_ids):

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from laser_recsys.processes import ServerProcess, command_path, free_address
+from laser_recsys.processes import ServerProcess, retriever_process, verifier_process
 
 
 @contextmanager
 def retriever(pools: Path, log_path: Path, address: str | None = None, *options: str) -> Iterator[ServerProcess]:
     """A retriever, healthy."""
-    address = address or free_address()
-    command = [command_path("laser-retriever"), "serve", "--pools", str(pools), "--listen", address, *options]
-    with ServerProcess("retriever", command, address, log_path) as process:
+    with retriever_process(pools, log_path, *options, address=address) as process:
         process.wait_until_healthy(60)
         yield process
 
@@ -24,9 +22,7 @@ def retriever(pools: Path, log_path: Path, address: str | None = None, *options:
 @contextmanager
 def verifier(model: Path, log_path: Path, *options: str) -> Iterator[ServerProcess]:
     """A verifier in float32, healthy."""
-    address = free_address()
-    command = [command_path("laser-verifier"), "serve", "--model", str(model), "--listen", address]
-    with ServerProcess("verifier", [*command, "--dtype", "float32", *options], address, log_path) as process:
+    with verifier_process(model, log_path, "--dtype", "float32", *options) as process:
         process.wait_until_healthy(120)
         yield process
 

@@ -39,7 +39,7 @@ def num_tokens(request: pytest.FixtureRequest) -> int:
 def prompts(request: pytest.FixtureRequest, tokenizer: Any) -> list[tuple[int, ...]]:
     """KAR prompts of the last users of MovieLens-100k, as token ids."""
     movielens = read_dataset("ml-100k", None, default_cache_dir())
-    writer = PromptWriter(load_framework("kar"), movielens, split(movielens.ratings).past)
+    writer = PromptWriter(load_framework("kar"), movielens, split(movielens.ratings).seen)
     users = sorted(movielens.users)[-(24 if request.config.getoption("--exact-full") else 9) :]
     texts = [writer.user(user).text for user in users]
     return [tuple(encode_text(tokenizer, text, raw=False, system=None)) for text in texts]

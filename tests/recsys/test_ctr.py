@@ -78,8 +78,9 @@ def test_a_samples_history_is_what_its_user_liked_before_it_and_nothing_later(
     for row in np.flatnonzero(part.fields[:, 0] == 8):
         place = int(np.flatnonzero(own.item_ids == part.fields[row, 1] - 1)[0])
         liked = (own.item_ids[:place][own.stars[:place] >= 4] + 1)[-HISTORY_LEN:].tolist()
-        assert part.history[row, : part.history_lens[row]].tolist() == liked
-        assert not part.history[row, part.history_lens[row] :].any()
+        history = part.histories(slice(row, row + 1))[0]
+        assert history[: part.history_lens[row]].tolist() == liked
+        assert not history[part.history_lens[row] :].any()
 
 
 def test_a_part_without_both_labels_is_an_error(liking: tuple[Dataset, Split]) -> None:
@@ -93,7 +94,7 @@ def test_every_network_gives_probabilities_and_one_seed_gives_the_same(
     name: str, samples: SampleSplit, colours: KnowledgeVectors
 ) -> None:
     part = samples.test
-    batch = [torch.from_numpy(array[:16]) for array in (part.fields, part.history, part.history_lens)]
+    batch = [torch.from_numpy(array[:16]) for array in (part.fields, part.histories(slice(None)), part.history_lens)]
     for vectors in ({}, colours.tables):
         first, again, other = (
             KnowledgeNetwork(name, samples.vocabulary, vectors, seed).eval()(*batch) for seed in (1, 1, 2)

@@ -14,7 +14,7 @@ def kar(dataset: Dataset, past: Ratings | None = None) -> PromptWriter:
 
 
 def test_the_prompt_shows_the_past_oldest_first_with_stars_and_nothing_held_back(dataset: Dataset) -> None:
-    prompt = kar(dataset, split(dataset.ratings).past).user(1)
+    prompt = kar(dataset, split(dataset.ratings).seen).user(1)
     assert (prompt.id, prompt.kind, prompt.framework) == ("1", "user", "kar")
     assert (
         '"Hunt for Red October, The", 5 stars, "Toy Story", 1 star, "GoldenEye", 5 stars, '

@@ -8,7 +8,7 @@ from laser_recsys.study import plan_study, split_users
 
 
 def test_warm_up_and_held_out_users_are_disjoint_and_asked_in_the_pool_of_their_group(dataset: Dataset) -> None:
-    study = plan_study(dataset, split(dataset.ratings).past, num_warm_up=7, num_held_out=5, num_groups=2)
+    study = plan_study(dataset, split(dataset.ratings).seen, num_warm_up=7, num_held_out=5, num_groups=2)
     warm_up = {task.prompt.id for task in study.warm_up}
     held_out = {task.prompt.id for task in study.held_out}
     assert (len(warm_up), len(held_out), len(warm_up | held_out)) == (7, 5, 12)
@@ -17,7 +17,7 @@ def test_warm_up_and_held_out_users_are_disjoint_and_asked_in_the_pool_of_their_
 
 
 def test_the_same_seed_draws_the_same_users_and_another_seed_others(dataset: Dataset) -> None:
-    past = split(dataset.ratings).past
+    past = split(dataset.ratings).seen
     first, again, other = (
         [task.prompt.id for task in plan_study(dataset, past, 6, 4, num_groups=2, seed=seed).warm_up]
         for seed in (1, 1, 2)
@@ -27,7 +27,7 @@ def test_the_same_seed_draws_the_same_users_and_another_seed_others(dataset: Dat
 
 def test_more_users_than_the_dataset_has_is_an_error(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="13 users asked for, the dataset has 12"):
-        plan_study(dataset, split(dataset.ratings).past, 9, 4, num_groups=2)
+        plan_study(dataset, split(dataset.ratings).seen, 9, 4, num_groups=2)
 
 
 @pytest.mark.parametrize("num_users", [6, 30, 96, 943])

@@ -36,7 +36,7 @@ def taste() -> Dataset:
 
 @pytest.fixture(scope="module")
 def trained(taste: Dataset) -> tuple[UserModel, Groups]:
-    return train_user_groups(taste.ratings, taste.items, taste.users, num_groups=2)
+    return train_user_groups(taste, taste.ratings, num_groups=2)
 
 
 def test_users_who_rate_the_same_items_fall_into_the_same_group(trained: tuple[UserModel, Groups]) -> None:
@@ -46,7 +46,7 @@ def test_users_who_rate_the_same_items_fall_into_the_same_group(trained: tuple[U
 
 
 def test_groups_are_stable_over_seeds_and_equal_for_one_seed(taste: Dataset) -> None:
-    runs = [train_user_groups(taste.ratings, taste.items, taste.users, 2, seed)[1] for seed in (0, 0, 1)]
+    runs = [train_user_groups(taste, taste.ratings, 2, seed)[1] for seed in (0, 0, 1)]
     assert np.array_equal(runs[0].group_idx, runs[1].group_idx)
     assert stability(runs) == 1.0
 
@@ -67,7 +67,7 @@ def test_a_new_user_is_assigned_without_training_by_ratings_or_by_genres_if_ther
     past = Ratings.sort(users, items, np.full(len(rows), 5, np.float32), np.arange(len(rows)))
     newcomers = {user: User(str(user), {}) for user in (100, 101, 102)}
     titles = {**taste.items, 999: Item("999", "New", None, ("Romance",))}
-    assigned, num_cold = model.assign(past, titles, newcomers)
+    assigned, num_cold = model.assign(dataclasses.replace(taste, items=titles, users=newcomers), past)
     assert assigned.of(100) == groups.of(59)
     assert assigned.of(101) == groups.of(0)
     assert assigned.of(102) == groups.of(59)
@@ -78,7 +78,8 @@ def test_folding_in_a_trained_user_gives_the_group_training_gave(
     taste: Dataset, trained: tuple[UserModel, Groups]
 ) -> None:
     model, groups = trained
-    again, _ = model.assign(taste.ratings, taste.items, {user: taste.users[user] for user in (3, 33)})
+    some = dataclasses.replace(taste, users={user: taste.users[user] for user in (3, 33)})
+    again, _ = model.assign(some, taste.ratings)
     assert [again.of(3), again.of(33)] == [groups.of(3), groups.of(33)]
 
 
@@ -87,7 +88,7 @@ def test_users_who_are_all_alike_leave_a_group_empty_and_that_is_told() -> None:
     ratings = Ratings.sort(users, items, np.full(12, 4, np.float32), np.arange(12))
     known = {user: User(str(user), {}) for user in range(4)}
     titles = {item: Item(str(item), "T") for item in range(3)}
-    _, groups = train_user_groups(ratings, titles, known, num_groups=2)
+    _, groups = train_user_groups(Dataset("alike", "movie", titles, known, ratings), ratings, num_groups=2)
     assert groups.empty() == [1]
 
 
@@ -101,7 +102,7 @@ def test_a_file_that_is_no_model_says_which_command_writes_one(tmp_path: Path) -
 
 def test_more_groups_than_users_with_history_is_an_error(taste: Dataset) -> None:
     with pytest.raises(ValueError, match="num_groups is 61, must be from 1 to the 60 users with at least 3 ratings"):
-        train_user_groups(taste.ratings, taste.items, taste.users, 61)
+        train_user_groups(taste, taste.ratings, 61)
 
 
 def test_items_go_to_the_rarest_of_their_frequent_genres_and_the_rest_to_the_last_group() -> None:
@@ -153,10 +154,14 @@ def test_groups_and_model_hold_when_the_datasets_numbers_are_others(
     past = Ratings.sort(
         taste.ratings.user_ids, NUM_ITEMS - 1 - taste.ratings.item_ids, taste.ratings.stars, taste.ratings.timestamps
     )
-    again, _ = model.assign(past, turned, {user: taste.users[user] for user in (3, 33)})
+    again, _ = model.assign(
+        dataclasses.replace(taste, items=turned, users={user: taste.users[user] for user in (3, 33)}), past
+    )
     assert [again.of(3), again.of(33)] == [groups.of(3), groups.of(33)]
-    with pytest.raises(ValueError, match="the model knows none of the 1 items: is it of another dataset"):
-        model.assign(past, {0: Item("book", "B")}, taste.users)
+    with pytest.raises(ValueError, match="the model knows none of the 1 items: train one on this dataset"):
+        model.assign(dataclasses.replace(taste, items={0: Item("book", "B")}), past)
+    with pytest.raises(ValueError, match="the model is of the dataset 'taste', not of 'other'"):
+        model.assign(dataclasses.replace(taste, name="other"), taste.ratings)
 
 
 def named(users: dict[int, str], items: dict[int, str]) -> Dataset:

@@ -38,14 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--decide", metavar="NAME", help="the comparison to decide, see below")
     parser.add_argument("--max-seeds", type=int, default=60, metavar="N", help="default: %(default)s")
     parser.add_argument(
-        "--shown",
-        type=int,
-        default=20,
-        metavar="N",
-        help="the newest past ratings that a prompt may show: no training targets (default: %(default)s, the longest "
-        "history of the built-in frameworks)",
-    )
-    parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time (default: as many as processors may be used)"
     )
     parser.add_argument("--shuffled", action="store_true", help="add the control of shuffled texts")
@@ -73,7 +65,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     _check(arguments)
     named = _named_files(arguments.knowledge)
     dataset, parts = read_prepared(arguments.data)
-    samples = make_samples(dataset, parts, arguments.shown)
+    samples = make_samples(dataset, parts)
     knowledge = {
         name: load_knowledge(paths, dataset, samples.vocabulary, arguments.cache) for name, paths in named.items()
     }
@@ -93,7 +85,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     counts = (
         f"{len(samples.train)} training, {len(samples.validation)} validation and {len(samples.test)} test samples, "
         f"liked is {LIKED_STARS:g} stars or more; {samples.train.num_users} of {len(samples.vocabulary.user_keys)} "
-        f"users have training samples (the others' past ratings may all stand in prompts: --shown {arguments.shown})"
+        "users have training samples"
     )
     facts = [(name, f"texts of {vectors.coverage}") for name, vectors in knowledge.items()]
     facts.append(("encoder", f"{ENCODER_NAME}, mean over tokens; two-layer adaptors of users and items"))
@@ -105,7 +97,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    for name, least in (("seeds", 1), ("max_seeds", 2), ("shown", 0), ("jobs", 1)):
+    for name, least in (("seeds", 1), ("max_seeds", 2), ("jobs", 1)):
         if (value := getattr(arguments, name)) is not None and value < least:
             option = name.replace("_", "-")
             raise argparse.ArgumentTypeError(f"--{option} is {getattr(arguments, name)}, must be at least {least}")

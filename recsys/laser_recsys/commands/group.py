@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     dataset, parts = read_prepared(arguments.data)
     output = arguments.output or arguments.data / "groups.parquet"
     if arguments.model is not None:
-        users, num_cold = UserModel.load(arguments.model).assign(parts.past, dataset.items, dataset.users)
+        users, num_cold = UserModel.load(arguments.model).assign(dataset, parts.past)
         say(f"assigned by {arguments.model}, {num_cold} of {len(users.keys)} users by attributes")
     else:
         made = [

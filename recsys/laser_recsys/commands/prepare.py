@@ -12,10 +12,12 @@ datasets: ml-100k (comes with a package), ml-1m, ml-10m, ml-25m, ml-32m, amazon-
 that you downloaded: without --source the message says which, and from where)
 
 splits:
-  user   the last fifth of each user's ratings is held back (half of it validation, half test): nearly every user is in
-         every part. What other users do later is known; a user's own future is not.
-  time   everything after one point in time is held back, for all users alike: nothing of the future is known, and
-         users may be new.
+  user   the older half of each user's ratings is what groups and texts may know; CTR models are trained on the next
+         three tenths, and the last fifth is held back (half of it validation, half test). Nearly every user is in every
+         part. What other users do later is known; a user's own future is not.
+  time   the same shares, cut at points in time for all users alike: nothing of the future is known, and users may be
+         new.
+  none   groups and texts know everything: for use, once `evaluate` has told what they are worth.
 
 examples:
   laser-recsys prepare --output data
@@ -27,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `laser-recsys prepare`."""
     parser.add_argument("--dataset", default="ml-100k", metavar="NAME", help="see below (default: %(default)s)")
     parser.add_argument("--source", type=Path, metavar="DIR", help="folder with the downloaded files")
-    parser.add_argument("--split", choices=("user", "time"), default="user", help="see below (default: %(default)s)")
+    parser.add_argument("--split", choices=("user", "time", "none"), default="user", help="see below (default: %(default)s)")
     parser.add_argument(
         "--min-ratings",
         type=int,
@@ -50,7 +52,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     parts = write_prepared(arguments.output, dataset, arguments.split)
     say(
         f"{dataset.name}: {len(dataset.users)} users, {len(dataset.items)} items, {len(dataset.ratings)} ratings: "
-        f"{len(parts.past)} past, {len(parts.validation)} validation, {len(parts.test)} test "
-        f"(split by {arguments.split})"
+        f"{len(parts.past)} past, {len(parts.training)} training, {len(parts.validation)} validation, "
+        f"{len(parts.test)} test (split by {arguments.split})"
     )
     say(f"written: {arguments.output}")

@@ -199,7 +199,7 @@ def _digest(samples: SampleSplit, tables: Mapping[str, Any]) -> str:
     """Of all that a run depends on but its seed and network."""
     digest = hashlib.sha256()
     for part in (samples.train, samples.validation, samples.test):
-        for array in (part.fields, part.history, part.labels):
+        for array in (part.fields, part.liked, part.history_ends, part.history_lens, part.labels):
             digest.update(array.tobytes())
     for kind, table in tables.items():
         digest.update(kind.encode() + table.numpy().tobytes())

@@ -53,7 +53,7 @@ class KnowledgeNetwork(nn.Module):
         self._column = {"user": 0, "item": 1}
 
     def forward(self, fields: Tensor, history: Tensor, history_lens: Tensor) -> Tensor:
-        """Probabilities of a click, float32[N], of int64[N, F], int64[N, HISTORY_LEN] and int64[N]."""
+        """Probabilities of a click, float32[N], of int32[N, F], int32[N, HISTORY_LEN] and int64[N]."""
         # The library takes one float table; floats hold indices exactly up to 2 ** 24.
         parts = [fields.float(), history.float(), history_lens.float().unsqueeze(1)]
         for kind, adaptor in self._adaptors.items():

@@ -1,8 +1,6 @@
 """Ratings to CTR samples: did this user like this item? Nothing later than the rating is a feature of it.
 
-Targets in training are past ratings that no prompt showed: a user's text is written from the newest ones, so with those
-as targets the text would hold the answer. Validation and test lie after everything that groups, prompts and training
-know.
+Texts know the past only, which lies before the targets of training as it does before those of validation and test.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from laser_recsys.datasets.dataset import Dataset, Ratings, Split
 
 LIKED_STARS = 4.0
 HISTORY_LEN = 20
-SHOWN_IN_PROMPTS = 20  # the longest history that a built-in framework shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +21,32 @@ class Samples:
     """N samples. Indices start at 1; 0 stands for none.
 
     Attributes:
-        fields: int64[N, F]: user, item, the item's first genre, then the user's attributes.
-        history: int64[N, HISTORY_LEN]: items liked before, oldest first, padded behind by 0.
-        history_lens: int64[N].
+        fields: int32[N, F]: user, item, the item's first genre, then the user's attributes.
+        liked: int32[L], of all samples together: what each user liked, user by user, oldest first.
+        history_ends: int64[N]: of each sample, the place in `liked` behind the last item liked before.
+        history_lens: int64[N]: how many of those before that place count, at most HISTORY_LEN.
         labels: float32[N]: 1 liked, 0 not.
     """
 
-    fields: NDArray[np.int64]
-    history: NDArray[np.int64]
+    fields: NDArray[np.int32]
+    liked: NDArray[np.int32]
+    history_ends: NDArray[np.int64]
     history_lens: NDArray[np.int64]
     labels: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def histories(self, places: NDArray[np.int64] | slice) -> NDArray[np.int32]:
+        """int32[B, HISTORY_LEN] of some samples: items liked before, oldest first, padded behind by 0.
+
+        Made when wanted: of all samples of MovieLens-32M they would be gigabytes.
+        """
+        lens = self.history_lens[places, None]
+        offsets = np.arange(HISTORY_LEN)
+        inside = offsets < lens
+        found = self.liked[np.where(inside, self.history_ends[places, None] - lens + offsets, 0)]
+        return np.where(inside, found, np.int32(0))
 
     @property
     def num_users(self) -> int:
@@ -70,13 +80,12 @@ class SampleSplit:
     test: Samples
 
 
-def make_samples(dataset: Dataset, parts: Split, num_shown: int = SHOWN_IN_PROMPTS) -> SampleSplit:
+def make_samples(dataset: Dataset, parts: Split) -> SampleSplit:
     """Samples of a split dataset.
 
     Args:
         dataset: attributes of users and items.
         parts: its ratings, split.
-        num_shown: a user's newest past ratings that prompts may have shown: no targets.
 
     Raises:
         ValueError: a part has no samples, or only one kind of label.
@@ -89,14 +98,15 @@ def make_samples(dataset: Dataset, parts: Split, num_shown: int = SHOWN_IN_PROMP
         _indices([user.attributes.get(name, "") for _, user in sorted(dataset.users.items())]) for name in names
     ]
     every = Ratings.sort(
-        *(np.concatenate([getattr(part, name) for part in (parts.past, parts.validation, parts.test)])
+        *(np.concatenate([getattr(part, name) for part in (parts.past, parts.training, parts.validation, parts.test)])
           for name in ("user_ids", "item_ids", "stars", "timestamps"))
     )  # fmt: skip
     users, items = np.searchsorted(user_keys, every.user_ids), np.searchsorted(item_keys, every.item_ids)
     labels = (every.stars >= LIKED_STARS).astype(np.float32)
-    history, lens = _histories(users, items + 1, labels > 0)
-    fields = np.stack([users + 1, items + 1, genre[items], *(column[users] for column in attributes)], 1)
-    part = _parts_of(every, parts, num_shown)
+    liked, ends, lens = _liked_before(users, items + 1, labels > 0)
+    columns = (users + 1, items + 1, genre[items], *(column[users] for column in attributes))
+    fields = np.stack([column.astype(np.int32) for column in columns], 1)
+    part = _parts_of(every, parts)
     made = []
     for number, name in enumerate(("training", "validation", "test")):
         chosen = part == number
@@ -104,45 +114,32 @@ def make_samples(dataset: Dataset, parts: Split, num_shown: int = SHOWN_IN_PROMP
             raise ValueError(
                 f"{dataset.name}: {name} has {int(chosen.sum())} samples, must have liked and disliked ones"
             )
-        made.append(Samples(fields[chosen], history[chosen], lens[chosen], labels[chosen]))
+        made.append(Samples(fields[chosen], liked, ends[chosen], lens[chosen], labels[chosen]))
     sizes = [len(user_keys) + 1, len(item_keys) + 1, *(int(column.max()) + 1 for column in (genre, *attributes))]
     return SampleSplit(Vocabulary(user_keys, item_keys, ("user", "item", "genre", *names), tuple(sizes)), *made)
 
 
-def _parts_of(every: Ratings, parts: Split, num_shown: int) -> NDArray[np.int64]:
-    """int64[R]: 0 training, 1 validation, 2 test, -1 none. Each part is a run of each user's ratings by time."""
+def _parts_of(every: Ratings, parts: Split) -> NDArray[np.int64]:
+    """int64[R]: -1 past, 0 training, 1 validation, 2 test. Each part is a run of each user's ratings by time."""
     users, starts, counts = np.unique(every.user_ids, return_index=True, return_counts=True)
     ranks = np.arange(len(every)) - np.repeat(starts, counts)
-
-    def per_rating(ratings: Ratings) -> NDArray[np.int64]:
+    part = np.full(len(every), -1, np.int64)
+    num_before = np.zeros(len(users), np.int64)
+    for ratings in (parts.past, parts.training, parts.validation):
         known, sizes = np.unique(ratings.user_ids, return_counts=True)
-        table = np.zeros(len(users), np.int64)
-        table[np.searchsorted(users, known)] = sizes
-        return np.repeat(table, counts)
-
-    num_past, num_validation = per_rating(parts.past), per_rating(parts.validation)
-    part = np.full(len(every), 2, np.int64)
-    part[ranks < num_past + num_validation] = 1
-    part[ranks < num_past] = -1
-    part[ranks < num_past - num_shown] = 0
+        num_before[np.searchsorted(users, known)] += sizes
+        part += ranks >= np.repeat(num_before, counts)
     return part
 
 
-def _histories(
+def _liked_before(
     users: NDArray[np.int64], items: NDArray[np.int64], liked: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of ratings sorted by user and time, the last liked items before each: int64[R, HISTORY_LEN], int64[R]."""
-    liked_items = items[liked]
-    num_liked_before: NDArray[np.int64] = (
-        np.cumsum(liked) - liked
-    )  # over all users; a user's own start where the user's rows do
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Of ratings sorted by user and time `Samples.liked`, `history_ends` and `history_lens`; liked is never empty."""
+    ends: NDArray[np.int64] = np.cumsum(liked) - liked  # over all users; a user's own start where the user's rows do
     is_first = np.append(True, users[1:] != users[:-1])
-    first_place = np.maximum.accumulate(np.where(is_first, num_liked_before, 0))
-    lens = np.minimum(num_liked_before - first_place, HISTORY_LEN)
-    places = (num_liked_before - lens)[:, None] + np.arange(HISTORY_LEN)
-    inside = np.arange(HISTORY_LEN) < lens[:, None]
-    padded = np.append(liked_items, 0)
-    return np.where(inside, padded[np.minimum(places, len(liked_items))], 0), lens
+    first = np.maximum.accumulate(np.where(is_first, ends, 0))
+    return np.append(items[liked], 0).astype(np.int32), ends, np.minimum(ends - first, HISTORY_LEN)
 
 
 def _indices(values: list[str]) -> NDArray[np.int64]:

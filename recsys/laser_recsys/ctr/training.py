@@ -90,29 +90,28 @@ def _train_epoch(
     network: KnowledgeNetwork, optimizer: torch.optim.Optimizer, samples: Samples, order: torch.Generator
 ) -> None:
     network.train()
-    tensors = _tensors(samples)
     for places in torch.split(torch.randperm(len(samples), generator=order), _BATCH):
-        fields, history, lens, labels = (tensor[places] for tensor in tensors)
-        loss = torch.nn.functional.binary_cross_entropy(network(fields, history, lens), labels)
+        *inputs, labels = _batch(samples, places.numpy())
+        loss = torch.nn.functional.binary_cross_entropy(network(*inputs), labels)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         optimizer.step()
 
 
-def _tensors(samples: Samples) -> tuple[Tensor, ...]:
-    arrays = (samples.fields, samples.history, samples.history_lens, samples.labels)
-    return tuple(map(torch.from_numpy, arrays))
+def _batch(samples: Samples, places: NDArray[np.int64] | slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fields, history, its lengths and labels of some samples."""
+    fields, history = torch.from_numpy(samples.fields[places]), torch.from_numpy(samples.histories(places))
+    lens, labels = torch.from_numpy(samples.history_lens[places]), torch.from_numpy(samples.labels[places])
+    return fields, history, lens, labels
 
 
 def _score(network: KnowledgeNetwork, samples: Samples) -> NDArray[np.float64]:
     network.eval()
-    fields, history, lens, _ = _tensors(samples)
+    scores = []
     with torch.inference_mode():
-        scores = [
-            network(fields[start:end], history[start:end], lens[start:end])
-            for start in range(0, len(samples), _SCORING_BATCH)
-            for end in [start + _SCORING_BATCH]
-        ]
+        for start in range(0, len(samples), _SCORING_BATCH):
+            *inputs, _ = _batch(samples, slice(start, start + _SCORING_BATCH))
+            scores.append(network(*inputs))
     clipped = torch.cat(scores).double().clamp(_PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
     result: NDArray[np.float64] = clipped.numpy()
     return result

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from laser_recsys.errors import RecsysError
 
-SplitBy = Literal["user", "time"]
+SplitBy = Literal["user", "time", "none"]
+_CUTS = (0.5, 0.8, 0.9)  # shares of the ratings that are older
 
 
 class DatasetError(RecsysError, ValueError):
@@ -132,38 +133,53 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Ratings cut by time. Groups, prompts and training may know `past` only.
+    """Ratings cut by time into four parts, each older than the next.
 
     Attributes:
-        past: before the cut.
-        validation: after it; chooses the epoch.
-        test: after validation; is only scored.
+        past: what groups, prompts and so texts may know.
+        training: targets of the CTR models. Newer than all that texts know, as the ratings that are predicted are; else
+            models would learn to read the answer out of the texts, and meet texts in the test that do not hold it.
+        validation: chooses the epoch.
+        test: is only scored.
     """
 
     past: Ratings
+    training: Ratings
     validation: Ratings
     test: Ratings
 
+    @property
+    def seen(self) -> Ratings:
+        """Past and training: all that is not held back, for what proves nothing about CTR models."""
+        both = zip(_columns(self.past), _columns(self.training), strict=True)
+        return Ratings.sort(*map(np.concatenate, both))
 
-def split(ratings: Ratings, by: SplitBy = "user", one_in: int = 5) -> Split:
-    """Past, validation and test.
+
+def split(ratings: Ratings, by: SplitBy = "user") -> Split:
+    """Past, training, validation and test.
 
     Args:
         ratings: all.
-        by: "user" cuts at every user's own time, so that all but the least active users are in all parts: the last
-            `len // one_in` of each are held back, the older half of these (rounded up) is validation. "time" cuts at
-            two points in time for all users, so that nothing of anyone's future is known: users may be missing before.
-        one_in: the share held back is 1 / one_in.
+        by: "user" cuts at every user's own times, so that all but the least active users are in all parts: the older
+            half (rounded up) of each is past; the last fifth (rounded down) is held back, the older half of these
+            (rounded up) for validation. "time" cuts at three points in time for all users, in the same shares, so that
+            nothing of anyone's future is known: users may be missing before. "none": all is past.
     """
-    if by == "time":
-        first, second = np.quantile(ratings.timestamps, [1 - 1 / one_in, 1 - 0.5 / one_in], method="higher")
-        is_past = ratings.timestamps < first
-        is_test = ratings.timestamps >= second
+    if by == "none":
+        part = np.zeros(len(ratings), np.int64)
+    elif by == "time":
+        cuts = np.quantile(ratings.timestamps, _CUTS, method="higher")
+        part = np.searchsorted(cuts, ratings.timestamps, side="right")
     else:
         counts, ranks = _counts_and_ranks(ratings)
-        is_past = ranks < counts - counts // one_in
-        is_test = ranks >= counts - (counts // one_in) // 2
-    return Split(ratings.take(is_past), ratings.take(~is_past & ~is_test), ratings.take(is_test))
+        held_back = counts // 5
+        firsts = (counts - counts // 2, counts - held_back, counts - held_back // 2)
+        part = np.sum([ranks >= first for first in firsts], axis=0)
+    return Split(*(ratings.take(part == number) for number in range(len(_CUTS) + 1)))
+
+
+def _columns(ratings: Ratings) -> tuple[NDArray[Any], ...]:
+    return ratings.user_ids, ratings.item_ids, ratings.stars, ratings.timestamps
 
 
 def _counts_and_ranks(ratings: Ratings) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -16,8 +16,8 @@ import pyarrow.parquet
 from laser_recsys.cache import building
 from laser_recsys.datasets.dataset import Dataset, DatasetError, Item, Ratings, Split, SplitBy, User, split
 
-PARTS = ("past", "validation", "test")
-_FORMAT = 1
+PARTS = ("past", "training", "validation", "test")
+_FORMAT = 2
 
 ITEM_SCHEMA = pyarrow.schema(
     [
@@ -48,7 +48,7 @@ RATING_SCHEMA = pyarrow.schema(
 )
 
 
-def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user", one_in: int = 5) -> Split:
+def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user") -> Split:
     """Splits and writes a dataset; prepared.json, without which nothing is read, comes last.
 
     Returns:
@@ -61,12 +61,12 @@ def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user", one_in:
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
-        "format": _FORMAT, "name": dataset.name, "noun": dataset.noun, "split_by": by, "one_in": one_in,
+        "format": _FORMAT, "name": dataset.name, "noun": dataset.noun, "split_by": by,
         "num_ratings": len(dataset.ratings), "ratings": _digest(dataset),
     }  # fmt: skip
     _check_same(folder / "prepared.json", facts)
     (folder / "prepared.json").unlink(missing_ok=True)
-    parts = split(dataset.ratings, by, one_in)
+    parts = split(dataset.ratings, by)
     items = [{"key": key, **asdict(item)} for key, item in sorted(dataset.items.items())]
     users = [
         {"key": key, "id": user.id, "attributes": list(user.attributes.items())}
@@ -131,8 +131,8 @@ def read_prepared(folder: Path) -> tuple[Dataset, Split]:
     return dataset, parts
 
 
-def _each(parts: Split) -> tuple[Ratings, Ratings, Ratings]:
-    return parts.past, parts.validation, parts.test
+def _each(parts: Split) -> tuple[Ratings, Ratings, Ratings, Ratings]:
+    return parts.past, parts.training, parts.validation, parts.test
 
 
 def _rating_table(ratings: Ratings, part_idx: int) -> pyarrow.Table:

@@ -25,7 +25,7 @@ from sklearn.metrics import euclidean_distances
 from sklearn.preprocessing import normalize
 
 from laser_recsys.cache import building
-from laser_recsys.datasets.dataset import Item, Ratings, User
+from laser_recsys.datasets.dataset import Dataset, Item, Ratings
 from laser_recsys.groups.attributes import frequent_genres
 from laser_recsys.groups.groups import Groups, check_num_groups, largest_first
 
@@ -43,6 +43,7 @@ class UserModel:
     """What assigns a user to a group, also one who came later.
 
     Attributes:
+        dataset: whose ids these are: numbers mean other items in another dataset.
         item_ids: str[I], as published: a dataset's numbers may be others once its files have grown.
         item_factors: float32[I, D].
         centroids: float64[k, D], of unit vectors.
@@ -51,6 +52,7 @@ class UserModel:
         min_history: ratings below which attributes decide.
     """
 
+    dataset: str
     item_ids: NDArray[np.str_]
     item_factors: NDArray[np.float32]
     centroids: NDArray[np.float64]
@@ -58,27 +60,27 @@ class UserModel:
     trait_centroids: NDArray[np.float64]
     min_history: int
 
-    def assign(self, past: Ratings, items: Mapping[int, Item], users: Mapping[int, User]) -> tuple[Groups, int]:
-        """The groups of all `users`, and how many of them were assigned by attributes.
+    def assign(self, dataset: Dataset, past: Ratings) -> tuple[Groups, int]:
+        """The groups of all users of a dataset, and how many of them were assigned by attributes.
 
         Args:
-            past: their ratings; items that the model does not know are passed over.
-            items: the genres, by item.
-            users: who is to be assigned, with attributes.
+            dataset: its users, with attributes, and its items' genres.
+            past: the users' ratings; items that the model does not know are passed over.
 
         Raises:
-            ValueError: the model knows none of the items.
+            ValueError: the model is of another dataset, or knows none of the items.
         """
-        keys = np.array(sorted(users), np.int64)
-        item_keys, item_factors = self._items_of(items)
+        if dataset.name != self.dataset:
+            raise ValueError(f"the model is of the dataset {self.dataset!r}, not of {dataset.name!r}: train one on it")
+        keys = np.array(sorted(dataset.users), np.int64)
+        item_keys, item_factors = self._items_of(dataset.items)
         known = past.take(np.isin(past.item_ids, item_keys) & np.isin(past.user_ids, keys))
         vectors = _unit(user_vectors(item_factors, rating_matrix(keys, item_keys, known)))
         num_known = np.bincount(np.searchsorted(keys, known.user_ids), minlength=len(keys))
         is_cold = num_known < self.min_history
         group_idx = _nearest(vectors, self.centroids)
         if is_cold.any():
-            cold = {key: users[key] for key in keys[is_cold].tolist()}
-            described = _traits(cold, past, items, self.traits)
+            described = _traits(dataset, keys[is_cold], past, self.traits)
             group_idx[is_cold] = _nearest(described, self.trait_centroids)
         num_cold = int(is_cold.sum())
         how = f"collaborative vectors; {num_cold} users with fewer than {self.min_history} ratings by attributes"
@@ -90,7 +92,7 @@ class UserModel:
         keys = np.array([key_of.get(item_id, -1) for item_id in self.item_ids.tolist()], np.int64)
         order = np.argsort(keys)[int((keys < 0).sum()) :]
         if not len(order):
-            raise ValueError(f"the model knows none of the {len(items)} items: is it of another dataset?")
+            raise ValueError(f"the model knows none of the {len(items)} items: train one on this dataset")
         return keys[order], self.item_factors[order]
 
     def save(self, path: Path) -> None:
@@ -98,6 +100,7 @@ class UserModel:
         with building(path) as built, built.open("wb") as file:
             np.savez(
                 file,
+                dataset=self.dataset,
                 item_ids=self.item_ids,
                 item_factors=self.item_factors,
                 centroids=self.centroids,
@@ -116,26 +119,21 @@ class UserModel:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                return UserModel(
-                    **{**{name: stored[name] for name in stored}, "min_history": int(stored["min_history"])}
-                )
+                arrays = {name: stored[name] for name in stored}
+            scalars = {"dataset": str(arrays["dataset"]), "min_history": int(arrays["min_history"])}
+            return UserModel(**{**arrays, **scalars})
         except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no model of user groups (laser-recsys group writes one): {error}") from error
 
 
 def train_user_groups(
-    past: Ratings,
-    items: Mapping[int, Item],
-    users: Mapping[int, User],
-    num_groups: int = 3,
-    seed: int = 0,
-    min_history: int = MIN_HISTORY,
+    dataset: Dataset, past: Ratings, num_groups: int = 3, seed: int = 0, min_history: int = MIN_HISTORY
 ) -> tuple[UserModel, Groups]:
     """Trains on all users with enough history and assigns all. The same input and seed give the same groups.
 
     Args:
+        dataset: its users, those without ratings too, which are assigned by attributes; its items' genres.
         past: what the groups may know, never held-back ratings.
-        items, users: by the numbers that `past` uses; users without ratings are assigned by attributes.
         num_groups: k, 1 to the number of users with enough history.
         seed: of ALS' and k-means' starting points.
         min_history: ratings below which a user is cold.
@@ -157,16 +155,16 @@ def train_user_groups(
         clusters = kind(num_groups, n_init=10, random_state=seed).fit(vectors)
     order = np.argsort(largest_first(warm, clusters.labels_, num_groups))
     group_idx = _nearest(vectors, clusters.cluster_centers_[order])
-    names = _trait_names(items, users)
-    described = _traits({key: users[key] for key in warm.tolist()}, past, items, names)
+    names = _trait_names(dataset)
+    described = _traits(dataset, warm, past, names)
     # An empty group is as far from everyone as can be.
     trait_centroids = np.full((num_groups, len(names)), _FAR)
     for group in np.unique(group_idx):
         trait_centroids[group] = described[group_idx == group].mean(0)
     centroids = clusters.cluster_centers_[order].astype(np.float64)
-    published = np.array([items[key].id for key in item_ids.tolist()], dtype=np.str_)
-    model = UserModel(published, item_factors, centroids, names, trait_centroids, min_history)
-    return model, model.assign(past, items, users)[0]
+    published = np.array([dataset.items[key].id for key in item_ids.tolist()], dtype=np.str_)
+    model = UserModel(dataset.name, published, item_factors, centroids, names, trait_centroids, min_history)
+    return model, model.assign(dataset, past)[0]
 
 
 def rating_matrix(keys: NDArray[np.int64], item_ids: NDArray[np.int64], past: Ratings) -> Any:
@@ -217,26 +215,31 @@ def _nearest(vectors: NDArray[np.float64], centroids: NDArray[np.float64]) -> ND
     return nearest
 
 
-def _trait_names(items: Mapping[int, Item], users: Mapping[int, User]) -> NDArray[np.str_]:
-    genres = {f"genre={genre}" for genre in frequent_genres(items)}
-    values = {f"{name}={_bucket(value)}" for user in users.values() for name, value in user.attributes.items()}
+def _trait_names(dataset: Dataset) -> NDArray[np.str_]:
+    genres = {f"genre={genre}" for genre in frequent_genres(dataset.items)}
+    values = {f"{name}={_bucket(value)}" for user in dataset.users.values() for name, value in user.attributes.items()}
     return np.array(sorted(genres | values), dtype=np.str_)
 
 
-def _traits(
-    users: Mapping[int, User], past: Ratings, items: Mapping[int, Item], names: NDArray[np.str_]
-) -> NDArray[np.float64]:
-    """float64[U, A]: of each user, the share of each genre in what was rated, and 1 for each attribute's value."""
+def _traits(dataset: Dataset, keys: NDArray[np.int64], past: Ratings, names: NDArray[np.str_]) -> NDArray[np.float64]:
+    """float64[U, A] of the users `keys`, increasing: the share of each genre in what they rated, and 1 for each
+    attribute's value."""
     place = {name: column for column, name in enumerate(names.tolist())}
-    table = np.zeros((len(users), len(names)))
-    for row, (key, user) in enumerate(sorted(users.items())):
-        rated = past.of_user(key).item_ids.tolist()
-        named = [f"genre={genre}" for item_id in rated for genre in items[item_id].genres]
-        weights = [(name, 1 / len(named)) for name in named]
-        weights += [(f"{name}={_bucket(value)}", 1.0) for name, value in user.attributes.items()]
-        for name, weight in weights:
-            if name in place:
-                table[row, place[name]] += weight
+    item_keys = np.array(sorted(dataset.items), np.int64)
+    genres = [[f"genre={genre}" for genre in dataset.items[key].genres] for key in item_keys.tolist()]
+    pairs = [(row, place[genre]) for row, named in enumerate(genres) for genre in named if genre in place]
+    rows, columns = np.array(pairs, np.int64).reshape(-1, 2).T
+    has_genre = csr_matrix((np.ones(len(pairs)), (rows, columns)), (len(item_keys), len(place)))
+    theirs = past.take(np.isin(past.user_ids, keys))
+    where = np.searchsorted(keys, theirs.user_ids), np.searchsorted(item_keys, theirs.item_ids)
+    rated = csr_matrix((np.ones(len(theirs)), where), (len(keys), len(item_keys)))
+    num_genres = rated @ np.array([len(named) for named in genres], np.float64)
+    table: NDArray[np.float64] = (rated @ has_genre).toarray() / np.maximum(num_genres, 1)[:, None]
+    for row, key in enumerate(keys.tolist()):
+        for name, value in dataset.users[key].attributes.items():
+            column = place.get(f"{name}={_bucket(value)}")
+            if column is not None:
+                table[row, column] = 1
     return table
 
 

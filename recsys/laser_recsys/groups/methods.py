@@ -19,7 +19,7 @@ def user_groups(
         ValueError: the method is unknown, or num_groups out of range.
     """
     if method == "collaborative":
-        model, groups = train_user_groups(past, dataset.items, dataset.users, num_groups, seed)
+        model, groups = train_user_groups(dataset, past, num_groups, seed)
         return groups, model
     if method == "genre":
         return group_users_by_genre(past, dataset.items, num_groups, seed), None
