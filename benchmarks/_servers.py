@@ -12,6 +12,9 @@ from laser_client.pools import Document, PoolClient
 from laser_protocol.channel import Endpoint
 from laser_recsys.processes import retriever_process, verifier_process
 
+# For benchmarks that give several settings the same prompts: else only the first of them would compute their prefill.
+EACH_PREFILLS = "--no-prefix-reuse"
+
 
 @contextmanager
 def servers(model: str | Path, pools: Path, logs: Path, *verifier_options: str) -> Iterator[tuple[str, str]]:

@@ -20,34 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.replay import NOTE, VOCAB_SIZE, FixedSources, Totals, parse_ids, read_corpus, replay_document
+from benchmarks._corpus import NOTE, VOCAB_SIZE, Document, FixedSources, index_of, parse_ids, read_corpus
+from benchmarks.group_pools import groups
+from benchmarks.replay import Totals, replay_document
 from numpy.typing import NDArray
 
-from laser_recsys.cache import default_cache_dir
-from laser_recsys.datasets.catalogue import read_dataset
-from laser_recsys.datasets.dataset import split
-from laser_recsys.groups.methods import item_groups, user_groups
 from laser_retriever.drafter import DraftParams
-from laser_retriever.index import Source, Sources, TokenIndex, build_index
+from laser_retriever.index import Source, Sources
 from laser_retriever.sequence import Drafter
 
-Document = dict[str, Any]
 NUM_RESAMPLES = 10_000
-
-
-def groups(kind: str, num_groups: int) -> dict[int, int]:
-    """The group of each user or item, by id."""
-    dataset = read_dataset("ml-100k", None, default_cache_dir())
-    if kind == "user":
-        made = user_groups("genre", dataset, split(dataset.ratings).seen, num_groups, 0)[0]
-    else:
-        made = item_groups("genre", dataset, num_groups, 0)
-    return dict(zip(made.keys.tolist(), made.group_idx.tolist(), strict=True))
-
-
-def index_of(documents: Sequence[Document]) -> TokenIndex:
-    """The index of recorded outputs."""
-    return build_index([np.array(document["output_token_ids"], np.int32) for document in documents])
 
 
 def arrangements(pool: Sequence[Document], group_of: Mapping[int, int], seed: int) -> dict[str, dict[int, Sources]]:
@@ -111,7 +93,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     corpus = read_corpus(arguments.corpus)
-    group_of = groups(arguments.kind, arguments.num_groups or (3 if arguments.kind == "user" else 9))
+    group_of = groups(arguments.kind, arguments.num_groups or (3 if arguments.kind == "user" else 9), "genre")
     pool = [d for d in corpus if d["id"] in arguments.pool_ids and d["id"] in group_of]
     test = [d for d in corpus if d["id"] in arguments.test_ids and d["id"] in group_of]
     made = arrangements(pool, group_of, seed=0)

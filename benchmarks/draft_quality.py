@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.replay import NOTE, accepted_path, parse_ids, read_corpus
+from benchmarks._corpus import NOTE, parse_ids, read_corpus
+from benchmarks.replay import accepted_path
 from benchmarks.retrieval_peers import Arctic, DraftRetriever, Proposer, Rest, laser_on
 
 Row = dict[str, Any]

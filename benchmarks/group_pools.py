@@ -16,19 +16,17 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from benchmarks.replay import NOTE, VOCAB_SIZE, FixedSources, Totals, parse_ids, read_corpus, replay_document
+from benchmarks._corpus import NOTE, VOCAB_SIZE, Document, FixedSources, index_of, parse_ids, read_corpus
+from benchmarks.replay import Totals, replay_document
 
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.datasets.catalogue import read_dataset
 from laser_recsys.datasets.dataset import split
 from laser_recsys.groups.methods import item_groups, user_groups
-from laser_retriever.index import Source, Sources, TokenIndex, build_index
+from laser_retriever.index import Source, Sources, TokenIndex
 from laser_retriever.sequence import Drafter
-
-Document = dict[str, Any]
 
 
 def main() -> None:
@@ -88,19 +86,14 @@ def compare(arguments: argparse.Namespace, pool: Sequence[Document], test: Seque
     report(f"own group of {k}, then all", test, {d["id"]: wider[group_of[d["id"]]] for d in test}, arguments.nodes)
 
 
-def groups(kind: str, num_groups: int) -> dict[int, int]:
+def groups(kind: str, num_groups: int, user_method: str = "collaborative") -> dict[int, int]:
     """The groups that `laser-recsys group` gives, by id."""
     dataset = read_dataset("ml-100k", None, default_cache_dir())
     if kind == "user":
-        made = user_groups("collaborative", dataset, split(dataset.ratings).seen, num_groups, 0)[0]
+        made = user_groups(user_method, dataset, split(dataset.ratings).seen, num_groups, 0)[0]
     else:
         made = item_groups("genre", dataset, num_groups, 0)
     return dict(zip(made.keys.tolist(), made.group_idx.tolist(), strict=True))
-
-
-def index_of(documents: Sequence[Document]) -> TokenIndex:
-    """The index of recorded outputs."""
-    return build_index([np.array(document["output_token_ids"], np.int32) for document in documents])
 
 
 def report(name: str, test: Sequence[Document], sources: Mapping[int, Sources], num_nodes: int) -> None:

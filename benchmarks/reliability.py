@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.replay import NOTE, accepted_path, parse_ids, read_corpus
-from benchmarks.retrieval_peers import VOCAB_SIZE, FixedSources, Occurrences
+from benchmarks._corpus import NOTE, VOCAB_SIZE, FixedSources, parse_ids, read_corpus
+from benchmarks.replay import accepted_path
+from benchmarks.retrieval_peers import Occurrences
 from numpy.typing import NDArray
 
 from laser_protocol.acceptance import Strict

@@ -23,35 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks._corpus import NOTE, VOCAB_SIZE, FixedSources, parse_ids, read_corpus
 
 from laser_protocol.tree import DraftTree
 from laser_retriever.drafter import DraftParams
 from laser_retriever.fitting import Examples, fit
 from laser_retriever.index import Source, Sources, build_index
-from laser_retriever.pools import PoolStatus
 from laser_retriever.sequence import Drafter
-
-NOTE = (
-    "Note: the texts of the corpora in this project are repetitive, as a 135M model writes them: 28 % of a user text's "
-    "8-grams repeat inside it, and 99 % end by length."
-)
-VOCAB_SIZE = 2**31 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class FixedSources:
-    """The same sources for every sequence."""
-
-    value: Sources
-
-    def sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]:
-        return PoolStatus.OK, self.value
-
-
-def read_corpus(path: Path) -> list[dict[str, Any]]:
-    """The corpus, one dictionary a line."""
-    with path.open(encoding="utf8") as file:
-        return [json.loads(line) for line in file]
 
 
 def accepted_path(tree: DraftTree, real: Sequence[int]) -> list[int]:
@@ -121,15 +99,6 @@ def replay(sources: Sources, test: Sequence[dict[str, Any]], num_nodes: int) -> 
         "draft_us_p99": round(float(p99), 1),
     }
     return result, drafter
-
-
-def parse_ids(text: str) -> set[int]:
-    """`1-736` or `3,5,10-12` as a set."""
-    ids: set[int] = set()
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        ids.update(range(int(first), int(last or first) + 1))
-    return ids
 
 
 def fit_coefficients(documents: Sequence[dict[str, Any]], output: Path) -> None:

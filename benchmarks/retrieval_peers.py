@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from benchmarks._corpus import VOCAB_SIZE, FixedSources
 from numpy.typing import NDArray
 
 from laser_protocol.tree import DraftTree
 from laser_retriever.index import Source, Sources, build_index, lay_out
-from laser_retriever.pools import PoolStatus
 from laser_retriever.sequence import Drafter
 from laser_retriever.suffix_array import build_suffix_array
 
-VOCAB_SIZE = 2**31 - 1
 PEERS = Path(__file__).parents[1] / ".venv-peers-retriever"
 
 
@@ -56,17 +55,6 @@ class Occurrences:
         low = bisect.bisect_left(self._suffixes, list(query), key=beginning)
         high = bisect.bisect_right(self._suffixes, list(query), lo=low, key=beginning)
         return self._suffixes[low:high].astype(np.int64) + len(query)
-
-
-class FixedSources:
-    """The same sources for every sequence."""
-
-    def __init__(self, sources: Sources) -> None:
-        self._sources = sources
-
-    def sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]:
-        """What a `Drafter` asks for."""
-        return PoolStatus.OK, self._sources
 
 
 class Laser:

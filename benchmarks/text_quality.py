@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks._servers import fill_pool, servers, verifier_options
-from benchmarks.held_out import id_range
+from benchmarks._corpus import parse_ids, read_corpus
+from benchmarks._servers import EACH_PREFILLS, fill_pool, servers, verifier_options
 from tqdm import tqdm
 
 from laser_client import LaserClient, Relaxed, Strict
@@ -36,6 +36,7 @@ from laser_protocol.acceptance import Acceptance
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.ctr.encoder import encode_cached
 from laser_recsys.example_model import prepare_example_model
+from laser_recsys.measurement import common_prefix_len
 
 POOL = "bench/text-quality"
 GRAM = 8
@@ -83,21 +84,13 @@ def repeats(tokens: Sequence[int]) -> list[bool]:
     return repeated
 
 
-def num_before_difference(tokens: Sequence[int], reference: Sequence[int]) -> int:
-    """Tokens that two texts share from their begin on."""
-    for i, (one, other) in enumerate(zip(tokens, reference, strict=False)):
-        if one != other:
-            return i
-    return min(len(tokens), len(reference))
-
-
 def describe(run: str, texts: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """The row of one run. Both by document id; only those that both have are compared."""
     outputs = {i: text["token_ids"] for i, text in texts.items()}
     marks = {i: repeats(tokens) for i, tokens in outputs.items()}
     both = [i for i in outputs if i in reference]
     all_grams = [gram for tokens in outputs.values() for gram in grams(tokens, 4)]
-    shared = sum(num_before_difference(outputs[i], reference[i]["token_ids"]) for i in both)
+    shared = sum(common_prefix_len(outputs[i], reference[i]["token_ids"]) for i in both)
     return {
         "run": run,
         "texts": len(outputs),
@@ -166,7 +159,7 @@ def read_texts(path: Path) -> dict[str, dict[int, dict[str, Any]]]:
 
 def generate_missing(arguments: argparse.Namespace) -> None:
     """Starts the servers and generates what `--texts` does not hold."""
-    corpus = [json.loads(line) for line in arguments.corpus.read_text(encoding="utf8").splitlines()]
+    corpus = read_corpus(arguments.corpus)
     existing = read_texts(arguments.texts)
     test = [document for document in corpus if document["id"] in arguments.test_ids]
     missing = [(run, [d for d in test if d["id"] not in existing.get(run.name, {})]) for run in arguments.runs]
@@ -180,7 +173,7 @@ def generate_missing(arguments: argparse.Namespace) -> None:
     )
     with (
         tempfile.TemporaryDirectory() as directory,
-        servers(model, Path(directory), Path(directory), *options) as (retriever, verifier),
+        servers(model, Path(directory), Path(directory), *options, EACH_PREFILLS) as (retriever, verifier),
         LaserClient(verifier) as client,
     ):
         fill_pool(retriever, POOL, pool, client.model().tokenizer_fingerprint)
@@ -194,8 +187,8 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="JSON lines: id, prompt_token_ids, output_token_ids")
     parser.add_argument("--texts", type=Path, required=True, help="JSON lines, made or continued")
     parser.add_argument("--runs", type=Run.parse, nargs="+", required=True, help="the first is compared to")
-    parser.add_argument("--pool-ids", type=id_range, default="1-736", help="default: %(default)s")
-    parser.add_argument("--test-ids", type=id_range, default="741-800", help="default: %(default)s")
+    parser.add_argument("--pool-ids", type=parse_ids, default="1-736", help="default: %(default)s")
+    parser.add_argument("--test-ids", type=parse_ids, default="741-800", help="default: %(default)s")
     parser.add_argument("--model", default="", help="default: SmolLM2-135M-Instruct from its wheel")
     parser.add_argument("--nodes", type=int, default=32, help="most draft nodes per step (default: %(default)s)")
     parser.add_argument("--draft-policy", choices=("value", "all"), default="value", help="default: %(default)s")

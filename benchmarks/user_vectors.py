@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks._corpus import read_corpus
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -45,7 +45,7 @@ def main() -> None:
     dataset = read_dataset("ml-100k", None, default_cache_dir())
     parts = split(dataset.ratings)
     keys, item_keys = np.array(sorted(dataset.users)), np.array(sorted(dataset.items))
-    past = rating_matrix(keys, item_keys, parts.past)
+    past = rating_matrix(keys, item_keys, parts.seen)
     held_back = rating_matrix(keys, item_keys, Ratings.sort(*_joined(parts.validation, parts.test)))
     alike = _likeness(arguments.corpus, keys) if arguments.corpus else None
     methods: dict[str, Callable[[Any, int], Vectors]] = {"als": als}
@@ -122,7 +122,7 @@ def _joined(*parts: Ratings) -> list[NDArray[Any]]:
 
 
 def _likeness(corpus: Path, keys: NDArray[np.int64]) -> Callable[[NDArray[Any]], float]:
-    rows = [json.loads(line) for line in corpus.read_text(encoding="utf8").splitlines()]
+    rows = read_corpus(corpus)
     texts = {int(row["id"]): row["text"] for row in rows if int(row["id"]) <= LAST_USER_WITH_TEXT}
     with_text = np.flatnonzero(np.isin(keys, list(texts)))
     table = TfidfVectorizer(ngram_range=(3, 5), binary=True).fit_transform(

@@ -12,8 +12,8 @@ import dataclasses
 import time
 from pathlib import Path
 
+from benchmarks._corpus import parse_ids
 from benchmarks._stolen import StolenTime
-from benchmarks.held_out import id_range
 from benchmarks.peers.cell import MODES, Cell, append_run, missing, read_runs
 from benchmarks.peers.engines import run_laser, run_vllm
 from benchmarks.peers.environment import ensure_environment
@@ -35,8 +35,8 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.peers", description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="JSON lines: id, prompt_token_ids, output_token_ids")
-    parser.add_argument("--pool-ids", type=id_range, default="1-300", help="documents (default: %(default)s)")
-    parser.add_argument("--test-ids", type=id_range, default="681-800", help="prompts from (default: %(default)s)")
+    parser.add_argument("--pool-ids", type=parse_ids, default="1-300", help="documents (default: %(default)s)")
+    parser.add_argument("--test-ids", type=parse_ids, default="681-800", help="prompts from (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/peers"), help="default: %(default)s")
     parser.add_argument("--environment", type=Path, default=Path(".venv-peers"), help="vLLM's (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="default: SmolLM2-135M-Instruct from its wheel")

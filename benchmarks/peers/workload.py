@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks._corpus import read_corpus
 
 from laser_recsys.measurement import repetition_share
 
@@ -41,7 +42,7 @@ def read_workload(
     Raises:
         ValueError: an id is in both sets, or one of the sets picks nothing.
     """
-    lines = [json.loads(line) for line in corpus.read_text(encoding="utf8").splitlines()]
+    lines = read_corpus(corpus)
     documents = [line for line in lines if line["id"] in pool_ids]
     tests = [line for line in lines if line["id"] in test_ids]
     if not documents or not tests or {line["id"] for line in documents} & {line["id"] for line in tests}:

@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         parsers[arguments.command].error(str(error))
     except ImportError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0]) or _COMMANDS[arguments.command].extra
-        return _fail(f"{error.name} is not installed: pip install 'laser-rec[{extra}]'")
+        missing = f"{error.name} is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
+        return _fail(f"{missing}: the extra '{extra}' is needed (pip install '.[{extra}]' in the project's folder)")
     except (RecsysError, OSError, ValueError) as error:
         return _fail(str(error))
     except Exception as error:

@@ -165,6 +165,8 @@ def _start_servers(stack: ExitStack, config: DemoConfig, model: str) -> Servers:
     pools = stack.enter_context(tempfile.TemporaryDirectory(prefix="laser-pools-", ignore_cleanup_errors=True))
     retriever = stack.enter_context(retriever_process(Path(pools), config.output / "retriever.log"))
     options = ("--max-sequences", str(config.concurrency), "--max-model-len", str(MAX_MODEL_LEN))
+    # The modes are given the same prompts: with reuse only the first of them would compute their prefill.
+    options = (*options, "--no-prefix-reuse")
     log_path = config.output / "verifier.log"
     verifier = stack.enter_context(verifier_process(model, log_path, *options, retriever=retriever.address))
     servers = Servers(retriever, verifier)
@@ -349,8 +351,9 @@ def _conclude(config: DemoConfig, result: DemoResult, say: Callable[[str], None]
     say(table.text_table(table.cells(result.summaries, result.noise)))
     say("")
     if result.dtype != "float32":
-        say(f"Strict is exact in float32. In {result.dtype} rounding may depend on the batch: the last row shows how")
-        say("far plain decoding agrees with itself at another batch size; strict is to be read beside it.")
+        say(f"Strict is exact in float32. In {result.dtype} rounding may depend on the batch.")
+        if result.noise is not None:
+            say("The last row shows how far plain decoding agrees with itself at another batch size.")
     if result.replay:
         series = ", ".join(f"{point.num_documents}: {point.tokens_per_step:.2f}" for point in result.replay)
         say(f"tokens_per_step by documents in the pool (replay of this run's plain outputs): {series}")

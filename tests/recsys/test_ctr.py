@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import BertConfig, BertModel
 
 from laser_recsys.ctr import encoder, knowledge_vectors
 from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Evaluation
@@ -22,6 +24,7 @@ from laser_recsys.datasets.dataset import Dataset, Item, Ratings, Split, User, s
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge.rows import STRICT, Task, make_row, write_knowledge
 from tests.recsys.conftest import MakeGeneration
+from tests.verifier.tiny import tiny_tokenizer
 
 NUM_USERS, NUM_ITEMS, NUM_RATINGS = 60, 1500, 40
 
@@ -44,7 +47,7 @@ def liking() -> tuple[Dataset, Split]:
 
 @pytest.fixture(scope="module")
 def samples(liking: tuple[Dataset, Split]) -> SampleSplit:
-    return make_samples(*liking, num_shown=5)
+    return make_samples(*liking)
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +55,26 @@ def colours() -> KnowledgeVectors:
     """One-hot colours: the answer in two numbers."""
     tables = {}
     for kind, num in (("user", NUM_USERS), ("item", NUM_ITEMS)):
-        table = torch.zeros(num + 1, 4)
-        table[torch.arange(1, num + 1), torch.arange(num) % 2] = 1.0
+        table = np.zeros((num + 1, 4), np.float32)
+        table[np.arange(1, num + 1), np.arange(num) % 2] = 1.0
         tables[kind] = table
     return KnowledgeVectors(tables, "all")
 
 
-def test_targets_are_past_ratings_no_prompt_showed_then_validation_then_test(
+def test_targets_are_the_ratings_after_the_past_in_their_parts(
     liking: tuple[Dataset, Split], samples: SampleSplit
 ) -> None:
     parts = liking[1]
-    assert len(samples.train) == len(parts.past) - 5 * NUM_USERS
-    assert (len(samples.validation), len(samples.test)) == (len(parts.validation), len(parts.test))
-    first = parts.test.of_user(0)
-    of_user = samples.test.fields[:, 0] == 1
-    assert samples.test.fields[of_user, 1].tolist() == (first.item_ids + 1).tolist()
-    assert samples.test.labels[of_user].tolist() == (first.stars >= 4).tolist()
+    for made, part in (
+        (samples.train, parts.training),
+        (samples.validation, parts.validation),
+        (samples.test, parts.test),
+    ):
+        assert len(made) == len(part)
+        first = part.of_user(0)
+        of_user = made.fields[:, 0] == 1
+        assert made.fields[of_user, 1].tolist() == (first.item_ids + 1).tolist()
+        assert made.labels[of_user].tolist() == (first.stars >= 4).tolist()
 
 
 def test_a_samples_history_is_what_its_user_liked_before_it_and_nothing_later(
@@ -86,7 +93,7 @@ def test_a_samples_history_is_what_its_user_liked_before_it_and_nothing_later(
 def test_a_part_without_both_labels_is_an_error(liking: tuple[Dataset, Split]) -> None:
     dataset, parts = liking
     with pytest.raises(ValueError, match="test has 0 samples, must have liked and disliked ones"):
-        make_samples(dataset, Split(parts.past, parts.validation, parts.test.take(slice(0, 0))), 5)
+        make_samples(dataset, dataclasses.replace(parts, test=parts.test.take(slice(0, 0))))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -134,7 +141,7 @@ def test_runs_are_kept_and_only_missing_ones_are_trained(
     changed = Evaluation(samples, {"plain": shuffled(colours)}, "plain", tmp_path)
     changed.run(["deepfm"], changed.names, 1)
     assert trained[9:] == [("plain", 0)]
-    table = text_table(again.rows(["deepfm"]))
+    table = text_table("plain", again.rows(["deepfm"]))
     assert "reference" in table and "different" in table
     write_report(tmp_path / "report.html", "liking", "counts", "plain", again.rows(["deepfm"]), [("plain", "all")])
     page = (tmp_path / "report.html").read_text(encoding="utf8")
@@ -224,8 +231,8 @@ def test_texts_stand_at_their_users_and_items_and_the_rest_is_zero(
     write(first, make_generation, ("user", "0"), ("user", "59"))
     write(second, make_generation, ("item", "3"))
     vectors = load_knowledge([first, second], liking[0], samples.vocabulary, tmp_path)
-    assert np.flatnonzero(vectors.tables["user"].numpy().any(1)).tolist() == [1, 60]
-    assert np.flatnonzero(vectors.tables["item"].numpy().any(1)).tolist() == [4]
+    assert np.flatnonzero(vectors.tables["user"].any(1)).tolist() == [1, 60]
+    assert np.flatnonzero(vectors.tables["item"].any(1)).tolist() == [4]
     assert vectors.coverage == "2 of 60 users, 1 of 1500 items"
 
 
@@ -247,18 +254,53 @@ def test_knowledge_of_another_dataset_or_of_someone_twice_is_an_error(
         load_knowledge([path], liking[0], samples.vocabulary, tmp_path)
 
 
-def test_equal_texts_are_encoded_equally_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches: list[list[str]] = []
+@pytest.fixture
+def tiny_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A BERT of random weights in the encoder's place; the cache directory."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+    BertModel(BertConfig(vocab_size=64, **shape)).save_pretrained(tmp_path / "bert")
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    tokenizer.save_pretrained(tmp_path / "bert")
+    monkeypatch.setattr(encoder, "prepare_encoder", lambda cache: tmp_path / "bert")
+    return tmp_path / "cache"
 
-    def encode(texts: list[str], model: Path) -> np.ndarray:
-        batches.append(list(texts))
-        return np.arange(len(texts), dtype=np.float32)[:, None]
 
-    monkeypatch.setattr(encoder, "encode", encode)
-    monkeypatch.setattr(encoder, "prepare_encoder", lambda cache: cache)
-    assert encoder.encode_cached(["b", "a", "b"], tmp_path).tolist() == [[1.0], [0.0], [1.0]]
-    assert encoder.encode_cached(["a", "b"], tmp_path).tolist() == [[0.0], [1.0]]
-    assert batches == [["a", "b"]]
+def test_a_texts_vector_does_not_depend_on_the_texts_beside_it(tiny_encoder: Path) -> None:
+    texts = [" ".join(f"w{(3 * n + place) % 40}" for place in range(1 + 5 * n)) for n in range(40)]
+    loaded = encoder.Encoder(tiny_encoder.parent / "bert")
+    together = loaded.encode(texts)
+    assert np.allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    assert len({vector.tobytes() for vector in together}) == len(texts)
+    for places in ([7], [39, 0, 12, 7], range(40)[::-1]):
+        assert np.array_equal(loaded.encode([texts[place] for place in places]), together[list(places)])
+
+
+def test_what_is_encoded_is_kept_shard_by_shard_and_only_the_rest_is_encoded(
+    tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "_SHARD", 4)
+    encoded: list[int] = []
+    original = encoder.Encoder.encode
+
+    def until_it_fails(self: encoder.Encoder, texts: list[str], on_done: Any) -> Any:
+        if len(encoded) == 2:
+            raise RuntimeError("killed")
+        encoded.append(len(texts))
+        return original(self, texts, on_done)
+
+    monkeypatch.setattr(encoder.Encoder, "encode", until_it_fails)
+    texts = [f"w{n} w{n + 1}" for n in range(12)]
+    with pytest.raises(RuntimeError, match="killed"):
+        encoder.encode_cached(texts, tiny_encoder)
+    monkeypatch.setattr(encoder.Encoder, "encode", original)
+    first = encoder.encode_cached([*texts, texts[0]], tiny_encoder)
+    assert np.array_equal(first[0], first[-1])
+    monkeypatch.setattr(encoder.Encoder, "encode", until_it_fails)
+    assert np.array_equal(encoder.encode_cached(texts[::-1], tiny_encoder), first[-2::-1])
+    with pytest.raises(RuntimeError, match="killed"):
+        encoder.encode_cached([*texts, "w30"], tiny_encoder)
 
 
 @pytest.mark.timeout(180)

@@ -34,15 +34,15 @@ def test_ratings_of_the_same_second_keep_the_order_of_the_file(write_wheel: Writ
 
 def test_the_last_fifth_of_each_users_ratings_is_held_back(dataset: Dataset) -> None:
     parts = split(dataset.ratings)
-    assert len(parts.past) == 48
+    assert (len(parts.past), len(parts.training), len(parts.seen)) == (36, 12, 48)
     assert parts.validation.item_ids.tolist() == [5] * 12
     for user_id in dataset.users:
-        assert parts.past.of_user(user_id).timestamps.max() < parts.validation.of_user(user_id).timestamps.min()
+        assert parts.seen.of_user(user_id).timestamps.max() < parts.validation.of_user(user_id).timestamps.min()
 
 
-def test_a_user_with_fewer_than_five_ratings_keeps_them_all(write_wheel: WriteWheel) -> None:
+def test_nothing_of_a_user_with_fewer_than_five_ratings_is_held_back(write_wheel: WriteWheel) -> None:
     parts = split(read_ml_100k(write_wheel(inter=INTER + "7\t3\t3\t100\n7\t1\t4\t100\n")).ratings)
-    assert len(parts.past.of_user(7)) == 2
+    assert (len(parts.past.of_user(7)), len(parts.training.of_user(7))) == (1, 1)
     assert len(parts.validation) == len(parts.test) == 0
 
 

@@ -51,7 +51,7 @@ def test_new_users_are_assigned_by_an_earlier_runs_model(data: Path, capsys: pyt
     assert main(["group", "--data", str(data), "--num-user-groups", "2", "--num-item-groups", "1"]) == 0
     first = pq.read_table(data / "groups.parquet").select(["id", "group"])
     again = data / "again.parquet"
-    model = str(data / "user_model.npz")
+    model = str(data / "groups.model.npz")
     arguments = ["group", "--data", str(data), "--num-item-groups", "1", "--model", model, "--output", str(again)]
     assert main(arguments) == 0
     assert "0 of 12 users by attributes" in capsys.readouterr().out

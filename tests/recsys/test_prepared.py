@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laser_recsys.datasets.dataset import Dataset, DatasetError, Ratings, SplitBy, split
+from laser_recsys.datasets.dataset import Dataset, DatasetError, Ratings, Split, SplitBy, split
 from laser_recsys.datasets.prepared import read_prepared, write_prepared
 
 
@@ -20,29 +21,32 @@ def ratings_of(rows: list[tuple[int, int, int]]) -> Ratings:
 RATINGS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(0, 30)), min_size=1).map(ratings_of)
 
 
-@given(RATINGS, st.sampled_from(["user", "time"]))
+def in_order(parts: Split) -> tuple[Ratings, Ratings, Ratings, Ratings]:
+    return parts.past, parts.training, parts.validation, parts.test
+
+
+@given(RATINGS, st.sampled_from(["user", "time", "none"]))
 def test_every_rating_is_in_exactly_one_part(ratings: Ratings, by: SplitBy) -> None:
     parts = split(ratings, by)
-    assert len(parts.past) + len(parts.validation) + len(parts.test) == len(ratings)
+    rows = [row for part in in_order(parts) for row in zip(part.user_ids, part.item_ids, part.timestamps, strict=True)]
+    assert sorted(rows) == sorted(zip(ratings.user_ids, ratings.item_ids, ratings.timestamps, strict=True))
+    assert by != "none" or len(parts.past) == len(ratings)
 
 
 @given(RATINGS)
-def test_split_by_user_no_past_rating_is_newer_than_a_held_back_one_of_the_same_user(ratings: Ratings) -> None:
+def test_split_by_user_no_part_is_newer_than_the_next_one_of_the_same_user(ratings: Ratings) -> None:
     parts = split(ratings, "user")
     for user_id in set(ratings.user_ids.tolist()):
-        older = parts.past.of_user(user_id), parts.validation.of_user(user_id)
-        newer = parts.validation.of_user(user_id), parts.test.of_user(user_id)
-        for before, after in zip(older, newer, strict=True):
-            if len(before) and len(after):
-                assert before.timestamps.max() <= after.timestamps.min()
+        theirs = [part.of_user(user_id) for part in in_order(parts)]
+        for before, after in itertools.combinations([part for part in theirs if len(part)], 2):
+            assert before.timestamps.max() <= after.timestamps.min()
 
 
 @given(RATINGS)
-def test_split_by_time_nothing_past_is_as_new_as_anything_held_back_by_anyone(ratings: Ratings) -> None:
+def test_split_by_time_nothing_in_a_part_is_as_new_as_anything_in_the_next_by_anyone(ratings: Ratings) -> None:
     parts = split(ratings, "time")
-    for before, after in ((parts.past, parts.validation), (parts.past, parts.test), (parts.validation, parts.test)):
-        if len(before) and len(after):
-            assert before.timestamps.max() < after.timestamps.min()
+    for before, after in itertools.combinations([part for part in in_order(parts) if len(part)], 2):
+        assert before.timestamps.max() < after.timestamps.min()
 
 
 @given(RATINGS, st.integers(1, 4))
@@ -53,16 +57,14 @@ def test_in_a_core_every_user_and_item_has_enough_ratings_and_a_core_is_its_own_
     assert len(core.core(k)) == len(core)
 
 
-@pytest.mark.parametrize("by", ["user", "time"])
+@pytest.mark.parametrize("by", ["user", "time", "none"])
 def test_a_prepared_dataset_is_read_back_as_it_was(dataset: Dataset, by: SplitBy, tmp_path: Path) -> None:
     parts = write_prepared(tmp_path / "data", dataset, by)
     read, read_parts = read_prepared(tmp_path / "data")
     assert (read.name, read.noun, read.items, read.users) == (dataset.name, dataset.noun, dataset.items, dataset.users)
     for ours, theirs in (
         (read.ratings, dataset.ratings),
-        (read_parts.past, parts.past),
-        (read_parts.validation, parts.validation),
-        (read_parts.test, parts.test),
+        *zip(in_order(read_parts), in_order(parts), strict=True),
     ):
         for name in ("user_ids", "item_ids", "stars", "timestamps"):
             assert np.array_equal(getattr(ours, name), getattr(theirs, name))

@@ -57,12 +57,14 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     from laser_recsys.ctr.encoder import ENCODER_NAME
     from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Evaluation
     from laser_recsys.ctr.knowledge_vectors import load_knowledge, shuffled
+    from laser_recsys.ctr.networks import deepctr_torch
     from laser_recsys.ctr.report import text_table, write_report
     from laser_recsys.ctr.samples import LIKED_STARS, make_samples
     from laser_recsys.datasets.prepared import read_prepared
     from laser_recsys.facts import processor_name
 
     _check(arguments)
+    deepctr_torch()  # is missed here, not after minutes of encoding
     named = _named_files(arguments.knowledge)
     dataset, parts = read_prepared(arguments.data)
     samples = make_samples(dataset, parts)
@@ -92,7 +94,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     facts.append(("processor", f"{processor_name()}, {os.cpu_count()} cores"))
     write_report(arguments.output / "report.html", dataset.name, counts, reference, rows, facts)
     say(f"{dataset.name}: {counts}")
-    say(text_table(rows))
+    say(text_table(reference, rows))
     say(f"written: {arguments.output / 'report.html'}")
 
 

@@ -16,7 +16,7 @@ only with --learn: they are what drafted runs are compared with, and would be dr
 examples:
   laser-recsys generate --prompts data/prompts-kar.parquet --verifier localhost:50052 --output knowledge-strict
   laser-recsys generate --prompts data/prompts-kar.parquet --verifier gpu1:50052 gpu2:50052 --acceptance relaxed \\
-      --baseline 64 --output knowledge-relaxed
+      --baseline 128 --output knowledge-relaxed
 
 --ray runs the same job on a Ray cluster (extra 'ray'), from where all workers see the files; 'local' starts one here. A
 Ray run whose driver is killed starts again, and there is no speed-up or progress but Ray's own.
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="first N prompts plainly, to know the speed-up (default: 0)",
+        help="the first N prompts also plainly, to know the speed-up: 0, or two for each that is open (default: 0)",
     )
     parser.add_argument(
         "--part-s",
@@ -91,6 +91,12 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         patience_s=arguments.patience,
         connection=connection_arguments(arguments),
     )
+    least = 2 * config.concurrency * len(config.verifiers)
+    if 0 < arguments.baseline < least:
+        raise ValueError(
+            f"--baseline is {arguments.baseline}, must be 0 or at least {least}, two for each of the prompts open: the "
+            "rate of fewer is that of verifiers half idle"
+        )
     if arguments.ray is not None:
         from laser_recsys.knowledge.ray_job import run_ray_session
 

@@ -18,7 +18,7 @@ methods:
 examples:
   laser-recsys group --data data
   laser-recsys group --data data --users random --output data/groups-random.parquet
-  laser-recsys group --data data-of-today --model data/user_model.npz
+  laser-recsys group --data data-of-today --model data/groups.model.npz
 """
 
 
@@ -26,16 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `laser-recsys group`."""
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what 'prepare' wrote")
     methods = ("collaborative", "genre", "random", "single")
-    parser.add_argument("--users", choices=methods, default="collaborative", help="method (default: %(default)s)")
+    parser.add_argument("--users", choices=methods, help="method (default: collaborative)")
     parser.add_argument("--items", choices=methods[1:], default="genre", help="method (default: %(default)s)")
-    parser.add_argument("--num-user-groups", type=int, default=3, metavar="K", help="default: %(default)s")
+    parser.add_argument("--num-user-groups", type=int, metavar="K", help="default: 3")
     parser.add_argument("--num-item-groups", type=int, default=9, metavar="K", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--stability-runs", type=int, default=3, metavar="N",
         help="runs with other seeds whose likeness is reported; 1: none (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument("--model", type=Path, metavar="FILE", help="user_model.npz of an earlier run")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="groups.model.npz of an earlier run")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: DIR/groups.parquet")
 
 
@@ -55,16 +55,26 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     dataset, parts = read_prepared(arguments.data)
     output = arguments.output or arguments.data / "groups.parquet"
     if arguments.model is not None:
+        for name in ("users", "num_user_groups"):
+            if getattr(arguments, name) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is given beside --model, which knows the users' groups: leave one out")
         users, num_cold = UserModel.load(arguments.model).assign(dataset, parts.past)
         say(f"assigned by {arguments.model}, {num_cold} of {len(users.keys)} users by attributes")
     else:
         made = [
-            user_groups(arguments.users, dataset, parts.past, arguments.num_user_groups, arguments.seed + run)
+            user_groups(
+                arguments.users or "collaborative",
+                dataset,
+                parts.past,
+                3 if arguments.num_user_groups is None else arguments.num_user_groups,
+                arguments.seed + run,
+            )
             for run in range(max(arguments.stability_runs, 1))
         ]
         users, model = made[0]
         if model is not None:
-            model.save(output.with_name("user_model.npz"))
+            model.save(output.with_suffix(".model.npz"))
         if len(made) > 1 and users.num_groups > 1:
             say(f"stability of the users' groups over {len(made)} seeds: {stability([each for each, _ in made]):.3f} "
                 "(adjusted Rand index: 1 the same, 0 chance)")  # fmt: skip

@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `laser-recsys prepare`."""
     parser.add_argument("--dataset", default="ml-100k", metavar="NAME", help="see below (default: %(default)s)")
     parser.add_argument("--source", type=Path, metavar="DIR", help="folder with the downloaded files")
-    parser.add_argument("--split", choices=("user", "time", "none"), default="user", help="see below (default: %(default)s)")
+    parser.add_argument(
+        "--split", choices=("user", "time", "none"), default="user", help="see below (default: %(default)s)"
+    )
     parser.add_argument(
         "--min-ratings",
         type=int,

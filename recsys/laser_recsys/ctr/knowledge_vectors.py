@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from laser_recsys.ctr.encoder import DIMENSIONS, encode_cached
 from laser_recsys.ctr.samples import Vocabulary
@@ -25,11 +23,12 @@ class KnowledgeVectors:
     """Vectors by kind, and how many users and items have one.
 
     Attributes:
-        tables: float32[U + 1, D] and float32[I + 1, D]; zeros where nothing is known, and in row 0.
+        tables: float32[U + 1, D] and float32[I + 1, D]; zeros where nothing is known, and in row 0. Arrays, as joblib
+            maps them into the runs' processes and would copy tensors.
         coverage: "800 of 943 users, 841 of 1682 items".
     """
 
-    tables: Mapping[str, Tensor]
+    tables: Mapping[str, NDArray[np.float32]]
     coverage: str
 
 
@@ -55,9 +54,9 @@ def load_knowledge(
         table = np.zeros((len(keys) + 1, DIMENSIONS), np.float32)
         if rows:
             table[list(rows)] = encode_cached(list(rows.values()), cache_dir)
-        tables[kind] = torch.from_numpy(table)
+        tables[kind] = table
         coverage.append(f"{len(rows)} of {len(keys)} {kind}s")
-    if not any(bool(table.any()) for table in tables.values()):
+    if not any(table.any() for table in tables.values()):
         names = ", ".join(map(str, paths))
         raise ValueError(f"{names}: no id is a user or item of {dataset.name}; is it knowledge of another dataset?")
     return KnowledgeVectors(tables, ", ".join(coverage))
@@ -69,8 +68,8 @@ def shuffled(vectors: KnowledgeVectors, seed: int = 0) -> KnowledgeVectors:
     random = np.random.default_rng(seed)
     tables = {}
     for kind, table in vectors.tables.items():
-        known: NDArray[np.int64] = np.flatnonzero(table.numpy().any(1))
-        mixed = table.clone()
+        known: NDArray[np.int64] = np.flatnonzero(table.any(1))
+        mixed = table.copy()
         mixed[known] = table[random.permutation(known)]
         tables[kind] = mixed
     return KnowledgeVectors(tables, vectors.coverage)

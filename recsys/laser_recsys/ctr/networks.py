@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laser_recsys.ctr.samples import HISTORY_LEN, Vocabulary
@@ -34,7 +36,9 @@ class KnowledgeNetwork(nn.Module):
         seed: of the initial weights. The networks of one seed and shape start equal.
     """
 
-    def __init__(self, name: str, vocabulary: Vocabulary, vectors: Mapping[str, Tensor], seed: int) -> None:
+    def __init__(
+        self, name: str, vocabulary: Vocabulary, vectors: Mapping[str, NDArray[np.float32]], seed: int
+    ) -> None:
         super().__init__()
         self._network = _network(name, vocabulary, tuple(vectors), seed)
         torch.manual_seed(seed + 1)
@@ -49,7 +53,7 @@ class KnowledgeNetwork(nn.Module):
             }
         )
         for kind, table in vectors.items():
-            self.register_buffer(f"_{kind}_vectors", table, persistent=False)
+            self.register_buffer(f"_{kind}_vectors", torch.from_numpy(table), persistent=False)
         self._column = {"user": 0, "item": 1}
 
     def forward(self, fields: Tensor, history: Tensor, history_lens: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ class KnowledgeNetwork(nn.Module):
 
 
 def _network(name: str, vocabulary: Vocabulary, kinds: tuple[str, ...], seed: int) -> Any:
-    models, inputs = _library()
+    models, inputs = deepctr_torch()
     columns = [
         inputs.SparseFeat(field, size, _EMBEDDING_DIM)
         for field, size in zip(vocabulary.names, vocabulary.sizes, strict=True)
@@ -89,8 +93,8 @@ def _network(name: str, vocabulary: Vocabulary, kinds: tuple[str, ...], seed: in
     raise ValueError(f"network is {name!r}, must be one of {', '.join(NETWORKS)}")
 
 
-def _library() -> tuple[Any, Any]:
-    """deepctr_torch's models and inputs.
+def deepctr_torch() -> tuple[Any, Any]:
+    """The library's models and inputs.
 
     On import the package asks pypi.org for its newest version, on a thread without a timeout. A job does no such
     thing: the module that asks is put there beforehand, with the asking left out.

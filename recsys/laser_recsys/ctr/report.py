@@ -28,12 +28,13 @@ class _NetworkSection:
     difference_chart: Markup
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, in the order of `HEADINGS`."""
+def cells(row: Row, reference: str) -> tuple[str, ...]:
+    """A row as text, in the order of `HEADINGS`; of a single seed nothing is compared."""
     auc, log_loss = ([getattr(run, name) for run in row.runs] for name in ("auc", "log_loss"))
     first = (row.network, row.knowledge, str(len(row.runs)), _spread(auc))
     if row.auc is None or row.log_loss is None:
-        return (*first, "reference", "", "", "", _spread(log_loss), "")
+        compared_with = "reference" if row.knowledge == reference else "one seed"
+        return (*first, compared_with, "", "", "", _spread(log_loss), "")
     compared = row.auc
     return (
         *first,
@@ -46,9 +47,9 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def text_table(rows: Sequence[Row]) -> str:
+def text_table(reference: str, rows: Sequence[Row]) -> str:
     """The table for a terminal."""
-    lines = [HEADINGS, *map(cells, rows)]
+    lines = [HEADINGS, *(cells(row, reference) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     shown.insert(1, "-" * max(map(len, shown)))
@@ -60,7 +61,7 @@ def write_report(
 ) -> None:
     """Writes the page; the file appears complete or not at all."""
     networks = list(dict.fromkeys(row.network for row in rows))
-    sections = [_section(network, [row for row in rows if row.network == network]) for network in networks]
+    sections = [_section(network, reference, [row for row in rows if row.network == network]) for network in networks]
     write_page(
         path,
         render_template(
@@ -80,12 +81,12 @@ def headline(reference: str, rows: Sequence[Row]) -> str:
     """What the first network says of the reference against no knowledge."""
     row = next((row for row in rows if row.knowledge == NO_KNOWLEDGE and row.auc is not None), None)
     if row is None or row.auc is None:
-        return "Click prediction without knowledge"
+        return f'Click prediction, compared with "{reference}"'
     gain, low, high = -row.auc.mean, -row.auc.high, -row.auc.low
     return f'Knowledge "{reference}" changes AUC by {gain:+.4f} [{low:+.4f}, {high:+.4f}] in {row.network}'
 
 
-def _section(network: str, rows: Sequence[Row]) -> _NetworkSection:
+def _section(network: str, reference: str, rows: Sequence[Row]) -> _NetworkSection:
     means = [float(np.mean([run.auc for run in row.runs])) for row in rows]
     bars = [Bar(row.knowledge, max(mean - 0.5, 0.0), f"{mean:.4f}") for row, mean in zip(rows, means, strict=True)]
     intervals = [
@@ -93,7 +94,7 @@ def _section(network: str, rows: Sequence[Row]) -> _NetworkSection:
     ]
     return _NetworkSection(
         name=network,
-        rows=[cells(row)[1:] for row in rows],
+        rows=[cells(row, reference)[1:] for row in rows],
         auc_chart=bar_chart(f"AUC of {network}", bars),
         difference_chart=interval_chart(f"AUC differences of {network}", intervals, MARGIN),
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from laser_recsys.ctr.networks import KnowledgeNetwork
 from laser_recsys.ctr.samples import Samples, SampleSplit
 
+TRAINING_VERSION = 2  # of networks and training: to be raised with every change of what a run gives
 _BATCH = 1024
 _SCORING_BATCH = 8192
 _LEARNING_RATE = 1e-3
@@ -51,7 +52,7 @@ def train(
     network_name: str,
     knowledge_name: str,
     samples: SampleSplit,
-    vectors: Mapping[str, Tensor],
+    vectors: Mapping[str, NDArray[np.float32]],
     seed: int,
     max_epochs: int = 12,
     patience: int = 2,

@@ -92,4 +92,11 @@ def _core(dataset: Dataset, min_ratings: int | None) -> Dataset:
     ratings = dataset.ratings.core(min_ratings)
     if not len(ratings):
         raise DatasetError(f"{dataset.name} has no {min_ratings}-core: --min-ratings is too high")
-    return Dataset(dataset.name, dataset.noun, dataset.items, dataset.users, ratings)
+    items, users = set(ratings.item_ids.tolist()), set(ratings.user_ids.tolist())
+    return Dataset(
+        dataset.name,
+        dataset.noun,
+        {key: item for key, item in dataset.items.items() if key in items},
+        {key: user for key, user in dataset.users.items() if key in users},
+        ratings,
+    )

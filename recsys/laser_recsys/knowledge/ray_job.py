@@ -105,13 +105,15 @@ def run_ray_job(
         How many rows were written.
 
     Raises:
-        ValueError: `output` exists, or a prompt stands twice.
+        ValueError: num_workers is below 1, `output` exists, or a prompt stands twice.
         JobFailed: no verifier served, or the cluster failed.
         IncompleteJob: some prompts were given up; `output` holds the rest.
     """
     import ray
     from ray.exceptions import RayError
 
+    if num_workers < 1:
+        raise ValueError(f"num_workers is {num_workers}, must be at least 1")
     if output.exists():
         raise ValueError(f"output {output} exists: name another, or remove it")
     tasks = PromptFiles(prompts)  # each stands once
