@@ -37,7 +37,7 @@ from laser_recsys.frameworks.prompts import PromptWriter
 from laser_recsys.frameworks.template import load_framework
 from laser_recsys.groups.methods import user_groups
 from laser_recsys.knowledge.prompt_files import write_prompts
-from laser_recsys.knowledge.tasks import write_tasks
+from laser_recsys.knowledge.tasks import KindTasks
 from laser_recsys.processes import ServerProcess, command_path, free_address, retriever_process, verifier_process
 
 CONCURRENCY = 4
@@ -164,7 +164,7 @@ def write_user_prompts(path: Path, num_users: int, seed: int) -> None:
     dataset = read_dataset("ml-100k", None, default_cache_dir())
     past = split(dataset.ratings).seen
     groups, _ = user_groups("collaborative", dataset, past, 3, 0)
-    tasks = write_tasks(PromptWriter(load_framework("kar"), dataset, past), "user", groups, None, 0).tasks
+    tasks = list(KindTasks(PromptWriter(load_framework("kar"), dataset, past), "user", groups, None, 0))
     chosen = np.random.default_rng(seed).choice(len(tasks), num_users, replace=False)
     write_prompts(path, [tasks[place] for place in chosen])
 

@@ -14,7 +14,7 @@ from laser_recsys.frameworks.answers import knowledge_text, parse_answer
 from laser_recsys.frameworks.prompts import PromptWriter
 from laser_recsys.frameworks.template import BUILTIN, TemplateError, load_framework, parse_framework
 from laser_recsys.groups.groups import Groups
-from laser_recsys.knowledge.tasks import write_tasks
+from laser_recsys.knowledge.tasks import KindTasks
 
 OWN = """
 name = "own"
@@ -139,17 +139,17 @@ def test_tasks_count_what_was_shortened_and_name_users_without_history_and_group
     past_keys = np.unique(past.user_ids)
     groups = Groups(past_keys, np.zeros_like(past_keys), 2, "by hand")
     longest = max(words([writer.user(int(key)).text], "")[0] for key in past_keys)
-    written = write_tasks(writer, "user", groups, words, longest - 1)
-    assert len(written.tasks) == 11 and written.num_without_history == 1
-    assert written.num_shortened == written.num_dropped == 11
+    written = KindTasks(writer, "user", groups, words, longest - 1)
+    tasks = list(written)
+    assert len(tasks) == written.num_tasks == 11
     assert written.summary() == "11 were too long and lost 11 of the oldest ratings"
-    assert {task.pool for task in written.tasks} == {"ml-100k/kar/user/0"}
+    assert {task.pool for task in tasks} == {"ml-100k/kar/user/0"}
     assert written.warnings() == [
         "1 users have no past ratings, so nothing to be asked from: left out",
         "group 1 of the users has no prompts: its pool stays empty",
     ]
     with pytest.raises(ValueError, match="user 1 is in no group: run 'laser-recsys group' on this dataset"):
-        write_tasks(writer, "user", Groups(past_keys[1:], past_keys[1:] * 0, 1, ""), None, 0)
+        list(KindTasks(writer, "user", Groups(past_keys[1:], past_keys[1:] * 0, 1, ""), None, 0))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 HELP = "write the prompts of a framework, each with its group's pool"
@@ -37,14 +38,16 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Runs it.
 
     Raises:
-        DatasetError, TemplateError, ValueError: see `write_all`.
+        DatasetError, TemplateError, ValueError: see `KindTasks`.
     """
+    from tqdm import tqdm
+
     from laser_recsys.datasets.prepared import read_prepared
     from laser_recsys.frameworks.prompts import PromptWriter
     from laser_recsys.frameworks.template import load_framework
     from laser_recsys.groups.table import read_groups
     from laser_recsys.knowledge.prompt_files import write_prompts
-    from laser_recsys.knowledge.tasks import write_tasks
+    from laser_recsys.knowledge.tasks import KindTasks
     from laser_recsys.tokens import PromptTokenizer
 
     framework = load_framework(arguments.framework)
@@ -57,15 +60,16 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     count = PromptTokenizer(arguments.model).count if arguments.model else None
     groups_path = arguments.groups or arguments.data / "groups.parquet"
     writer = PromptWriter(framework, dataset, parts.past)
-    tasks = []
-    for kind in arguments.kinds:
-        written = write_tasks(writer, kind, read_groups(groups_path, kind, dataset), count, max_tokens)
-        tasks += written.tasks
-        say(f"{len(written.tasks)} {kind} prompts in {framework.name}: {written.summary()}")
-        for line in written.warnings():
-            say(f"warning: {line}")
-    if not tasks:
-        raise ValueError(f"no prompts: nobody in {arguments.data} has a history")
+    made = {
+        kind: KindTasks(writer, kind, read_groups(groups_path, kind, dataset), count, max_tokens)
+        for kind in arguments.kinds
+    }
     output = arguments.output or arguments.data / f"prompts-{framework.name}.parquet"
-    write_prompts(output, tasks)
+    tasks = tqdm(chain.from_iterable(made.values()), desc="prompts", unit="prompt", leave=False)
+    if not write_prompts(output, tasks):
+        raise ValueError(f"no prompts: nobody in {arguments.data} has a history")
+    for kind, of_kind in made.items():
+        say(f"{of_kind.num_tasks} {kind} prompts in {framework.name}: {of_kind.summary()}")
+        for line in of_kind.warnings():
+            say(f"warning: {line}")
     say(f"written: {output}")

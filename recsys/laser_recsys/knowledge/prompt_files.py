@@ -4,17 +4,22 @@ memory."""
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from laser_recsys.cache import building
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge.rows import Task, TaskKey, write_parquet
+from laser_recsys.knowledge.rows import Task, TaskKey
 
 _BATCH = 1024
+_ROW_GROUP = 8192
 
 SCHEMA = pyarrow.schema(
     [
@@ -77,22 +82,29 @@ class PromptFiles:
                     seen.add(key)
 
 
-def write_prompts(path: Path, tasks: Iterable[Task]) -> None:
-    """Writes prompts.parquet; the file appears complete and on the disk, or not at all."""
-    rows = [
-        {
-            "id": task.prompt.id,
-            "kind": task.prompt.kind,
-            "framework": task.prompt.framework,
-            "pool": task.pool,
-            "system": task.prompt.system,
-            "prompt": task.prompt.text,
-            "num_dropped": task.prompt.num_dropped,
-            "answer": task.prompt.answer,
-        }
-        for task in tasks
-    ]
-    write_parquet(path, pyarrow.Table.from_pylist(rows, schema=SCHEMA))
+def write_prompts(path: Path, tasks: Iterable[Task]) -> int:
+    """Writes prompts.parquet as the tasks come; the file appears complete and on the disk, or, without any, not at all.
+
+    Returns:
+        How many there are.
+    """
+    num_rows, rows = 0, map(_row, tasks)
+    with building(path) as built:
+        with built.open("wb") as file:
+            with pyarrow.parquet.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+                while batch := list(islice(rows, _ROW_GROUP)):
+                    writer.write_table(pyarrow.Table.from_pylist(batch, schema=SCHEMA))
+                    num_rows += len(batch)
+            file.flush()
+            os.fsync(file.fileno())
+        if num_rows:
+            built.replace(path)
+    return num_rows
+
+
+def _row(task: Task) -> dict[str, Any]:
+    named = {"prompt" if name == "text" else name: value for name, value in asdict(task.prompt).items()}
+    return named | {"pool": task.pool}
 
 
 def task_of_row(row: Mapping[str, Any]) -> Task:
