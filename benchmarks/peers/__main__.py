@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks._corpus import parse_ids
 from benchmarks._stolen import StolenTime
-from benchmarks.peers.cell import MODES, Cell, append_run, missing, read_runs
+from benchmarks.peers.cell import MODES, Cell, append_run, check_same_work, missing, read_runs
 from benchmarks.peers.engines import run_laser, run_vllm
 from benchmarks.peers.environment import ensure_environment
 from benchmarks.peers.page import write_page
@@ -72,7 +72,10 @@ def main() -> None:
         (mode, concurrency) for concurrency in arguments.concurrency for mode in arguments.modes
     ]
     path = arguments.output / "runs.jsonl"
-    plan = missing([Cell(arguments.half, *cell) for cell in cells], arguments.runs, read_runs(path))
+    done, wanted = read_runs(path), [Cell(arguments.half, *cell) for cell in cells]
+    for cell in wanted:
+        check_same_work(done, cell, len(select(arguments, cell.concurrency).prompts), arguments.max_new_tokens)
+    plan = missing(wanted, arguments.runs, done)
     if any(cell.mode.startswith("vllm") for cell, _ in plan):
         ensure_environment(arguments.environment)
     cache = default_cache_dir()

@@ -103,6 +103,21 @@ def missing(cells: Iterable[Cell], num_runs: int, done: Iterable[Run]) -> list[t
     return [entry for entry in plan if entry not in have]
 
 
+def check_same_work(done: Iterable[Run], cell: Cell, num_prompts: int, max_new_tokens: int) -> None:
+    """Returns if all runs of a cell had so many prompts and new tokens.
+
+    Raises:
+        ValueError: medians of other work would be mixed with it.
+    """
+    for run in done:
+        had, wanted = (run.num_prompts, run.max_new_tokens), (num_prompts, max_new_tokens)
+        if run.cell == cell and had != wanted:
+            raise ValueError(
+                f"{cell.mode}@{cell.concurrency} has runs of {had[0]} prompts and {had[1]} new tokens, asked for are "
+                f"{wanted[0]} and {wanted[1]}: name another --output"
+            )
+
+
 def _run_from_json(fields: dict[str, Any]) -> Run:
     outputs = tuple(tuple(output) for output in fields["outputs"])
     return Run(**{**fields, "cell": Cell(**fields["cell"]), "outputs": outputs})

@@ -28,7 +28,8 @@ class Row:
             pool and which its ancestors.
         outside_forward: ours only: share of the steps' time that is not the forward.
         stolen_share: the largest of its runs.
-        num_equal: of `num_prompts` outputs, those that equal the same engine's plain output at the same concurrency.
+        num_equal: of `num_prompts` outputs, those that equal the same engine's plain output at the same concurrency; of
+            its runs the fewest.
     """
 
     cell: Cell
@@ -146,7 +147,9 @@ def _row(runs: list[Run], plain: Run | None) -> Row:
     own, pool, total = accepted.get("own_text", 0.0), accepted.get("pool", 0.0), sum(accepted.values())
     num_equal = None
     if plain is not None and plain.num_prompts == first.num_prompts:
-        num_equal = sum(mine == theirs for mine, theirs in zip(first.outputs, plain.outputs, strict=True))
+        num_equal = min(
+            sum(mine == theirs for mine, theirs in zip(run.outputs, plain.outputs, strict=True)) for run in runs
+        )
     return Row(
         first.cell, first.version, first.num_prompts, first.num_documents,
         tuple(run.tokens_per_s for run in runs),

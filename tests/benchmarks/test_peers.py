@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.peers import vllm_child
-from benchmarks.peers.cell import Cell, Run, append_run, missing, read_runs
+from benchmarks.peers.cell import Cell, Run, append_run, check_same_work, missing, read_runs
 from benchmarks.peers.environment import environment_variables
 from benchmarks.peers.page import write_page
 from benchmarks.peers.roofline import roofline
@@ -30,6 +30,14 @@ def test_runs_alternate_and_those_that_are_there_are_not_run_again() -> None:
         ("laser-plain", 1),
         ("vllm-plain", 1),
     ]
+
+
+def test_runs_of_other_prompts_are_not_mixed_in() -> None:
+    done = [run("vllm-plain", 1.0)]
+    check_same_work(done, Cell("all", "vllm-plain", 8), num_prompts=2, max_new_tokens=4)
+    check_same_work(done, Cell("all", "vllm-plain", 1), num_prompts=48, max_new_tokens=4)
+    with pytest.raises(ValueError, match="vllm-plain@8 has runs of 2 prompts and 4 new tokens, asked for are 64 and 4"):
+        check_same_work(done, Cell("all", "vllm-plain", 8), num_prompts=64, max_new_tokens=4)
 
 
 def test_runs_are_read_as_they_were_written(tmp_path: Path) -> None:
