@@ -118,6 +118,6 @@ images: wheelhouse ## Build the images laser-retriever and laser-verifier.
 
 .PHONY: clean
 clean: ## Remove .venv, caches, the wheelhouse and results.
-	rm -rf $(VENV) .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build laser-demo benchmarks/results
+	rm -rf $(VENV) .venv-peers .venv-peers-retriever .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build laser-demo benchmarks/results
 	find $(WHEELHOUSE) -type f ! -name .gitignore -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

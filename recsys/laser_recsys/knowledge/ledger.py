@@ -21,9 +21,7 @@ import pyarrow.parquet
 
 from laser_recsys.cache import building
 from laser_recsys.errors import RecsysError
-from laser_recsys.knowledge.rows import SCHEMA, Knowledge, TaskKey, read_rows, write_knowledge
-
-_KEY = ("framework", "kind", "id")
+from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, read_rows, write_knowledge
 
 
 class LedgerError(RecsysError):
@@ -44,7 +42,7 @@ class Ledger:
         """Writes a part. When this returns, the rows are done for good; before, none of them is.
 
         Raises:
-            ValueError: a row was done already (assertion of our own).
+            AssertionError: a row was done already.
             OSError: the part cannot be written.
         """
         keys = [row.key for row in knowledge]
@@ -79,7 +77,7 @@ class Ledger:
         return sorted(self._parts.glob("[0-9]*.parquet"))
 
     def _note(self, part: Path) -> None:
-        for row in read_rows(part, SCHEMA, _KEY):
+        for row in read_rows(part, SCHEMA, KEY_COLUMNS):
             key = (row["framework"], row["kind"], row["id"])
             if key in self.done:
                 raise LedgerError(f"{part} holds {' '.join(key)}, which an earlier part holds: was a part copied in?")

@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from laser_recsys.cache import building
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge.rows import Task, TaskKey
+from laser_recsys.knowledge.rows import KEY_COLUMNS, Task, TaskKey
 
 _BATCH = 1024
 _ROW_GROUP = 8192
@@ -33,7 +33,6 @@ SCHEMA = pyarrow.schema(
         ("answer", pyarrow.string()),
     ]
 )
-_KEY = ("framework", "kind", "id")
 
 
 class PromptFiles:
@@ -74,7 +73,7 @@ class PromptFiles:
     def _check_unique(self) -> None:
         seen: set[TaskKey] = set()
         for path in self._paths:
-            for batch in _open(path).iter_batches(_BATCH, columns=list(_KEY)):
+            for batch in _open(path).iter_batches(_BATCH, columns=list(KEY_COLUMNS)):
                 for row in batch.to_pylist():
                     key = (row["framework"], row["kind"], row["id"])
                     if key in seen:

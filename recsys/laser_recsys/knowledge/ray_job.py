@@ -21,7 +21,7 @@ from laser_client import Generation, LaserError, Model
 from laser_recsys.knowledge.job import JobConfig, JobFailed, run_job, served_model
 from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
 from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row
-from laser_recsys.knowledge.rows import SCHEMA, Knowledge, TaskKey, read_rows
+from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, read_rows
 from laser_recsys.knowledge.session import IncompleteJob
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _publish(partial: Path, output: Path, tasks: PromptFiles) -> int:
     # Where every prompt was given up Ray leaves nothing.
     partial.mkdir(exist_ok=True)
     files = sorted(partial.glob("*.parquet"))
-    keys = [tuple(row.values()) for file in files for row in read_rows(file, SCHEMA, ("framework", "kind", "id"))]
+    keys = [tuple(row.values()) for file in files for row in read_rows(file, SCHEMA, KEY_COLUMNS)]
     done = set(keys)
     if len(done) != len(keys):
         raise JobFailed(f"{partial} holds {len(keys) - len(done)} texts twice")

@@ -30,7 +30,8 @@ class Task:
         return self.prompt.framework, self.prompt.kind, self.prompt.id
 
 
-TaskKey = tuple[str, str, str]  # framework, kind, id
+KEY_COLUMNS = ("framework", "kind", "id")
+TaskKey = tuple[str, str, str]  # of KEY_COLUMNS
 
 
 @dataclass(frozen=True, slots=True)

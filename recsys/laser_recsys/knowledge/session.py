@@ -19,6 +19,7 @@ from laser_recsys.frameworks.answers import parse_answer
 from laser_recsys.knowledge.job import JobConfig, JobFailed, Refused, plain_rate, run_job, served_model
 from laser_recsys.knowledge.ledger import Ledger, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles
+from laser_recsys.knowledge.rows import KEY_COLUMNS
 
 _SHOWN_REFUSALS = 3
 
@@ -138,8 +139,7 @@ def _write_refused(path: Path, refused: Sequence[Refused]) -> None:
     """What was given up this time; no file where nothing was."""
     path.unlink(missing_ok=True)
     if refused:
-        names = ("framework", "kind", "id")
-        lines = [dict(zip(names, each.task.key, strict=True)) | {"reason": each.reason} for each in refused]
+        lines = [dict(zip(KEY_COLUMNS, each.task.key, strict=True)) | {"reason": each.reason} for each in refused]
         with building(path) as built:
             built.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf8")
             built.replace(path)
