@@ -164,9 +164,9 @@ def _example_model(config: DemoConfig, say: Callable[[str], None]) -> Path:
 def _start_servers(stack: ExitStack, config: DemoConfig, model: str) -> Servers:
     pools = stack.enter_context(tempfile.TemporaryDirectory(prefix="laser-pools-", ignore_cleanup_errors=True))
     retriever = stack.enter_context(retriever_process(Path(pools), config.output / "retriever.log"))
-    options = ("--max-sequences", str(config.concurrency), "--max-model-len", str(MAX_MODEL_LEN))
-    # The modes are given the same prompts: with reuse only the first of them would compute their prefill.
-    options = (*options, "--no-prefix-reuse")
+    # The modes are given the same prompts: with prefixes reused only the first of them would compute their prefill.
+    limits = ("--max-sequences", str(config.concurrency), "--max-model-len", str(MAX_MODEL_LEN))
+    options = (*limits, "--no-prefix-reuse")
     log_path = config.output / "verifier.log"
     verifier = stack.enter_context(verifier_process(model, log_path, *options, retriever=retriever.address))
     servers = Servers(retriever, verifier)

@@ -143,6 +143,8 @@ def test_runs_are_kept_and_only_missing_ones_are_trained(
     assert trained[9:] == [("plain", 0)]
     table = text_table("plain", again.rows(["deepfm"]))
     assert "reference" in table and "different" in table
+    of_one_seed = text_table("plain", changed.rows(["deepfm"]))
+    assert of_one_seed.count("reference") == 1 and of_one_seed.count("one seed") == 1
     write_report(tmp_path / "report.html", "liking", "counts", "plain", again.rows(["deepfm"]), [("plain", "all")])
     page = (tmp_path / "report.html").read_text(encoding="utf8")
     assert page.count("<svg") == 2 and "plain, shuffled" in page and "<script" not in page and "http" not in page

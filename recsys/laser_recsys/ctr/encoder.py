@@ -73,7 +73,7 @@ def _digest(text: str) -> bytes:
 
 
 def _read_shards(folder: Path, wanted: Set[bytes]) -> dict[bytes, NDArray[np.float32]]:
-    found = {}
+    found: dict[bytes, NDArray[np.float32]] = {}
     for path in sorted(folder.glob("*.npz")):
         with np.load(path, allow_pickle=False) as shard:
             digests = [bytes(digest) for digest in shard["digests"]]

@@ -204,8 +204,8 @@ def _digest(samples: SampleSplit, tables: Mapping[str, NDArray[np.float32]]) -> 
     digest = hashlib.sha256(repr(versions).encode())
     for part in (samples.train, samples.validation, samples.test):
         for array in (part.fields, part.liked, part.history_ends, part.history_lens, part.labels):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
     for kind, table in tables.items():
         digest.update(kind.encode())
-        digest.update(np.ascontiguousarray(table))
+        digest.update(np.ascontiguousarray(table).data)
     return digest.hexdigest()
