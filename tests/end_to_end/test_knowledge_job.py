@@ -84,6 +84,7 @@ def test_on_a_local_ray_cluster_the_job_gives_the_same_ids_and_texts(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("default")  # Ray warns of its own settings
 def test_on_ray_prompts_given_up_cost_no_other_and_dead_verifiers_are_told(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs the extra ray")
     prompts = tmp_path / "prompts.parquet"

@@ -81,7 +81,7 @@ def test_users_are_grouped_by_every_other_method(data: Path, method: str, capsys
         (
             ["group", "--model", "m.npz", "--users", "genre"],
             1,
-            "--users is given beside --model, which knows the users'",
+            "--users is given beside --model, which knows",
         ),
         (["evaluate", "--seeds", "0"], 2, "--seeds is 0, must be at least 1"),
         (["evaluate", "--knowledge", "file.parquet"], 2, "--knowledge is 'file.parquet', must be NAME=FILE"),
@@ -109,7 +109,7 @@ def test_a_baseline_of_fewer_prompts_than_verifiers_take_at_once_is_refused(
     assert "--baseline is 15, must be 0 or at least 16, two for each of the prompts open" in capsys.readouterr().err
 
 
-def test_only_users_and_items_of_the_core_are_kept(write_wheel: WriteWheel, tmp_path: Path) -> None:
+def test_only_users_and_items_of_the_core_are_kept(write_wheel: WriteWheel) -> None:
     wheel = write_wheel(
         inter=INTER + "".join(f"{user}\t{item}\t4\t9\n" for user in (1, 2) for item in (1, 2)) + "3\t1\t4\t9\n"
     )
