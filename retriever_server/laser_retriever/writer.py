@@ -203,7 +203,7 @@ class PoolWriter:
             self._disk.make_directories(self._directory)
         except (NotADirectoryError, FileExistsError) as error:
             raise InvalidRequest(f"pool {self._pool!r} has the name of a file in a pool", field="pool") from error
-        self._lock = WriterLock.acquire(self._directory, self._pool, self._address())
+        self._lock = WriterLock.acquire(self._disk, self._directory, self._pool, self._address())
         try:
             self._fingerprint = read_fingerprint(self._directory)
             self._check_fingerprint(self._fingerprint, founding)
