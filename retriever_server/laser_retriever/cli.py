@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import sys
 from pathlib import Path
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         listen = ListenConfig.from_arguments(arguments)
     except ValueError as error:
         parser.error(str(error))
+    raise_file_limit()
     try:
         uvloop.run(serve(config, listen, arguments.metrics_port))
     except (LaserError, OSError, ValueError) as error:
@@ -148,6 +150,17 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
         health.cancel()
         await server.stop()
     logger.info("laser_retriever.stopped")
+
+
+def raise_file_limit() -> None:
+    """Lets this process open as many files as it may: each large segment takes two, each caller one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # some systems give less than they say
+        logger.debug("laser_retriever.file_limit soft=%d hard=%d kept: %s", soft, hard, error)
+    else:
+        logger.debug("laser_retriever.file_limit soft=%d raised_to=%d", soft, hard)
 
 
 def own_address(listen: str, port: int) -> str:
