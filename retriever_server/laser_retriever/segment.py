@@ -123,6 +123,11 @@ class Segment:
         """Index of each document by its id."""
         return {document_id: i for i, document_id in enumerate(self.meta.ids)}
 
+    @cached_property
+    def tombstones(self) -> frozenset[str]:
+        """Ids that were deleted in its range; older segments may hold them."""
+        return frozenset(self.meta.tombstones)
+
 
 def write_segment(disk: Disk, pool_directory: Path, content: SegmentContent) -> str:
     """Builds, writes and publishes a segment; durable when it returns.
@@ -231,7 +236,8 @@ def _salvage(path: Path, meta: SegmentMeta, size_bytes: int, reason: str) -> Seg
         whole = np.flatnonzero(_document_checks(tokens, offsets) == expected).tolist()
     except (CorruptSegment, FileNotFoundError):
         whole, offsets, times_ms, tokens = [], np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.int32)
-    lost = [document_id for i, document_id in enumerate(meta.ids) if i not in set(whole)]
+    kept = frozenset(whole)
+    lost = [document_id for i, document_id in enumerate(meta.ids) if i not in kept]
     logger.error(
         "segment.damaged segment=%s reason=%s: lost_documents=%d of %d, the first of them %r",
         path, reason, len(lost), len(meta.ids), lost[:3],

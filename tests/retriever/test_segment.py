@@ -181,3 +181,16 @@ def test_small_segments_keep_no_file_open_and_large_ones_two(tmp_path: Path) -> 
         before = num_open()
         opened = [open_segment(tmp_path / name) for _ in range(10)]
         assert num_open() - before <= most * len(opened)
+
+
+def test_a_damaged_token_among_very_many_documents_is_found_in_time(tmp_path: Path) -> None:
+    documents = {str(i): [i] for i in range(100_000)}
+    segment = write(tmp_path, documents)
+    path = tmp_path / segment.name / "tokens.i32"
+    data = bytearray(path.read_bytes())
+    data[4 * 3 * 77 + 4] ^= 1  # a begin mark, the token, an end mark of each
+    path.write_bytes(data)
+    salvaged = open_segment(tmp_path / segment.name)
+    assert len(salvaged.meta.ids) == 99_999
+    assert salvaged.tombstones == {"gone", "77"}
+    assert salvaged.tombstones is salvaged.tombstones, "asked for each document that is deleted"
