@@ -78,8 +78,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         self._metrics = metrics or RetrieverMetrics(pools)
         self._calibration = Calibration(len(self._params.level_lengths))
         self._draft_threads = draft_executor(config.num_threads)
-        # Writers wait for disks; drafting must never wait behind them.
+        # Writers wait for disks; drafting must never wait behind them, nor they behind a large pool's rebuilding.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
+        self._rebuild_threads = ThreadPoolExecutor(2, "rebuild")
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server."""
@@ -89,6 +90,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         """Ends the threads. Called once no call is running."""
         self._draft_threads.shutdown()
         self._storage_threads.shutdown()
+        self._rebuild_threads.shutdown()
 
     async def Draft(  # noqa: N802
         self, request_iterator: AsyncIterator[retriever_pb2.DraftRequest], context: Context
@@ -198,14 +200,14 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
     async def DropPool(  # noqa: N802
         self, request: retriever_pb2.DropPoolRequest, context: Context
     ) -> retriever_pb2.DropPoolResponse:
-        await self._in_storage(self._pools.drop, request.pool)
+        await self._in_rebuild(self._pools.drop, request.pool)
         logger.info("pool.dropped pool=%s", request.pool)
         return retriever_pb2.DropPoolResponse()
 
     async def CompactPool(  # noqa: N802
         self, request: retriever_pb2.CompactPoolRequest, context: Context
     ) -> retriever_pb2.CompactPoolResponse:
-        snapshot = await self._in_storage(self._pools.compact, request.pool)
+        snapshot = await self._in_rebuild(self._pools.compact, request.pool)
         return retriever_pb2.CompactPoolResponse(description=self._description(snapshot))
 
     async def ExportDocuments(  # noqa: N802
@@ -246,6 +248,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     async def _in_storage(self, function: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._storage_threads, function, *arguments)
+
+    async def _in_rebuild(self, function: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._rebuild_threads, function, *arguments)
 
 
 def answer(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import laser_retriever.writer
 from laser_protocol.errors import (
     InvalidRequest,
     LaserError,
@@ -80,13 +81,19 @@ class RunningServer:
         self.service.close()
         self.pools.close()
 
-    def add(self, documents: dict[str, list[int]], pool: str = POOL, fingerprint: str = FINGERPRINT) -> Any:
+    def add(
+        self,
+        documents: dict[str, list[int]],
+        pool: str = POOL,
+        fingerprint: str = FINGERPRINT,
+        timeout_s: float | None = None,
+    ) -> Any:
         messages = [retriever_pb2.Document(id=key, token_ids=pack(*tokens)) for key, tokens in documents.items()]
         request = retriever_pb2.AddDocumentsRequest(pool=pool, tokenizer_fingerprint=fingerprint, documents=messages)
-        return self.stub.AddDocuments(iter([request]))
+        return self.stub.AddDocuments(iter([request]), timeout=timeout_s)
 
-    def described(self, pool: str = POOL) -> retriever_pb2.PoolDescription:
-        return self.stub.DescribePool(retriever_pb2.DescribePoolRequest(pool=pool)).description
+    def described(self, pool: str = POOL, timeout_s: float | None = None) -> retriever_pb2.PoolDescription:
+        return self.stub.DescribePool(retriever_pb2.DescribePoolRequest(pool=pool), timeout=timeout_s).description
 
 
 @pytest.fixture
@@ -351,6 +358,36 @@ def test_pools_are_listed_described_compacted_and_dropped(server: RunningServer)
     server.stub.DropPool(retriever_pb2.DropPoolRequest(pool=POOL))
     listed = server.stub.ListPools(retriever_pb2.ListPoolsRequest(root="shop")).pools
     assert [pool.pool for pool in listed] == ["shop"]
+
+
+def test_no_number_of_compactions_and_drops_keeps_other_calls_waiting(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building, go_on = threading.Semaphore(0), threading.Event()
+    write = laser_retriever.writer.write_segment
+
+    def slow_write(*arguments: Any) -> str:
+        building.release()
+        assert go_on.wait(30)
+        return write(*arguments)
+
+    compacted, dropped = [f"large/{i}" for i in range(8)], [f"old/{i}" for i in range(8)]
+    for pool in compacted + dropped:
+        server.add({"a": [1], "b": [2]}, pool)
+    monkeypatch.setattr(laser_retriever.writer, "write_segment", slow_write)
+    compacting = [server.stub.CompactPool.future(retriever_pb2.CompactPoolRequest(pool=pool)) for pool in compacted]
+    dropping = [server.stub.DropPool.future(retriever_pb2.DropPoolRequest(pool=pool)) for pool in dropped]
+    try:
+        assert building.acquire(timeout=10) and building.acquire(timeout=10)
+        server.add({"c": [3]}, timeout_s=10)
+        assert server.described(timeout_s=10).num_documents == 1
+        assert not any(call.done() for call in compacting)
+    finally:
+        go_on.set()
+    for call in compacting + dropping:
+        call.result(20)
+    listed = server.stub.ListPools(retriever_pb2.ListPoolsRequest()).pools
+    assert [(pool.pool, pool.num_segments) for pool in listed] == [*((pool, 1) for pool in compacted), (POOL, 0)]
 
 
 def test_documents_come_back_in_order_of_arrival_in_messages_of_bounded_size(server: RunningServer) -> None:
