@@ -155,8 +155,7 @@ class Pools:
             InvalidRequest, PoolMismatch, WriterElsewhere, StorageUnavailable
         """
         check_pool_id(pool)
-        with self._mutex:
-            target = self._pools.get(pool) or self._pools.setdefault(pool, self._make_pool(pool))
+        target = self._opened(pool)
         with self._writing(target):
             target.writer.add(fingerprint, documents)
         self.counters.count(Event.DOCUMENTS_ACKNOWLEDGED, len(documents))
@@ -229,18 +228,18 @@ class Pools:
             self.storage.failed(pool.directory, str(error))
             raise
 
-    def _make_pool(self, pool: str) -> Pool:
-        return Pool(pool, self._config, lambda: self._address, self._disk, self._clock)
+    def _opened(self, pool: str) -> Pool:
+        with self._mutex:
+            if pool not in self._pools:
+                self._pools[pool] = Pool(pool, self._config, lambda: self._address, self._disk, self._clock)
+            return self._pools[pool]
 
     def _existing(self, pool: str) -> Pool:
         check_pool_id(pool)
-        with self._mutex:
-            found = self._pools.get(pool)
-            if found is None and (self._config.pools / pool / IDENTITY_NAME).is_file():
-                found = self._pools[pool] = self._make_pool(pool)
-        if found is None:
+        # Not under the mutex: drafting threads may wait for that, and never for a file system.
+        if pool not in self._pools and not (self._config.pools / pool / IDENTITY_NAME).is_file():
             raise _unknown(pool)
-        return found
+        return self._opened(pool)
 
     def _known(self) -> list[Pool]:
         with self._mutex:
@@ -308,9 +307,7 @@ class Pools:
                 except InvalidRequest:
                     logger.debug("pools.foreign_directory name=%r", pool)
                     continue
-                with self._mutex:
-                    if pool not in self._pools:
-                        self._pools[pool] = self._make_pool(pool)
+                self._opened(pool)
 
     def _repeat(self, work: Callable[[], None], due: threading.Event) -> None:
         """Does the work whenever it is due, at least every `rescan_s`."""

@@ -53,6 +53,7 @@ _POOL_STATES = {
 }
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Documents: TypeAlias = Sequence[retriever_pb2.Document]
 
 
 class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
@@ -188,14 +189,12 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
     async def ListPools(  # noqa: N802
         self, request: retriever_pb2.ListPoolsRequest, context: Context
     ) -> retriever_pb2.ListPoolsResponse:
-        snapshots = await self._in_storage(self._pools.list_pools, request.root)
-        return retriever_pb2.ListPoolsResponse(pools=[self._description(snapshot) for snapshot in snapshots])
+        return retriever_pb2.ListPoolsResponse(pools=await self._in_storage(self._list, request.root))
 
     async def DescribePool(  # noqa: N802
         self, request: retriever_pb2.DescribePoolRequest, context: Context
     ) -> retriever_pb2.DescribePoolResponse:
-        snapshot = await self._in_storage(self._pools.describe, request.pool)
-        return retriever_pb2.DescribePoolResponse(description=self._description(snapshot))
+        return retriever_pb2.DescribePoolResponse(description=await self._in_storage(self._describe, request.pool))
 
     async def DropPool(  # noqa: N802
         self, request: retriever_pb2.DropPoolRequest, context: Context
@@ -207,24 +206,37 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
     async def CompactPool(  # noqa: N802
         self, request: retriever_pb2.CompactPoolRequest, context: Context
     ) -> retriever_pb2.CompactPoolResponse:
-        snapshot = await self._in_rebuild(self._pools.compact, request.pool)
-        return retriever_pb2.CompactPoolResponse(description=self._description(snapshot))
+        return retriever_pb2.CompactPoolResponse(description=await self._in_rebuild(self._compact, request.pool))
 
     async def ExportDocuments(  # noqa: N802
         self, request: retriever_pb2.ExportDocumentsRequest, context: Context
     ) -> AsyncIterator[retriever_pb2.ExportDocumentsResponse]:
-        snapshot = await self._in_storage(self._pools.describe, request.pool)
-        yield retriever_pb2.ExportDocumentsResponse(description=self._description(snapshot))
-        batches = _batches(snapshot)
+        description, batches = await self._in_storage(self._begin_export, request.pool)
+        yield retriever_pb2.ExportDocumentsResponse(description=description)
         while (batch := await self._in_storage(next, batches, None)) is not None:
             yield retriever_pb2.ExportDocumentsResponse(documents=batch)
-        logger.info("documents.exported pool=%s documents=%d", request.pool, snapshot.num_documents)
+        logger.info("documents.exported pool=%s documents=%d", request.pool, description.num_documents)
 
     async def report_health(self, server: LaserServer) -> None:
         """Keeps the health of writes up to date, until cancelled."""
         while True:
             await server.set_serving(self._pools.storage.writable, [WRITES_NAME])
             await asyncio.sleep(HEALTH_INTERVAL_S)
+
+    # In storage threads: a description names the writer, which is read from a file
+
+    def _list(self, root: str) -> list[retriever_pb2.PoolDescription]:
+        return [self._description(snapshot) for snapshot in self._pools.list_pools(root)]
+
+    def _describe(self, pool: str) -> retriever_pb2.PoolDescription:
+        return self._description(self._pools.describe(pool))
+
+    def _compact(self, pool: str) -> retriever_pb2.PoolDescription:
+        return self._description(self._pools.compact(pool))
+
+    def _begin_export(self, pool: str) -> tuple[retriever_pb2.PoolDescription, Iterator[Documents]]:
+        snapshot = self._pools.describe(pool)
+        return self._description(snapshot), _batches(snapshot)
 
     def _description(self, snapshot: PoolSnapshot) -> retriever_pb2.PoolDescription:
         limits = self._config.limits
@@ -397,7 +409,7 @@ def _measure(metrics: StreamMetrics, response: retriever_pb2.DraftResponse, took
     metrics.answered(node_counts, drafter.num_late, took_s, len(drafter))
 
 
-def _batches(snapshot: PoolSnapshot) -> Iterator[Sequence[retriever_pb2.Document]]:
+def _batches(snapshot: PoolSnapshot) -> Iterator[Documents]:
     """The documents of a pool, oldest first, in portions for one message each."""
     batch: list[retriever_pb2.Document] = []
     size_bytes = 0

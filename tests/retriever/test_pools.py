@@ -285,6 +285,26 @@ def test_no_call_waits_while_a_segment_is_built(tmp_path: Path, monkeypatch: pyt
         assert sorted(key for key, _, _ in pools.describe("a").documents()) == ["1", "3"]
 
 
+def test_drafting_does_not_wait_for_a_file_system_that_is_asked_for_a_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[bool] = []
+
+    def is_file(path: Path) -> bool:
+        drafting = threading.Thread(target=pools.sources, args=("b/new", "f"))
+        drafting.start()
+        drafting.join(5)
+        waited.append(drafting.is_alive())
+        return False
+
+    with pools_at(tmp_path) as pools:
+        add(pools, "a", {"1": [1]})
+        monkeypatch.setattr(Path, "is_file", is_file)
+        with pytest.raises(UnknownPool):
+            pools.describe("b")
+        assert waited == [False]
+
+
 def test_a_long_log_is_sealed_in_the_background(tmp_path: Path) -> None:
     with pools_at(tmp_path, seal_tokens=50) as pools:
         add(pools, "a", {str(i): [1] * 10 for i in range(10)})

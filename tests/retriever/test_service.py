@@ -32,6 +32,7 @@ from laser_retriever.config import RetrieverConfig
 from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
 from laser_retriever.service import SERVICE_NAME, WRITES_NAME, RetrieverService
+from laser_retriever.writer_lock import WriterLock
 
 FINGERPRINT = "f" * 64
 VOCAB_SIZE = 100
@@ -358,6 +359,25 @@ def test_pools_are_listed_described_compacted_and_dropped(server: RunningServer)
     server.stub.DropPool(retriever_pb2.DropPoolRequest(pool=POOL))
     listed = server.stub.ListPools(retriever_pb2.ListPoolsRequest(root="shop")).pools
     assert [pool.pool for pool in listed] == ["shop"]
+
+
+def test_no_file_is_read_on_the_event_loop_to_describe_a_pool(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    last_holder = WriterLock.last_holder
+
+    def recorded(directory: Path) -> str:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return last_holder(directory)
+
+    monkeypatch.setattr(WriterLock, "last_holder", recorded)
+    server.add({"a": [1]})
+    assert server.described().writer == server.address
+    assert [pool.writer for pool in server.stub.ListPools(retriever_pb2.ListPoolsRequest()).pools] == [server.address]
+    export(server)
+    server.stub.CompactPool(retriever_pb2.CompactPoolRequest(pool=POOL))
+    assert threads == ["storage", "storage", "storage", "rebuild"]
 
 
 def test_no_number_of_compactions_and_drops_keeps_other_calls_waiting(
