@@ -23,6 +23,7 @@ from laser_retriever.pools import Pools, PoolStatus
 from laser_retriever.samples import MAX_WAIT_S, Sample, Samples
 from laser_retriever.segment import SegmentContent
 from laser_retriever.snapshot import PoolSnapshot
+from laser_retriever.writer import Documents, PoolWriter
 from laser_retriever.writer_lock import WriterLock
 
 
@@ -303,6 +304,47 @@ def test_drafting_does_not_wait_for_a_file_system_that_is_asked_for_a_pool(
         with pytest.raises(UnknownPool):
             pools.describe("b")
         assert waited == [False]
+
+
+def test_pools_that_are_not_there_are_forgotten(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        for pool in ("a/b", "c"):
+            add(pools, pool, {"1": [1]})
+        with pytest.raises(InvalidRequest):
+            add(pools, "c/writer.lock", {"1": [1]})
+        pools.drop("a/b")
+        until(lambda: pools._pools.keys() == {"c"})
+        add(pools, "a/b", {"2": [2]})
+        until(lambda: texts(pools.sources("a/b", "f")[1]) == [(0, [[2]])])
+        assert [snapshot.pool for snapshot in pools.list_pools()] == ["a/b", "c"]
+
+
+def test_a_pool_that_is_being_founded_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_at_once = PoolWriter.add
+
+    def add_late(writer: PoolWriter, fingerprint: str, documents: Documents) -> None:
+        pools.refresh()
+        add_at_once(writer, fingerprint, documents)
+
+    monkeypatch.setattr(PoolWriter, "add", add_late)
+    with pools_at(tmp_path) as pools:
+        add(pools, "a", {"1": [1]})
+        add(pools, "a", {"2": [2]})
+        assert pools.describe("a").num_documents == 2, "the lock is held by the pool that is asked"
+
+
+def test_a_pool_that_is_there_and_cannot_be_served_is_not_looked_at_anew_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a", {"1": [1]})
+    (tmp_path / "a" / "log.json").write_bytes(b"{}")
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1e6))
+    try:
+        pools.refresh(), pools.refresh()
+        assert caplog.text.count("pool.unreadable") == 1
+    finally:
+        pools.close()
 
 
 def test_a_long_log_is_sealed_in_the_background(tmp_path: Path) -> None:
