@@ -9,6 +9,7 @@ import logging
 import resource
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -127,7 +128,8 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
     loop = asyncio.get_running_loop()
     params = DraftParams()
     pools, _ = await asyncio.gather(
-        loop.run_in_executor(None, Pools, config), loop.run_in_executor(None, warm_up, params)
+        loop.run_in_executor(None, partial(Pools, config, started=False)),
+        loop.run_in_executor(None, warm_up, params),
     )
     settle_garbage_collector()
     metrics = RetrieverMetrics(pools)
@@ -142,6 +144,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
         port = await server.start()
         pools.advertise(config.advertise or own_address(listen.listen, port))
         await server.set_serving(True)
+        pools.start()
         pools.refresh_soon()
         health = loop.create_task(service.report_health(server))
         logger.info("laser_retriever.listening port=%d pools=%s name=%s", port, config.pools, config.name)

@@ -48,12 +48,20 @@ class Pools:
     Args:
         config: where they lie and how they are kept.
         disk, clock: the file system and the time.
+        started: False: the threads wait for `start`, so that no lock is taken before others can be sent here.
 
     Raises:
         StorageUnavailable: the directory cannot be made or read.
     """
 
-    def __init__(self, config: RetrieverConfig, disk: Disk | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: RetrieverConfig,
+        disk: Disk | None = None,
+        clock: Clock | None = None,
+        *,
+        started: bool = True,
+    ) -> None:
         self._config = config
         self._disk = disk or Disk()
         self._clock = clock or Clock()
@@ -75,6 +83,16 @@ class Pools:
             raise StorageUnavailable(f"pools is {str(config.pools)!r}, cannot be used: {error.strerror}") from error
         self.storage = StorageHealth(self._disk, config.pools)
         self._take_in()
+        self._threads: list[threading.Thread] = []
+        if started:
+            self.start()
+
+    def advertise(self, address: str) -> None:
+        """Sets the HOST:PORT at which this process's writes can be made, known once its port is bound."""
+        self._address = address
+
+    def start(self) -> None:
+        """Begins the background work. Called once."""
         self._threads = [
             threading.Thread(target=self._repeat, args=args, name=f"pools-{name}", daemon=True)
             for name, *args in (
@@ -84,10 +102,6 @@ class Pools:
         ]
         for thread in self._threads:
             thread.start()
-
-    def advertise(self, address: str) -> None:
-        """Sets the HOST:PORT at which this process's writes can be made, known once its port is bound."""
-        self._address = address
 
     def close(self) -> None:
         """Stops the background work and gives up all writer locks."""

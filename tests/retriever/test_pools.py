@@ -18,6 +18,7 @@ from laser_protocol.errors import InvalidRequest, StorageUnavailable, UnknownPoo
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.durable import Disk
 from laser_retriever.index import Sources
+from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
 from laser_retriever.pools import Pools, PoolStatus
 from laser_retriever.samples import MAX_WAIT_S, Sample, Samples
@@ -345,6 +346,23 @@ def test_a_pool_that_is_there_and_cannot_be_served_is_not_looked_at_anew_each_ti
         assert caplog.text.count("pool.unreadable") == 1
     finally:
         pools.close()
+
+
+def test_nothing_is_written_before_the_start(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a", {"1": [1], "2": [2]})
+    config = RetrieverConfig(pools=tmp_path, rescan_s=0.01, limits=PoolLimits(max_documents=1))
+    pools = Pools(config, started=False)
+    try:
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("pools-")]
+        assert pools.describe("a").num_documents == 2
+        pools.advertise("here:1")
+        pools.start()
+        until(lambda: pools.describe("a").num_documents == 1)
+        assert WriterLock.last_holder(tmp_path / "a") == "here:1"
+    finally:
+        pools.close()
+    Pools(config, started=False).close()
 
 
 def test_a_long_log_is_sealed_in_the_background(tmp_path: Path) -> None:

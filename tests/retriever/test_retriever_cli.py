@@ -130,6 +130,14 @@ def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_lock_taken_for_upkeep_at_the_start_names_this_server(tmp_path: Path) -> None:
+    with serving(tmp_path) as (_, address), PoolClient(Endpoint.make(address)) as client:
+        assert sum(client.add("p", "f", [Document.make(str(i), [i]) for i in range(3)])) == 3
+    with serving(tmp_path, "--max-documents", "1") as (_, address), PoolClient(Endpoint.make(address)) as client:
+        until(lambda: client.describe("p").num_documents == 1)
+        assert client.describe("p").writer == address
+
+
 def test_it_works_without_a_place_to_cache_compiled_kernels(tmp_path: Path) -> None:
     program = "import laser_retriever.suffix_array as s, numpy as n; print(s.build_suffix_array(n.zeros(3, n.int32)))"
     patched = (
