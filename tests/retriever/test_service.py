@@ -163,6 +163,43 @@ def first_path(response: retriever_pb2.DraftResponse) -> list[int]:
     return [int(tree.token_ids[i]) for i in tree.path(int(depths.argmax()))] if len(tree) else []
 
 
+CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+KEY = b"-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "client_ca", "message"),
+    [
+        (b"", KEY, CERTIFICATE, r"--tls-cert .*/cert\.pem: holds no PEM block '-----BEGIN CERTIFICATE-----'"),
+        (KEY, CERTIFICATE, CERTIFICATE, r"--tls-cert .*/cert\.pem: holds no PEM block"),
+        (CERTIFICATE, b"\x30\x82", CERTIFICATE, r"--tls-key .*/key\.pem: .*'-----BEGIN PRIVATE KEY-----'"),
+        (CERTIFICATE, KEY, KEY, r"--tls-client-ca .*/ca\.pem: holds no PEM block"),
+        (CERTIFICATE, KEY, None, r"--tls-client-ca .*/ca\.pem: No such file"),
+    ],
+)
+def test_a_certificate_or_key_that_is_none_is_named_with_its_option(
+    tmp_path: Path, cert: bytes, key: bytes, client_ca: bytes | None, message: str
+) -> None:
+    paths = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
+    for path, content in zip(paths, (cert, key, client_ca), strict=True):
+        if content is not None:
+            path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        LaserServer(ListenConfig("127.0.0.1:0", *paths), [], lambda server: None)
+
+
+def test_a_certificate_and_key_that_do_not_go_together_are_not_taken_for_an_address_in_use(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(CERTIFICATE)
+    key.write_bytes(KEY)
+
+    async def start() -> None:
+        await LaserServer(ListenConfig("127.0.0.1:0", cert, key), [], lambda server: None).start()
+
+    with pytest.raises(OSError, match=r"cannot listen on .*cert\.pem and --tls-key .*key\.pem are damaged or no pair"):
+        asyncio.run(start())
+
+
 def test_the_handshake_names_the_shard(stream: Stream) -> None:
     assert stream.reply.name == "shard-a"
 
