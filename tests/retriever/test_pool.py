@@ -329,7 +329,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     def open(self, which: int) -> Pool:
         self.disks[which] = FailingDisk()
-        config = RetrieverConfig(pools=self.directory, max_segments=3, unlink_after_s=0, limits=self.LIMITS)
+        config = RetrieverConfig(
+            pools=self.directory, seal_tokens=25, max_segments=3, unlink_after_s=0, limits=self.LIMITS
+        )
         pool = Pool(POOL, config, lambda: f"instance:{which}", self.disks[which])
         pool.refresh()
         return pool
