@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import hmac
 import logging
+import re
 import signal
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -185,7 +186,7 @@ class LaserServer:
         register: called once with the grpc.aio server to add the services to it.
 
     Raises:
-        ValueError: a certificate or token file cannot be read.
+        ValueError: a certificate, key or token file cannot be read, or is none; names the option and the file.
     """
 
     def __init__(
@@ -195,6 +196,7 @@ class LaserServer:
         register: Callable[[grpc.aio.Server], None],
     ) -> None:
         self._config = config
+        self._credentials = _server_credentials(config)
         self._service_names = tuple(service_names)
         interceptors: list[grpc.aio.ServerInterceptor] = []
         if config.token_file is not None:
@@ -212,17 +214,20 @@ class LaserServer:
         """Binds and starts, not yet healthy. Returns the port.
 
         Raises:
-            OSError: the address cannot be bound.
+            OSError: the address cannot be bound, or not with this certificate and key.
         """
         await self.set_serving(False)
-        credentials = _server_credentials(self._config)
+        config = self._config
         try:
-            if credentials is None:
-                self.port = self._server.add_insecure_port(self._config.listen)
+            if self._credentials is None:
+                self.port = self._server.add_insecure_port(config.listen)
             else:
-                self.port = self._server.add_secure_port(self._config.listen, credentials)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._config.listen}: address in use or not ours") from error
+                self.port = self._server.add_secure_port(config.listen, self._credentials)
+        except RuntimeError as error:  # which does not say which of these it is
+            reason = "address in use or not ours"
+            if self._credentials is not None:
+                reason += f", or --tls-cert {config.tls_cert} and --tls-key {config.tls_key} are damaged or no pair"
+            raise OSError(f"cannot listen on {config.listen}: {reason}") from error
         await self._server.start()
         return self.port
 
@@ -265,12 +270,21 @@ def read_token(path: Path) -> str:
 def _server_credentials(config: ListenConfig) -> grpc.ServerCredentials | None:
     if config.tls_cert is None or config.tls_key is None:
         return None
-    pem: list[bytes | None] = []
-    for path in (config.tls_key, config.tls_cert, config.tls_client_ca):
-        try:
-            pem.append(path.read_bytes() if path else None)
-        except OSError as error:
-            raise ValueError(f"TLS file {path}: {error.strerror}") from error
-    key, cert, client_ca = pem
-    assert key is not None and cert is not None
+    cert = _read_pem("--tls-cert", config.tls_cert, "CERTIFICATE")
+    key = _read_pem("--tls-key", config.tls_key, "PRIVATE KEY")
+    client_ca = None
+    if config.tls_client_ca is not None:
+        client_ca = _read_pem("--tls-client-ca", config.tls_client_ca, "CERTIFICATE")
     return grpc.ssl_server_credentials([(key, cert)], client_ca, require_client_auth=client_ca is not None)
+
+
+def _read_pem(option: str, path: Path, kind: str) -> bytes:
+    """A PEM file with at least one block of a kind. Of any other gRPC would say that the address cannot be bound."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror}") from error
+    # There are an RSA PRIVATE KEY, an EC PRIVATE KEY, a TRUSTED CERTIFICATE, ...
+    if not re.search(rb"-----BEGIN ([A-Z0-9]+ )*%b-----" % kind.encode(), content):
+        raise ValueError(f"{option} {path}: holds no PEM block '-----BEGIN {kind}-----'")
+    return content

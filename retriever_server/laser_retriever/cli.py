@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -53,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         listen = ListenConfig.from_arguments(arguments)
     except ValueError as error:
         parser.error(str(error))
+    raise_file_limit()
     try:
         uvloop.run(serve(config, listen, arguments.metrics_port))
     except (LaserError, OSError, ValueError) as error:
@@ -125,7 +128,8 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
     loop = asyncio.get_running_loop()
     params = DraftParams()
     pools, _ = await asyncio.gather(
-        loop.run_in_executor(None, Pools, config), loop.run_in_executor(None, warm_up, params)
+        loop.run_in_executor(None, partial(Pools, config, started=False)),
+        loop.run_in_executor(None, warm_up, params),
     )
     settle_garbage_collector()
     metrics = RetrieverMetrics(pools)
@@ -140,6 +144,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
         port = await server.start()
         pools.advertise(config.advertise or own_address(listen.listen, port))
         await server.set_serving(True)
+        pools.start()
         pools.refresh_soon()
         health = loop.create_task(service.report_health(server))
         logger.info("laser_retriever.listening port=%d pools=%s name=%s", port, config.pools, config.name)
@@ -148,6 +153,17 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
         health.cancel()
         await server.stop()
     logger.info("laser_retriever.stopped")
+
+
+def raise_file_limit() -> None:
+    """Lets this process open as many files as it may: each large segment takes two, each caller one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # some systems give less than they say
+        logger.debug("laser_retriever.file_limit soft=%d hard=%d kept: %s", soft, hard, error)
+    else:
+        logger.debug("laser_retriever.file_limit soft=%d raised_to=%d", soft, hard)
 
 
 def own_address(listen: str, port: int) -> str:

@@ -24,7 +24,7 @@ class RetrieverConfig:
         read_into_memory: read segments instead of mapping them: for network file systems.
         rescan_s: seconds between looks at what other processes wrote.
         lock_idle_s: seconds without writes after which a pool's writer lock is given up.
-        seal_tokens: a log of more tokens than this is sealed into a segment.
+        seal_tokens: a log of more tokens than this, or of twice the bytes they take, is sealed into a segment.
         max_segments: most segments of a pool; more are merged.
         unlink_after_s: seconds for which replaced segments stay on disk.
         sample_documents: most documents in an ancestor's derived sample.

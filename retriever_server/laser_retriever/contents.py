@@ -65,7 +65,7 @@ class PoolContents:
         for segment in reversed(self.segments):
             if document_id in segment.document_idxs:
                 return True
-            if document_id in segment.meta.tombstones:
+            if document_id in segment.tombstones:
                 return False
         return False
 
@@ -210,7 +210,7 @@ def _hidden_idxs(segments: Sequence[Segment]) -> dict[str, frozenset[int]]:
         smaller, larger = sorted((later, positions.keys()), key=len)
         hidden[segment.name] = frozenset(positions[key] for key in smaller if key in larger)
         later.update(positions)
-        later.update(segment.meta.tombstones)
+        later.update(segment.tombstones)
     return hidden
 
 

@@ -33,6 +33,10 @@ class Disk:
         """Writes at an offset. Returns how many bytes were written, maybe fewer than given."""
         return os.pwrite(descriptor, data, offset)
 
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Cuts a file to a size in bytes."""
+        os.ftruncate(descriptor, size)
+
     def sync(self, descriptor: int) -> None:
         """Makes a file's content, or a directory's entries, durable."""
         os.fsync(descriptor)

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 LOG_NAME = "log.wal"
 FORMAT_VERSION = 2
 COPIES = 2
+BYTES_PER_TOKEN = 4 * COPIES
 _HEADER = struct.Struct("<8sIQQ")  # magic, format version, first record's number, random id of the file
 _CHECKSUM = struct.Struct("<I")
 _HEADER_MAGIC = b"LASERLOG"

@@ -105,8 +105,19 @@ class LogWriter:
         self._disk.close(self._descriptor)
 
     def _read(self, offset: int) -> bytes:
-        """The acknowledged bytes from `offset` on; those are on the disk, whatever failed since."""
-        return os.pread(self._descriptor, self._end - offset, offset) if self._end > offset else b""
+        """The acknowledged bytes from `offset` on; those are on the disk, whatever failed since.
+
+        Raises:
+            OSError: they cannot be read, or not all of them: what replaces the log must not be shorter.
+        """
+        parts = []
+        while offset < self._end:
+            part = os.pread(self._descriptor, self._end - offset, offset)  # Linux gives 2 GiB at most
+            if not part:
+                raise OSError(errno.EIO, f"{self._path.name} ends at {offset}, must have {self._end} bytes")
+            parts.append(part)
+            offset += len(part)
+        return b"".join(parts)
 
     def _begin(self, first_sequence: int, frames: bytes) -> None:
         """Goes on in a new file. Should this fail, the old one stays open and is tried again by the next append."""

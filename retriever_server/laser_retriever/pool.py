@@ -12,6 +12,7 @@ from laser_retriever.clock import Clock
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.contents import PoolContents, PoolReader
 from laser_retriever.durable import Disk
+from laser_retriever.log import BYTES_PER_TOKEN, HEADER_SIZE
 from laser_retriever.snapshot import PoolSnapshot, SnapshotBuilder
 from laser_retriever.writer import PoolWriter
 
@@ -81,7 +82,7 @@ class Pool:
             if self._exceeds_limits():
                 num_evicted = self.writer.evict()
             snapshot = self._snapshot
-            if self.writer.holds_lock and len(snapshot.tail.tokens) > self._config.seal_tokens:
+            if self.writer.holds_lock and self._has_long_log(snapshot):
                 self.writer.seal()
                 num_seals = 1
             if self.writer.holds_lock and snapshot.num_dead_tokens > snapshot.num_tokens + self._config.seal_tokens:
@@ -91,6 +92,12 @@ class Pool:
         except WriterElsewhere as error:  # which does what is due itself
             logger.debug("pool.upkeep_elsewhere pool=%s holder=%s", self.pool, error.holder)
         return Upkeep(num_evicted, num_seals, num_compactions)
+
+    def _has_long_log(self, snapshot: PoolSnapshot) -> bool:
+        """By its bytes too: documents replaced or evicted since are no tokens of the tail, but still lie in the log."""
+        max_tokens = self._config.seal_tokens
+        frames_bytes = snapshot.log_size_bytes - HEADER_SIZE
+        return len(snapshot.tail.tokens) > max_tokens or frames_bytes > 2 * BYTES_PER_TOKEN * max_tokens
 
     def _exceeds_limits(self) -> bool:
         s = self._snapshot

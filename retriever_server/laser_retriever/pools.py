@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -47,18 +48,27 @@ class Pools:
     Args:
         config: where they lie and how they are kept.
         disk, clock: the file system and the time.
+        started: False: the threads wait for `start`, so that no lock is taken before others can be sent here.
 
     Raises:
         StorageUnavailable: the directory cannot be made or read.
     """
 
-    def __init__(self, config: RetrieverConfig, disk: Disk | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: RetrieverConfig,
+        disk: Disk | None = None,
+        clock: Clock | None = None,
+        *,
+        started: bool = True,
+    ) -> None:
         self._config = config
         self._disk = disk or Disk()
         self._clock = clock or Clock()
         self._address = config.advertise
         self._mutex = threading.Lock()
         self._pools: dict[str, Pool] = {}
+        self._num_writing: Counter[str] = Counter()
         self._samples = Samples(config.sample_documents, config.sample_interval_s, self._clock)
         self._updating_samples = threading.Lock()
         self._sources: dict[tuple[str, str], tuple[PoolStatus, Sources]] = {}
@@ -73,6 +83,16 @@ class Pools:
             raise StorageUnavailable(f"pools is {str(config.pools)!r}, cannot be used: {error.strerror}") from error
         self.storage = StorageHealth(self._disk, config.pools)
         self._take_in()
+        self._threads: list[threading.Thread] = []
+        if started:
+            self.start()
+
+    def advertise(self, address: str) -> None:
+        """Sets the HOST:PORT at which this process's writes can be made, known once its port is bound."""
+        self._address = address
+
+    def start(self) -> None:
+        """Begins the background work. Called once."""
         self._threads = [
             threading.Thread(target=self._repeat, args=args, name=f"pools-{name}", daemon=True)
             for name, *args in (
@@ -82,10 +102,6 @@ class Pools:
         ]
         for thread in self._threads:
             thread.start()
-
-    def advertise(self, address: str) -> None:
-        """Sets the HOST:PORT at which this process's writes can be made, known once its port is bound."""
-        self._address = address
 
     def close(self) -> None:
         """Stops the background work and gives up all writer locks."""
@@ -155,17 +171,15 @@ class Pools:
             InvalidRequest, PoolMismatch, WriterElsewhere, StorageUnavailable
         """
         check_pool_id(pool)
-        with self._mutex:
-            target = self._pools.get(pool) or self._pools.setdefault(pool, self._make_pool(pool))
-        with self._writing(target):
+        with self._writing(pool) as target:
             target.writer.add(fingerprint, documents)
         self.counters.count(Event.DOCUMENTS_ACKNOWLEDGED, len(documents))
         self._changed.set()
 
     def delete_documents(self, pool: str, ids: Sequence[str]) -> int:
         """Deletes documents by id; durable when it returns. Returns how many existed."""
-        target = self._existing(pool)
-        with self._writing(target):
+        self._existing(pool)
+        with self._writing(pool) as target:
             num_deleted = target.writer.delete(ids)
         self.counters.count(Event.DOCUMENTS_DELETED, num_deleted)
         self._changed.set()
@@ -173,16 +187,16 @@ class Pools:
 
     def drop(self, pool: str) -> None:
         """Removes a pool, not its descendants."""
-        target = self._existing(pool)
-        with self._writing(target):
+        self._existing(pool)
+        with self._writing(pool) as target:
             target.writer.drop()
         self._take_in()
         self._changed.set()
 
     def compact(self, pool: str) -> PoolSnapshot:
         """Merges a pool into one segment without deleted documents."""
-        target = self._existing(pool)
-        with self._writing(target):
+        self._existing(pool)
+        with self._writing(pool) as target:
             target.writer.compact()
         self.counters.count(Event.COMPACTIONS)
         return self.describe(pool)
@@ -204,9 +218,9 @@ class Pools:
         """All pools that hold documents of their own, at or below `root`, sorted by id."""
         if root:
             check_pool_id(root)
-        self._discover()
-        pools = sorted(self._known(), key=lambda pool: pool.pool)
-        listed = [pool for pool in pools if not root or pool.pool == root or pool.pool.startswith(root + "/")]
+        found = self._discover()
+        pools = sorted({pool.pool: pool for pool in (*self._known(), *found)}.items())
+        listed = [pool for name, pool in pools if not root or name == root or name.startswith(root + "/")]
         changed = [self._refresh_one(pool) for pool in listed]
         if any(changed):
             self._changed.set()
@@ -217,30 +231,37 @@ class Pools:
         return [pool.snapshot for pool in self._known() if pool.snapshot.exists]
 
     @contextmanager
-    def _writing(self, pool: Pool) -> Iterator[None]:
-        """Counts and remembers what goes wrong with a write."""
+    def _writing(self, pool: str) -> Iterator[Pool]:
+        """The pool, which is not forgotten meanwhile. Counts and remembers what goes wrong with a write."""
+        with self._mutex:
+            target = self._opened(pool)
+            self._num_writing[pool] += 1
         try:
-            yield
+            yield target
         except WriterElsewhere:
             self.counters.count(Event.WRITER_CONFLICTS)
             raise
         except StorageUnavailable as error:
             self.counters.count(Event.STORAGE_ERRORS)
-            self.storage.failed(pool.directory, str(error))
+            self.storage.failed(target.directory, str(error))
             raise
+        finally:
+            with self._mutex:
+                self._num_writing[pool] -= 1
 
-    def _make_pool(self, pool: str) -> Pool:
-        return Pool(pool, self._config, lambda: self._address, self._disk, self._clock)
+    def _opened(self, pool: str) -> Pool:
+        """The one object of a pool; the caller holds the mutex."""
+        if pool not in self._pools:
+            self._pools[pool] = Pool(pool, self._config, lambda: self._address, self._disk, self._clock)
+        return self._pools[pool]
 
     def _existing(self, pool: str) -> Pool:
         check_pool_id(pool)
-        with self._mutex:
-            found = self._pools.get(pool)
-            if found is None and (self._config.pools / pool / IDENTITY_NAME).is_file():
-                found = self._pools[pool] = self._make_pool(pool)
-        if found is None:
+        # Not under the mutex: drafting threads may wait for that, and never for a file system.
+        if pool not in self._pools and not (self._config.pools / pool / IDENTITY_NAME).is_file():
             raise _unknown(pool)
-        return found
+        with self._mutex:
+            return self._opened(pool)
 
     def _known(self) -> list[Pool]:
         with self._mutex:
@@ -265,10 +286,11 @@ class Pools:
                     taken_in_s = self._clock.monotonic_s()
 
     def _take_in(self) -> None:
-        self._discover()
+        found = self._discover()
         changed = [self._refresh_one(pool) for pool in self._known()]
         if any(changed):
             self._upkeep_due.set()
+        self._forget(found)
 
     def upkeep(self) -> None:
         """Does for every pool what is due: evicting, sealing, compacting, tidying."""
@@ -277,8 +299,8 @@ class Pools:
             if self._closing.is_set() or self.storage.is_failing(pool.directory):
                 continue
             try:
-                with self._writing(pool):
-                    done = pool.upkeep()
+                with self._writing(pool.pool) as target:
+                    done = target.upkeep()
             except LaserError as error:
                 logger.warning("pool.upkeep_failed pool=%s reason=%s", pool.pool, error)
                 continue
@@ -298,7 +320,24 @@ class Pools:
             self._sources = {}
         return changed
 
-    def _discover(self) -> None:
+    def _forget(self, found: Sequence[Pool]) -> None:
+        """Forgets pools that are not there: dropped ones, and ones that never came into being.
+
+        One that is being written to stays: it may hold the writer lock at any moment, and two objects of one pool would
+        keep it from each other. One founded since `found` was looked for comes back with the next look, no later than
+        it would have been seen anyway.
+        """
+        there = {pool.pool for pool in found}
+        absent = [pool.pool for pool in self._known() if pool.pool not in there and not pool.snapshot.exists]
+        with self._mutex:
+            for name in absent:
+                pool = self._pools.get(name)
+                if pool and not (pool.snapshot.exists or pool.writer.holds_lock or self._num_writing[name]):
+                    del self._pools[name], self._num_writing[name]
+
+    def _discover(self) -> list[Pool]:
+        """The pools whose directories are there."""
+        found = []
         for directory, names, files in os.walk(self._config.pools):
             names[:] = [name for name in names if not name.startswith("seg-")]
             if IDENTITY_NAME in files:
@@ -309,8 +348,8 @@ class Pools:
                     logger.debug("pools.foreign_directory name=%r", pool)
                     continue
                 with self._mutex:
-                    if pool not in self._pools:
-                        self._pools[pool] = self._make_pool(pool)
+                    found.append(self._opened(pool))
+        return found
 
     def _repeat(self, work: Callable[[], None], due: threading.Event) -> None:
         """Does the work whenever it is due, at least every `rescan_s`."""

@@ -33,6 +33,10 @@ FORMAT_VERSION = 3
 PREFIX = "seg-"
 UNFINISHED = ".tmp"
 _DTYPES = {"tokens.i32": "<i4", "offsets.i64": "<i8", "suffixes.i32": "<i4", "times.i64": "<i8", "checks.u32": "<u4"}
+# A mapped file keeps a descriptor, of which a process may have a thousand: only what grows with the tokens is mapped,
+# and that only in segments large enough to be worth it.
+_MAPPED = ("tokens.i32", "suffixes.i32")
+MIN_MAPPED_BYTES = 1 << 20
 
 Array = NDArray[Any]
 
@@ -119,6 +123,11 @@ class Segment:
         """Index of each document by its id."""
         return {document_id: i for i, document_id in enumerate(self.meta.ids)}
 
+    @cached_property
+    def tombstones(self) -> frozenset[str]:
+        """Ids that were deleted in its range; older segments may hold them."""
+        return frozenset(self.meta.tombstones)
+
 
 def write_segment(disk: Disk, pool_directory: Path, content: SegmentContent) -> str:
     """Builds, writes and publishes a segment; durable when it returns.
@@ -176,7 +185,7 @@ def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
     Args:
         path: its directory.
         into_memory: read the arrays instead of mapping them, for file systems on which mapped files may change or
-            vanish.
+            vanish. Small segments, and what a large one holds of each document, are read in any case.
 
     Raises:
         CorruptSegment: what it says of itself is damaged or missing, or it is of another format version.
@@ -189,6 +198,7 @@ def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
             raise
         raise CorruptSegment("meta.json: is missing") from error
     size_bytes = sum(file.stat().st_size for file in path.iterdir())
+    into_memory = into_memory or size_bytes < MIN_MAPPED_BYTES
     try:
         tokens = _read_array(path, "tokens.i32", meta, into_memory)
     except (CorruptSegment, FileNotFoundError) as error:
@@ -226,7 +236,8 @@ def _salvage(path: Path, meta: SegmentMeta, size_bytes: int, reason: str) -> Seg
         whole = np.flatnonzero(_document_checks(tokens, offsets) == expected).tolist()
     except (CorruptSegment, FileNotFoundError):
         whole, offsets, times_ms, tokens = [], np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.int32)
-    lost = [document_id for i, document_id in enumerate(meta.ids) if i not in set(whole)]
+    kept = frozenset(whole)
+    lost = [document_id for i, document_id in enumerate(meta.ids) if i not in kept]
     logger.error(
         "segment.damaged segment=%s reason=%s: lost_documents=%d of %d, the first of them %r",
         path, reason, len(lost), len(meta.ids), lost[:3],
@@ -269,7 +280,7 @@ def _read_array(directory: Path, file_name: str, meta: SegmentMeta, into_memory:
         raise CorruptSegment(f"{file_name}: has {size} bytes, must have a multiple of {item}")
     if not size:
         array: Array = np.empty(0, dtype)
-    elif into_memory:
+    elif into_memory or file_name not in _MAPPED:
         array = np.fromfile(path, dtype)
     else:
         array = np.asarray(np.memmap(path, dtype, "r"))

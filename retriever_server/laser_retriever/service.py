@@ -53,6 +53,7 @@ _POOL_STATES = {
 }
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Documents: TypeAlias = Sequence[retriever_pb2.Document]
 
 
 class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
@@ -78,8 +79,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         self._metrics = metrics or RetrieverMetrics(pools)
         self._calibration = Calibration(len(self._params.level_lengths))
         self._draft_threads = draft_executor(config.num_threads)
-        # Writers wait for disks; drafting must never wait behind them.
+        # Writers wait for disks; drafting must never wait behind them, nor they behind a large pool's rebuilding.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
+        self._rebuild_threads = ThreadPoolExecutor(2, "rebuild")
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server."""
@@ -89,6 +91,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         """Ends the threads. Called once no call is running."""
         self._draft_threads.shutdown()
         self._storage_threads.shutdown()
+        self._rebuild_threads.shutdown()
 
     async def Draft(  # noqa: N802
         self, request_iterator: AsyncIterator[retriever_pb2.DraftRequest], context: Context
@@ -186,43 +189,54 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
     async def ListPools(  # noqa: N802
         self, request: retriever_pb2.ListPoolsRequest, context: Context
     ) -> retriever_pb2.ListPoolsResponse:
-        snapshots = await self._in_storage(self._pools.list_pools, request.root)
-        return retriever_pb2.ListPoolsResponse(pools=[self._description(snapshot) for snapshot in snapshots])
+        return retriever_pb2.ListPoolsResponse(pools=await self._in_storage(self._list, request.root))
 
     async def DescribePool(  # noqa: N802
         self, request: retriever_pb2.DescribePoolRequest, context: Context
     ) -> retriever_pb2.DescribePoolResponse:
-        snapshot = await self._in_storage(self._pools.describe, request.pool)
-        return retriever_pb2.DescribePoolResponse(description=self._description(snapshot))
+        return retriever_pb2.DescribePoolResponse(description=await self._in_storage(self._describe, request.pool))
 
     async def DropPool(  # noqa: N802
         self, request: retriever_pb2.DropPoolRequest, context: Context
     ) -> retriever_pb2.DropPoolResponse:
-        await self._in_storage(self._pools.drop, request.pool)
+        await self._in_rebuild(self._pools.drop, request.pool)
         logger.info("pool.dropped pool=%s", request.pool)
         return retriever_pb2.DropPoolResponse()
 
     async def CompactPool(  # noqa: N802
         self, request: retriever_pb2.CompactPoolRequest, context: Context
     ) -> retriever_pb2.CompactPoolResponse:
-        snapshot = await self._in_storage(self._pools.compact, request.pool)
-        return retriever_pb2.CompactPoolResponse(description=self._description(snapshot))
+        return retriever_pb2.CompactPoolResponse(description=await self._in_rebuild(self._compact, request.pool))
 
     async def ExportDocuments(  # noqa: N802
         self, request: retriever_pb2.ExportDocumentsRequest, context: Context
     ) -> AsyncIterator[retriever_pb2.ExportDocumentsResponse]:
-        snapshot = await self._in_storage(self._pools.describe, request.pool)
-        yield retriever_pb2.ExportDocumentsResponse(description=self._description(snapshot))
-        batches = _batches(snapshot)
+        description, batches = await self._in_storage(self._begin_export, request.pool)
+        yield retriever_pb2.ExportDocumentsResponse(description=description)
         while (batch := await self._in_storage(next, batches, None)) is not None:
             yield retriever_pb2.ExportDocumentsResponse(documents=batch)
-        logger.info("documents.exported pool=%s documents=%d", request.pool, snapshot.num_documents)
+        logger.info("documents.exported pool=%s documents=%d", request.pool, description.num_documents)
 
     async def report_health(self, server: LaserServer) -> None:
         """Keeps the health of writes up to date, until cancelled."""
         while True:
             await server.set_serving(self._pools.storage.writable, [WRITES_NAME])
             await asyncio.sleep(HEALTH_INTERVAL_S)
+
+    # In storage threads: a description names the writer, which is read from a file
+
+    def _list(self, root: str) -> list[retriever_pb2.PoolDescription]:
+        return [self._description(snapshot) for snapshot in self._pools.list_pools(root)]
+
+    def _describe(self, pool: str) -> retriever_pb2.PoolDescription:
+        return self._description(self._pools.describe(pool))
+
+    def _compact(self, pool: str) -> retriever_pb2.PoolDescription:
+        return self._description(self._pools.compact(pool))
+
+    def _begin_export(self, pool: str) -> tuple[retriever_pb2.PoolDescription, Iterator[Documents]]:
+        snapshot = self._pools.describe(pool)
+        return self._description(snapshot), _batches(snapshot)
 
     def _description(self, snapshot: PoolSnapshot) -> retriever_pb2.PoolDescription:
         limits = self._config.limits
@@ -246,6 +260,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     async def _in_storage(self, function: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._storage_threads, function, *arguments)
+
+    async def _in_rebuild(self, function: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._rebuild_threads, function, *arguments)
 
 
 def answer(
@@ -392,7 +409,7 @@ def _measure(metrics: StreamMetrics, response: retriever_pb2.DraftResponse, took
     metrics.answered(node_counts, drafter.num_late, took_s, len(drafter))
 
 
-def _batches(snapshot: PoolSnapshot) -> Iterator[Sequence[retriever_pb2.Document]]:
+def _batches(snapshot: PoolSnapshot) -> Iterator[Documents]:
     """The documents of a pool, oldest first, in portions for one message each."""
     batch: list[retriever_pb2.Document] = []
     size_bytes = 0

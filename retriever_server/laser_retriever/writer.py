@@ -30,7 +30,7 @@ from laser_retriever.contents import (
     segment_names,
 )
 from laser_retriever.durable import Disk
-from laser_retriever.log import LOG_NAME, Record
+from laser_retriever.log import HEADER_SIZE, LOG_NAME, Record
 from laser_retriever.log_writer import LogWriter, storage_error
 from laser_retriever.segment import PREFIX, UNFINISHED, SegmentContent, write_segment
 from laser_retriever.writer_lock import LOCK_NAME, WriterLock
@@ -203,7 +203,7 @@ class PoolWriter:
             self._disk.make_directories(self._directory)
         except (NotADirectoryError, FileExistsError) as error:
             raise InvalidRequest(f"pool {self._pool!r} has the name of a file in a pool", field="pool") from error
-        self._lock = WriterLock.acquire(self._directory, self._pool, self._address())
+        self._lock = WriterLock.acquire(self._disk, self._directory, self._pool, self._address())
         try:
             self._fingerprint = read_fingerprint(self._directory)
             self._check_fingerprint(self._fingerprint, founding)
@@ -262,9 +262,12 @@ class PoolWriter:
             log.heal()
             contents = self._reader.poll(look_closely=True)
             mark = log.mark()
-        if not contents.log:
+        # A seal cut short leaves a log of which a segment holds everything; what nobody could read is left alone.
+        if mark.offset == HEADER_SIZE or not (contents.log or mark.sequence <= contents.end_sequence):
             return
-        name = self._publish(sealed(contents, mark.sequence))
+        content = sealed(contents, mark.sequence)
+        # Where all that came was deleted again, and no segment holds any of it, the log only begins anew.
+        name = self._publish(content) if content.documents or content.tombstones else "none"
         with self._as_writer() as log:
             log.drop_before(mark)
         logger.info("pool.sealed pool=%s segment=%s", self._pool, name)

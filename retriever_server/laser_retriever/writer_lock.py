@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 
 from laser_protocol.errors import WriterElsewhere
+from laser_retriever.durable import Disk
 
 LOCK_NAME = "writer.lock"
 
@@ -14,43 +16,37 @@ LOCK_NAME = "writer.lock"
 class WriterLock:
     """A held lock. The kernel releases it when the process dies, however it dies."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, disk: Disk, descriptor: int) -> None:
+        self._disk = disk
         self._descriptor = descriptor
 
     @staticmethod
-    def acquire(directory: Path, pool: str, holder: str) -> WriterLock:
+    def acquire(disk: Disk, directory: Path, pool: str, holder: str) -> WriterLock:
         """Takes the pool's lock without waiting.
 
         Args:
+            disk: where the pool lies.
             directory: the pool's directory.
             pool: its id, for the message.
             holder: HOST:PORT written into the lock, where others are sent.
 
         Raises:
             WriterElsewhere: another process (or another instance in this one) holds it; says which.
-            OSError: the file cannot be opened.
+            OSError: the file cannot be opened or written; the lock is not held.
         """
         path = directory / LOCK_NAME
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = disk.open(path, os.O_RDWR | os.O_CREAT)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                address = os.pread(descriptor, 512, 0).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise WriterElsewhere(
-                    f"pool {pool!r} is being written by {address or 'another retriever'}; write there",
-                    holder=address or None,
-                    retry_after_s=1.0,
-                ) from None
-            except BaseException:
-                os.close(descriptor)
+                _lock(descriptor, pool)
+                if _is_file(path, descriptor):
+                    disk.truncate(descriptor, 0)
+                    disk.write_all(descriptor, holder.encode(), 0)
+                    return WriterLock(disk, descriptor)
+            except BaseException:  # a descriptor left open would hold the lock until the process ends
+                disk.close(descriptor)
                 raise
-            if _is_file(path, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, holder.encode(), 0)
-                return WriterLock(descriptor)
-            os.close(descriptor)  # dropped together with its pool since it was opened
+            disk.close(descriptor)  # dropped together with its pool since it was opened
 
     @staticmethod
     def last_holder(directory: Path) -> str:
@@ -62,8 +58,23 @@ class WriterLock:
 
     def release(self) -> None:
         """Gives the lock up."""
-        os.ftruncate(self._descriptor, 0)
-        os.close(self._descriptor)
+        try:
+            with contextlib.suppress(OSError):  # else the name stays, as that of a killed holder
+                self._disk.truncate(self._descriptor, 0)
+        finally:
+            self._disk.close(self._descriptor)
+
+
+def _lock(descriptor: int, pool: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        address = os.pread(descriptor, 512, 0).decode(errors="replace").strip()
+        raise WriterElsewhere(
+            f"pool {pool!r} is being written by {address or 'another retriever'}; write there",
+            holder=address or None,
+            retry_after_s=1.0,
+        ) from None
 
 
 def _is_file(path: Path, descriptor: int) -> bool:

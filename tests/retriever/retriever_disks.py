@@ -62,6 +62,10 @@ class FailingDisk(UnsyncedDisk):
             raise
         return super().write(descriptor, data, offset)
 
+    def truncate(self, descriptor: int, size: int) -> None:
+        self._step()
+        super().truncate(descriptor, size)
+
     def sync(self, descriptor: int) -> None:
         self._step()
 
@@ -189,6 +193,11 @@ class RecordingDisk(Disk):
         self.operations.append(Write(self._open[descriptor], bytes(data), offset))
         return super().write(descriptor, data, offset)
 
+    def truncate(self, descriptor: int, size: int) -> None:
+        assert size == 0, "the model knows empty files only"
+        self.operations.append(Truncate(self._open[descriptor]))
+        super().truncate(descriptor, size)
+
     def sync(self, descriptor: int) -> None:
         site = _call_site()
         self.sites[site] = None
@@ -210,9 +219,8 @@ class RecordingDisk(Disk):
 
     def unlink(self, path: Path) -> None:
         super().unlink(path)
-        if path in self._inodes:  # the lock's file is made elsewhere
-            del self._inodes[path]
-            self.operations.append(Unlink(self._inodes[path.parent], path.name))
+        del self._inodes[path]
+        self.operations.append(Unlink(self._inodes[path.parent], path.name))
 
     def make_directory(self, path: Path) -> None:
         super().make_directory(path)

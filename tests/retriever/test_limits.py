@@ -13,6 +13,7 @@ from retriever_disks import UnsyncedDisk
 
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.limits import PoolLimits
+from laser_retriever.log import BYTES_PER_TOKEN, HEADER_SIZE, Record, encode_frames
 from laser_retriever.pool import Pool, Upkeep
 
 DAY_S = 86_400.0
@@ -125,6 +126,24 @@ def test_the_bytes_of_evicted_documents_go_with_the_next_compaction(tmp_path: Pa
     evicted = np.full(5, ord("a"), "<i4").tobytes()
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and evicted in path.read_bytes()]
     pool.writer.close()
+
+
+@pytest.mark.parametrize("num_ids", [4, 300], ids=["replaced", "evicted"])
+def test_the_log_of_a_pool_that_stays_small_is_sealed_by_its_bytes(tmp_path: Path, num_ids: int) -> None:
+    config = RetrieverConfig(pools=tmp_path, seal_tokens=100, unlink_after_s=0, limits=PoolLimits(max_documents=4))
+    pool = Pool("p", config, str, UnsyncedDisk())
+    for i in range(300):
+        pool.writer.add("f", [(str(i % num_ids), np.full(10, i, np.int32))])
+        pool.refresh()
+        pool.upkeep()
+        pool.refresh()
+        one_more_bytes = len(encode_frames(i, [Record("299", np.zeros(10, np.int32)), Record("299", None)]))
+        assert pool.snapshot.log_size_bytes <= HEADER_SIZE + 2 * BYTES_PER_TOKEN * 100 + one_more_bytes
+        assert pool.snapshot.size_bytes < 30_000, "what is dead in segments goes too"
+    pool.writer.close()
+    reopened = Pool("p", config, str, UnsyncedDisk())
+    assert ids(reopened) == [str(i % num_ids) for i in range(296, 300)]
+    assert [index.document(i)[0] for _, index, i in reopened.snapshot.documents()] == [296, 297, 298, 299]
 
 
 def test_a_pool_that_is_mostly_dead_is_compacted_by_itself(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +186,31 @@ def test_after_a_failure_at_any_operation_nothing_more_goes_to_that_file_and_not
         assert (path.stat().st_ino == inode) == (at >= 8), "the append after the failed one goes to a new file"
         # The last record, if its sync failed, may have been stored or not.
         assert read(path)[: len(acknowledged)] == acknowledged
+
+
+def test_a_log_that_is_read_in_pieces_comes_whole_into_the_new_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.wal"
+    writer = write(path, [record("a", 1)], [record("b", 2, 3)], [record("c", 4)])
+    mark = writer.mark()
+    writer.append([record("d", *range(50))])
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, size, offset: pread(descriptor, min(size, 7), offset))
+    writer.drop_before(mark)
+    assert read(path) == [(3, "d", list(range(50)))]
+    assert path.stat().st_size == HEADER_SIZE + len(encode_frames(3, [record("d", *range(50))]))
+    writer.close()
+
+
+def test_a_log_from_which_acknowledged_bytes_are_gone_is_not_replaced_by_what_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "log.wal"
+    writer = write(path)
+    mark = writer.mark()
+    writer.append([record("a", 1)])
+    os.truncate(path, path.stat().st_size - 1)
+    inode = path.stat().st_ino
+    with pytest.raises(OSError, match=r"log\.wal ends at \d+, must have \d+ bytes"):
+        writer.drop_before(mark)
+    assert path.stat().st_ino == inode
+    writer.close()

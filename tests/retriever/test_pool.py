@@ -26,6 +26,8 @@ from laser_protocol.errors import (
 )
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.limits import PoolLimits
+from laser_retriever.log import HEADER_SIZE
+from laser_retriever.log_writer import LogMark, LogWriter
 from laser_retriever.pool import Pool
 from laser_retriever.writer import PoolWriter
 
@@ -227,6 +229,62 @@ def test_an_unfinished_segment_is_ignored_and_removed_by_the_next_writer(tmp_pat
     reopened.writer.close()
 
 
+def test_a_log_of_which_nothing_is_left_becomes_no_segment_but_for_what_it_deletes_in_older_ones(
+    tmp_path: Path,
+) -> None:
+    pool = pool_at(tmp_path)
+    log = tmp_path / POOL / "log.wal"
+    add(pool, {"a": [1]})
+    pool.writer.delete(["a"])
+    pool.writer.seal()
+    assert contents(pool) == {} and pool.snapshot.segments == () and log.stat().st_size == HEADER_SIZE
+    add(pool, {"b": [2], "c": [3]})
+    pool.writer.seal()
+    add(pool, {"d": [4]})
+    pool.writer.delete(["b", "d"])
+    pool.writer.seal()
+    assert [segment.meta.tombstones for segment in pool_at(tmp_path).snapshot.segments] == [(), ("b",)]
+    assert log.stat().st_size == HEADER_SIZE
+    pool.writer.close()
+    pool = pool_at(tmp_path)
+    assert contents(pool) == {"c": [3]}
+    add(pool, {"d": [5]})
+    assert contents(pool) == {"c": [3], "d": [5]}
+    pool.writer.close()
+
+
+def test_what_a_seal_cut_short_left_in_the_log_goes_with_the_next_compaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(log: LogWriter, mark: LogMark) -> None:
+        raise OSError(5, "Input/output error")
+
+    pool = pool_at(tmp_path)
+    add(pool, {"a": [1]})
+    with monkeypatch.context() as patch:
+        patch.setattr(LogWriter, "drop_before", fail)
+        with pytest.raises(StorageUnavailable):
+            pool.writer.seal()
+    pool.writer.close()
+    pool = pool_at(tmp_path)
+    pool.writer.compact()
+    assert (tmp_path / POOL / "log.wal").stat().st_size == HEADER_SIZE
+    assert contents(pool) == {"a": [1]}
+    pool.writer.close()
+
+
+def test_sealing_drops_nothing_of_a_log_that_its_reader_cannot_read(tmp_path: Path) -> None:
+    pool = pool_at(tmp_path)
+    add(pool, {"a": [1]})
+    path = tmp_path / POOL / "log.json"
+    whole = path.read_bytes()
+    path.write_bytes(b"{}")
+    pool.writer.seal()
+    pool.writer.close()
+    path.write_bytes(whole)
+    assert contents(pool_at(tmp_path)) == {"a": [1]}
+
+
 def test_a_storage_that_refuses_names_the_reason_and_reading_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +329,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     def open(self, which: int) -> Pool:
         self.disks[which] = FailingDisk()
-        config = RetrieverConfig(pools=self.directory, max_segments=3, unlink_after_s=0, limits=self.LIMITS)
+        config = RetrieverConfig(
+            pools=self.directory, seal_tokens=25, max_segments=3, unlink_after_s=0, limits=self.LIMITS
+        )
         pool = Pool(POOL, config, lambda: f"instance:{which}", self.disks[which])
         pool.refresh()
         return pool

@@ -18,11 +18,13 @@ from laser_protocol.errors import InvalidRequest, StorageUnavailable, UnknownPoo
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.durable import Disk
 from laser_retriever.index import Sources
+from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
 from laser_retriever.pools import Pools, PoolStatus
 from laser_retriever.samples import MAX_WAIT_S, Sample, Samples
 from laser_retriever.segment import SegmentContent
 from laser_retriever.snapshot import PoolSnapshot
+from laser_retriever.writer import Documents, PoolWriter
 from laser_retriever.writer_lock import WriterLock
 
 
@@ -283,6 +285,84 @@ def test_no_call_waits_while_a_segment_is_built(tmp_path: Path, monkeypatch: pyt
         assert pools.describe("a").num_documents == 2
     with pools_at(tmp_path) as pools:
         assert sorted(key for key, _, _ in pools.describe("a").documents()) == ["1", "3"]
+
+
+def test_drafting_does_not_wait_for_a_file_system_that_is_asked_for_a_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[bool] = []
+
+    def is_file(path: Path) -> bool:
+        drafting = threading.Thread(target=pools.sources, args=("b/new", "f"))
+        drafting.start()
+        drafting.join(5)
+        waited.append(drafting.is_alive())
+        return False
+
+    with pools_at(tmp_path) as pools:
+        add(pools, "a", {"1": [1]})
+        monkeypatch.setattr(Path, "is_file", is_file)
+        with pytest.raises(UnknownPool):
+            pools.describe("b")
+        assert waited == [False]
+
+
+def test_pools_that_are_not_there_are_forgotten(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        for pool in ("a/b", "c"):
+            add(pools, pool, {"1": [1]})
+        with pytest.raises(InvalidRequest):
+            add(pools, "c/writer.lock", {"1": [1]})
+        pools.drop("a/b")
+        until(lambda: pools._pools.keys() == {"c"})
+        add(pools, "a/b", {"2": [2]})
+        until(lambda: texts(pools.sources("a/b", "f")[1]) == [(0, [[2]])])
+        assert [snapshot.pool for snapshot in pools.list_pools()] == ["a/b", "c"]
+
+
+def test_a_pool_that_is_being_founded_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_at_once = PoolWriter.add
+
+    def add_late(writer: PoolWriter, fingerprint: str, documents: Documents) -> None:
+        pools.refresh()
+        add_at_once(writer, fingerprint, documents)
+
+    monkeypatch.setattr(PoolWriter, "add", add_late)
+    with pools_at(tmp_path) as pools:
+        add(pools, "a", {"1": [1]})
+        add(pools, "a", {"2": [2]})
+        assert pools.describe("a").num_documents == 2, "the lock is held by the pool that is asked"
+
+
+def test_a_pool_that_is_there_and_cannot_be_served_is_not_looked_at_anew_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a", {"1": [1]})
+    (tmp_path / "a" / "log.json").write_bytes(b"{}")
+    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1e6))
+    try:
+        pools.refresh(), pools.refresh()
+        assert caplog.text.count("pool.unreadable") == 1
+    finally:
+        pools.close()
+
+
+def test_nothing_is_written_before_the_start(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a", {"1": [1], "2": [2]})
+    config = RetrieverConfig(pools=tmp_path, rescan_s=0.01, limits=PoolLimits(max_documents=1))
+    pools = Pools(config, started=False)
+    try:
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("pools-")]
+        assert pools.describe("a").num_documents == 2
+        pools.advertise("here:1")
+        pools.start()
+        until(lambda: pools.describe("a").num_documents == 1)
+        assert WriterLock.last_holder(tmp_path / "a") == "here:1"
+    finally:
+        pools.close()
+    Pools(config, started=False).close()
 
 
 def test_a_long_log_is_sealed_in_the_background(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
 
 POOL = "shop/user"
-DELETED, DROPPED = 77_777, 88_888  # tokens whose bytes must go with their documents
+DELETED, DROPPED, EMPTIED = 77_777, 88_888, 99_999  # tokens whose bytes must go with their documents
 MAX_UNSYNCED = 4
 
 Model = dict[str, list[int]]
@@ -74,7 +74,7 @@ def add(pool: Pool, model: Model, documents: Model) -> None:
 
 
 def record(root: Path, skipped: frozenset[str] = frozenset()) -> History:
-    """A pool's life: founded, filled, sealed, merged, evicted, compacted, killed, taken over, dropped, founded anew."""
+    """A pool's life: founded, filled, sealed, merged, evicted, compacted, killed, taken over, dropped, new, emptied."""
     root.mkdir()
     disk = RecordingDisk(root, skipped)
     history = History(disk)
@@ -129,7 +129,13 @@ def record(root: Path, skipped: frozenset[str] = frozenset()) -> History:
     history.acknowledged(model)  # nothing was, but the pool is found to be gone from here on
     pool.writer.close()
     pool = open_pool(root, disk)
-    adds(d=[13])
+    adds(d=[EMPTIED])
+    pool.writer.delete(["d"])
+    del model["d"]
+    history.acknowledged(model)
+    pool.writer.seal()  # nothing is left of the log
+    history.acknowledged(model, EMPTIED)
+    adds(e=[13])
     pool.writer.close()
     return history
 

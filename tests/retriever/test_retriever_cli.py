@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -117,6 +118,24 @@ def test_metrics_limits_and_health_of_writes_are_served(tmp_path: Path) -> None:
             request = health_pb2.HealthCheckRequest(service=WRITES_NAME)
             health = health_pb2_grpc.HealthStub(channel)
             assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_it_may_open_as_many_files_as_the_system_lets_it(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1), hard))
+    try:
+        with serving(tmp_path) as (process, _):
+            assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_lock_taken_for_upkeep_at_the_start_names_this_server(tmp_path: Path) -> None:
+    with serving(tmp_path) as (_, address), PoolClient(Endpoint.make(address)) as client:
+        assert sum(client.add("p", "f", [Document.make(str(i), [i]) for i in range(3)])) == 3
+    with serving(tmp_path, "--max-documents", "1") as (_, address), PoolClient(Endpoint.make(address)) as client:
+        until(lambda: client.describe("p").num_documents == 1)
+        assert client.describe("p").writer == address
 
 
 def test_it_works_without_a_place_to_cache_compiled_kernels(tmp_path: Path) -> None:

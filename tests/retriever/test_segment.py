@@ -17,6 +17,7 @@ from laser_retriever import checked_json
 from laser_retriever.durable import Disk
 from laser_retriever.segment import (
     FORMAT_VERSION,
+    MIN_MAPPED_BYTES,
     CorruptSegment,
     Segment,
     SegmentContent,
@@ -162,7 +163,34 @@ def test_a_segment_of_another_format_version_is_refused_by_its_number(tmp_path: 
         open_segment(tmp_path / segment.name)
 
 
-def test_an_open_segment_outlives_its_files(tmp_path: Path) -> None:
-    segment = write(tmp_path, {"a": [5, 6, 7]})
+@pytest.mark.parametrize("num_tokens", [3, MIN_MAPPED_BYTES // 8], ids=["read", "mapped"])
+def test_an_open_segment_outlives_its_files(tmp_path: Path, num_tokens: int) -> None:
+    segment = write(tmp_path, {"a": list(range(num_tokens))})
+    assert segment.index.tokens.flags.owndata == (num_tokens == 3)
     shutil.rmtree(tmp_path / segment.name)
-    assert segment.index.document(0).tolist() == [5, 6, 7]
+    assert segment.index.document(0).tolist() == list(range(num_tokens))
+
+
+def test_small_segments_keep_no_file_open_and_large_ones_two(tmp_path: Path) -> None:
+    def num_open() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    small = write(tmp_path, {"a": [1, 2]}).name
+    large = write(tmp_path, {"a": list(range(MIN_MAPPED_BYTES // 8)), "b": [3]}).name
+    for name, most in ((small, 0), (large, 2)):
+        before = num_open()
+        opened = [open_segment(tmp_path / name) for _ in range(10)]
+        assert num_open() - before <= most * len(opened)
+
+
+def test_a_damaged_token_among_very_many_documents_is_found_in_time(tmp_path: Path) -> None:
+    documents = {str(i): [i] for i in range(100_000)}
+    segment = write(tmp_path, documents)
+    path = tmp_path / segment.name / "tokens.i32"
+    data = bytearray(path.read_bytes())
+    data[4 * 3 * 77 + 4] ^= 1  # a begin mark, the token, an end mark of each
+    path.write_bytes(data)
+    salvaged = open_segment(tmp_path / segment.name)
+    assert len(salvaged.meta.ids) == 99_999
+    assert salvaged.tombstones == {"gone", "77"}
+    assert salvaged.tombstones is salvaged.tombstones, "asked for each document that is deleted"

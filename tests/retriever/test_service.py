@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import laser_retriever.writer
 from laser_protocol.errors import (
     InvalidRequest,
     LaserError,
@@ -31,6 +32,7 @@ from laser_retriever.config import RetrieverConfig
 from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
 from laser_retriever.service import SERVICE_NAME, WRITES_NAME, RetrieverService
+from laser_retriever.writer_lock import WriterLock
 
 FINGERPRINT = "f" * 64
 VOCAB_SIZE = 100
@@ -80,13 +82,19 @@ class RunningServer:
         self.service.close()
         self.pools.close()
 
-    def add(self, documents: dict[str, list[int]], pool: str = POOL, fingerprint: str = FINGERPRINT) -> Any:
+    def add(
+        self,
+        documents: dict[str, list[int]],
+        pool: str = POOL,
+        fingerprint: str = FINGERPRINT,
+        timeout_s: float | None = None,
+    ) -> Any:
         messages = [retriever_pb2.Document(id=key, token_ids=pack(*tokens)) for key, tokens in documents.items()]
         request = retriever_pb2.AddDocumentsRequest(pool=pool, tokenizer_fingerprint=fingerprint, documents=messages)
-        return self.stub.AddDocuments(iter([request]))
+        return self.stub.AddDocuments(iter([request]), timeout=timeout_s)
 
-    def described(self, pool: str = POOL) -> retriever_pb2.PoolDescription:
-        return self.stub.DescribePool(retriever_pb2.DescribePoolRequest(pool=pool)).description
+    def described(self, pool: str = POOL, timeout_s: float | None = None) -> retriever_pb2.PoolDescription:
+        return self.stub.DescribePool(retriever_pb2.DescribePoolRequest(pool=pool), timeout=timeout_s).description
 
 
 @pytest.fixture
@@ -153,6 +161,43 @@ def first_path(response: retriever_pb2.DraftResponse) -> list[int]:
     tree = tree_from_message(response.trees[0])
     depths = tree.depths()
     return [int(tree.token_ids[i]) for i in tree.path(int(depths.argmax()))] if len(tree) else []
+
+
+CERTIFICATE = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+KEY = b"-----BEGIN EC PRIVATE KEY-----\nAAAA\n-----END EC PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "client_ca", "message"),
+    [
+        (b"", KEY, CERTIFICATE, r"--tls-cert .*/cert\.pem: holds no PEM block '-----BEGIN CERTIFICATE-----'"),
+        (KEY, CERTIFICATE, CERTIFICATE, r"--tls-cert .*/cert\.pem: holds no PEM block"),
+        (CERTIFICATE, b"\x30\x82", CERTIFICATE, r"--tls-key .*/key\.pem: .*'-----BEGIN PRIVATE KEY-----'"),
+        (CERTIFICATE, KEY, KEY, r"--tls-client-ca .*/ca\.pem: holds no PEM block"),
+        (CERTIFICATE, KEY, None, r"--tls-client-ca .*/ca\.pem: No such file"),
+    ],
+)
+def test_a_certificate_or_key_that_is_none_is_named_with_its_option(
+    tmp_path: Path, cert: bytes, key: bytes, client_ca: bytes | None, message: str
+) -> None:
+    paths = tmp_path / "cert.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
+    for path, content in zip(paths, (cert, key, client_ca), strict=True):
+        if content is not None:
+            path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        LaserServer(ListenConfig("127.0.0.1:0", *paths), [], lambda server: None)
+
+
+def test_a_certificate_and_key_that_do_not_go_together_are_not_taken_for_an_address_in_use(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_bytes(CERTIFICATE)
+    key.write_bytes(KEY)
+
+    async def start() -> None:
+        await LaserServer(ListenConfig("127.0.0.1:0", cert, key), [], lambda server: None).start()
+
+    with pytest.raises(OSError, match=r"cannot listen on .*cert\.pem and --tls-key .*key\.pem are damaged or no pair"):
+        asyncio.run(start())
 
 
 def test_the_handshake_names_the_shard(stream: Stream) -> None:
@@ -351,6 +396,55 @@ def test_pools_are_listed_described_compacted_and_dropped(server: RunningServer)
     server.stub.DropPool(retriever_pb2.DropPoolRequest(pool=POOL))
     listed = server.stub.ListPools(retriever_pb2.ListPoolsRequest(root="shop")).pools
     assert [pool.pool for pool in listed] == ["shop"]
+
+
+def test_no_file_is_read_on_the_event_loop_to_describe_a_pool(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    last_holder = WriterLock.last_holder
+
+    def recorded(directory: Path) -> str:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return last_holder(directory)
+
+    monkeypatch.setattr(WriterLock, "last_holder", recorded)
+    server.add({"a": [1]})
+    assert server.described().writer == server.address
+    assert [pool.writer for pool in server.stub.ListPools(retriever_pb2.ListPoolsRequest()).pools] == [server.address]
+    export(server)
+    server.stub.CompactPool(retriever_pb2.CompactPoolRequest(pool=POOL))
+    assert threads == ["storage", "storage", "storage", "rebuild"]
+
+
+def test_no_number_of_compactions_and_drops_keeps_other_calls_waiting(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    building, go_on = threading.Semaphore(0), threading.Event()
+    write = laser_retriever.writer.write_segment
+
+    def slow_write(*arguments: Any) -> str:
+        building.release()
+        assert go_on.wait(30)
+        return write(*arguments)
+
+    compacted, dropped = [f"large/{i}" for i in range(8)], [f"old/{i}" for i in range(8)]
+    for pool in compacted + dropped:
+        server.add({"a": [1], "b": [2]}, pool)
+    monkeypatch.setattr(laser_retriever.writer, "write_segment", slow_write)
+    compacting = [server.stub.CompactPool.future(retriever_pb2.CompactPoolRequest(pool=pool)) for pool in compacted]
+    dropping = [server.stub.DropPool.future(retriever_pb2.DropPoolRequest(pool=pool)) for pool in dropped]
+    try:
+        assert building.acquire(timeout=10) and building.acquire(timeout=10)
+        server.add({"c": [3]}, timeout_s=10)
+        assert server.described(timeout_s=10).num_documents == 1
+        assert not any(call.done() for call in compacting)
+    finally:
+        go_on.set()
+    for call in compacting + dropping:
+        call.result(20)
+    listed = server.stub.ListPools(retriever_pb2.ListPoolsRequest()).pools
+    assert [(pool.pool, pool.num_segments) for pool in listed] == [*((pool, 1) for pool in compacted), (POOL, 0)]
 
 
 def test_documents_come_back_in_order_of_arrival_in_messages_of_bounded_size(server: RunningServer) -> None:

@@ -18,6 +18,7 @@ from laser_retriever.contents import FORMAT_VERSION, IDENTITY_NAME
 from laser_retriever.counters import Event
 from laser_retriever.pool import Pool
 from laser_retriever.pools import Pools
+from laser_retriever.writer_lock import WriterLock
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 READ_ONLY = OSError(errno.EROFS, "Read-only file system")
@@ -92,6 +93,25 @@ def test_from_any_operation_on_all_writes_are_refused_and_reads_go_on(memory_pat
         add(pool, {"after": [1]})
         assert contents(pool)["after"] == [1]
         pool.writer.close()
+
+
+@pytest.mark.parametrize("at", range(3), ids=["open", "truncate", "write"])
+def test_a_lock_in_which_the_holder_could_not_be_named_is_free_for_the_next(memory_path: Path, at: int) -> None:
+    disk = FailingDisk()
+    config = RetrieverConfig(pools=memory_path)
+    first, second = (Pool("p", config, lambda: "first:1", disk), Pool("p", config, lambda: "second:2", UnsyncedDisk()))
+    add(first, {"a": [1]})
+    first.writer.close()
+    disk.error, disk.num_operations, disk._at = NO_SPACE, 0, at
+    with pytest.raises(StorageUnavailable, match="disk full"):
+        add(first, {"b": [2]})
+    assert disk.num_operations == at + 1
+    add(second, {"c": [3]})
+    second.writer.close()
+    add(first, {"d": [4]})
+    assert WriterLock.last_holder(memory_path / "p") == "first:1"
+    assert contents(first) == {"a": [1], "c": [3], "d": [4]}
+    first.writer.close()
 
 
 def test_health_of_writes_follows_the_disk_and_failures_are_counted(
