@@ -37,11 +37,13 @@ class Endpoint:
         target: HOST:PORT, or any gRPC target with a scheme (`dns:///name:port`, `unix:...`).
         credentials: TLS credentials, or None: plain text.
         metadata: sent with every call.
+        server_name: name that the server's certificate must carry; None: the target's host.
     """
 
     target: str
     credentials: grpc.ChannelCredentials | None = None
     metadata: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    server_name: str | None = None
 
     @staticmethod
     def make(
@@ -84,13 +86,18 @@ class Endpoint:
         """A channel for blocking calls."""
         if self.credentials is None:
             return grpc.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.secure_channel(self.target, self.credentials, CHANNEL_OPTIONS)
+        return grpc.secure_channel(self.target, self.credentials, self._secure_options())
 
     def open_aio(self) -> grpc.aio.Channel:
         """A channel that belongs to the running event loop."""
         if self.credentials is None:
             return grpc.aio.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.target, self.credentials, CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.target, self.credentials, self._secure_options())
+
+    def _secure_options(self) -> tuple[tuple[str, int | str], ...]:
+        if self.server_name is None:
+            return CHANNEL_OPTIONS
+        return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.server_name))
 
 
 def _read_pem(name: str, pem: Any) -> bytes | None:

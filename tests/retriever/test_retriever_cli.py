@@ -90,7 +90,7 @@ def test_two_processes_on_one_directory_send_writers_to_each_other_and_clients_f
 
 async def learn(address: str, document_id: str, token_ids: list[int]) -> int:
     """As the verifier does, whose first choice is the retriever at `address`. How many documents were taken."""
-    pools = RemotePools(VerifierRetrieverConfig(), "f", lambda: {"name": address})
+    pools = RemotePools(VerifierRetrieverConfig(), "f", lambda: {"name": Endpoint(address)})
     running = asyncio.create_task(pools.run())
     pools.learn("p", document_id, token_ids)
     await asyncio.sleep(0)

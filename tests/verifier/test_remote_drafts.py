@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from laser_protocol.acceptance import Strict
+from laser_protocol.channel import Endpoint
 from laser_protocol.errors import WriterElsewhere
 from laser_protocol.packing import unpack_token_ids
 from laser_protocol.serving import LaserServer, ListenConfig
@@ -19,8 +21,9 @@ from laser_protocol.tree import tree_to_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
-from laser_verifier.remote_drafts import Handshake, RemoteDrafts, resolve
+from laser_verifier.remote_drafts import Handshake, RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
+from laser_verifier.resolution import resolve
 from laser_verifier.sequence import DraftStatus
 from tests.verifier.trees import make_tree
 
@@ -95,10 +98,10 @@ class Loop:
     def run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
 
-    def serve(self, shard: ScriptedShard, address: str = "127.0.0.1:0") -> LaserServer:
+    def serve(self, shard: ScriptedShard, address: str = "127.0.0.1:0", **listen: Path) -> LaserServer:
         async def start() -> LaserServer:
             server = LaserServer(
-                ListenConfig(address, grace_s=0.0),
+                ListenConfig(address, grace_s=0.0, **listen),
                 ["laser.v1.Retriever"],
                 lambda server: retriever_pb2_grpc.add_RetrieverServicer_to_server(shard, server),
             )
@@ -110,15 +113,27 @@ class Loop:
         return server
 
     def drafts(self, *ports: int) -> RemoteDrafts:
+        drafts = self.drafts_of(RetrieverConfig(tuple(f"127.0.0.1:{port}" for port in ports)))
+        until(lambda: len(drafts.connected()) == len(ports))
+        return drafts
+
+    def drafts_of(self, config: RetrieverConfig) -> RemoteDrafts:
         async def start() -> tuple[RemoteDrafts, asyncio.Task[None]]:
-            config = RetrieverConfig(tuple(f"127.0.0.1:{port}" for port in ports))
             drafts = RemoteDrafts(config, Handshake("f" * 64, 100, "test", "tiny"))
             return drafts, asyncio.create_task(drafts.run())
 
         drafts, task = self.run(start())
         self._stops.append(lambda: self.cancel(task))
-        until(lambda: len(drafts.connected()) == len(ports))
         return drafts
+
+    def pools(self, config: RetrieverConfig, connected: Callable[[], Mapping[str, Endpoint]]) -> RemotePools:
+        async def start() -> tuple[RemotePools, asyncio.Task[None]]:
+            pools = RemotePools(config, "f" * 64, connected)
+            return pools, asyncio.create_task(pools.run())
+
+        pools, task = self.run(start())
+        self._stops.append(lambda: self.cancel(task))
+        return pools
 
     async def cancel(self, task: asyncio.Task[None]) -> None:
         task.cancel()
@@ -354,20 +369,35 @@ def test_learned_outputs_go_to_the_shard_that_writes_the_pool(loop: Loop) -> Non
     holder_address = f"127.0.0.1:{loop.serve(holder).port}"
     other_address = f"127.0.0.1:{loop.serve(other).port}"
     other.writer_elsewhere = holder_address
-
-    async def start() -> tuple[RemotePools, asyncio.Task[None]]:
-        pools = RemotePools(RetrieverConfig(), "f" * 64, lambda: {"other": other_address})
-        return pools, asyncio.create_task(pools.run())
-
-    pools, task = loop.run(start())
+    pools = loop.pools(RetrieverConfig(), lambda: {"other": Endpoint(other_address)})
     pools.learn(POOL, "user 1", [4, 5, 6])
     until(lambda: holder.documents)
     assert holder.documents[0].id == "user 1"
     assert unpack_token_ids(holder.documents[0].token_ids) == [4, 5, 6]
     assert pools.counters.num_learned == 1
-    loop.run(loop.cancel(task))
 
 
 def test_names_resolve_to_addresses_and_unknown_ones_to_none() -> None:
-    assert asyncio.run(resolve(("localhost:50051",))) == {"127.0.0.1:50051"}
-    assert asyncio.run(resolve(("no-such-host.invalid:50051",))) == set()
+    assert asyncio.run(resolve(("localhost:50051",))) == {"127.0.0.1:50051": "localhost"}
+    assert asyncio.run(resolve(("127.0.0.1:50051", "[::1]:50051"))) == {"127.0.0.1:50051": None, "[::1]:50051": None}
+    assert asyncio.run(resolve(("no-such-host.invalid:50051",))) == {}
+
+
+def test_a_retriever_is_reached_over_tls_by_the_name_in_its_certificate_and_that_name_alone(
+    loop: Loop, tmp_path: Path
+) -> None:
+    from tests.certificates import Authority
+
+    shard, authority = ScriptedShard("s"), Authority(tmp_path / "tls", "localhost")
+    server = loop.serve(shard, tls_cert=authority.cert, tls_key=authority.key)
+    credentials = Endpoint.make("any:1", tls_ca=authority.ca).credentials
+    drafts = loop.drafts_of(RetrieverConfig((f"localhost:{server.port}",), credentials))
+    drafts.open(opened(1))
+    until(lambda: drafts.status(1) is DraftStatus.OK)
+    assert set(drafts.collect({1: 3}, WAIT_S)) == {1}
+    pools = loop.pools(RetrieverConfig((), credentials), drafts.connected)
+    pools.learn(POOL, "user 1", [4, 5, 6])
+    until(lambda: shard.documents)
+    by_address = loop.drafts_of(RetrieverConfig((f"127.0.0.1:{server.port}",), credentials))
+    time.sleep(0.5)
+    assert not by_address.connected(), "the certificate is checked"

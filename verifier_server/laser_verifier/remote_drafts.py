@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from laser_protocol.tree import DraftTree, MalformedTree, tree_from_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
+from laser_verifier.resolution import resolve
 from laser_verifier.sequence import DraftStatus
 from laser_verifier.shards import choose_shard
 
@@ -132,7 +132,7 @@ class _Outbox:
 class _Shard:
     """One address. `name` is known and `connected` true once its handshake was answered."""
 
-    address: str
+    endpoint: Endpoint
     name: str = ""
     connected: bool = False
     num_open: int = 0
@@ -142,6 +142,11 @@ class _Shard:
     outbox: _Outbox = field(default_factory=_Outbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, the host as a number."""
+        return self.endpoint.target
 
 
 @dataclass(slots=True)
@@ -273,9 +278,9 @@ class RemoteDrafts:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def connected(self) -> dict[str, str]:
-        """Name to address of every shard that can be reached."""
-        return {shard.name: shard.address for shard in self._shards.values() if shard.connected}
+    def connected(self) -> dict[str, Endpoint]:
+        """Every shard that can be reached, by its name."""
+        return {shard.name: shard.endpoint for shard in self._shards.values() if shard.connected}
 
     def shards(self) -> list[ShardState]:
         """All shards known at present. May be called from any thread."""
@@ -285,14 +290,15 @@ class RemoteDrafts:
         ]
 
     async def _resolve(self) -> None:
-        addresses = await resolve(self._config.targets)
-        for address in addresses - self._shards.keys():
-            shard = self._shards[address] = _Shard(address)
+        names = await resolve(self._config.targets)
+        for address in names.keys() - self._shards.keys():
+            endpoint = Endpoint(address, self._config.credentials, self._config.metadata, names[address])
+            shard = self._shards[address] = _Shard(endpoint)
             shard.task = asyncio.create_task(self._keep_stream(shard))
-        for address in self._shards.keys() - addresses:
+        for address in self._shards.keys() - names.keys():
             shard = self._shards[address]
             # A name that fails to resolve for a moment must not cut streams that work.
-            if not shard.connected and addresses:
+            if not shard.connected and names:
                 del self._shards[address]
                 if shard.task is not None:
                     shard.task.cancel()
@@ -316,10 +322,9 @@ class RemoteDrafts:
             await asyncio.sleep(pause_s)
 
     async def _run_stream(self, shard: _Shard) -> None:
-        endpoint = Endpoint(shard.address, self._config.credentials, self._config.metadata)
-        async with endpoint.open_aio() as channel:
+        async with shard.endpoint.open_aio() as channel:
             stub = retriever_pb2_grpc.RetrieverStub(channel)
-            call = stub.Draft(metadata=endpoint.metadata)
+            call = stub.Draft(metadata=shard.endpoint.metadata)
             writer: asyncio.Task[None] | None = None
             try:
                 await call.write(
@@ -485,23 +490,3 @@ class RemoteDrafts:
             with self._condition:
                 self._shard_of.pop(fault.sequence_id, None)
                 self._condition.notify_all()
-
-
-async def resolve(targets: tuple[str, ...]) -> set[str]:
-    """HOST:PORT of every address behind the targets; a name that does not resolve gives none."""
-    loop = asyncio.get_running_loop()
-    addresses: set[str] = set()
-    for target in targets:
-        host, _, port = target.rpartition(":")
-        try:
-            found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            logger.debug("shard.unresolved target=%s error=%s", target, error)
-            continue
-        # A name with both families is one shard, not two.
-        family = socket.AF_INET if any(entry[0] == socket.AF_INET for entry in found) else socket.AF_INET6
-        for entry in found:
-            if entry[0] == family:
-                ip = str(entry[4][0])
-                addresses.add(f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}")
-    return addresses

@@ -43,11 +43,11 @@ class RemotePools:
     """Adds documents to pools through the shard that writes them.
 
     Args:
-        config: credentials. tokenizer_fingerprint: of the model. connected: name to address of the reachable shards.
+        config: credentials. tokenizer_fingerprint: of the model. connected: the reachable shards by name.
     """
 
     def __init__(
-        self, config: RetrieverConfig, tokenizer_fingerprint: str, connected: Callable[[], Mapping[str, str]]
+        self, config: RetrieverConfig, tokenizer_fingerprint: str, connected: Callable[[], Mapping[str, Endpoint]]
     ) -> None:
         self._config = config
         self._fingerprint = tokenizer_fingerprint
@@ -88,13 +88,11 @@ class RemotePools:
     async def _send(self, pool: str, documents: list[_Finished]) -> None:
         holder: str | None = None
         for attempt in range(_NUM_TRIES):
-            shards = self._connected()
-            order = rendezvous_order(pool, shards)
-            address = holder or (shards[order[attempt % len(order)]] if order else None)
+            endpoint = self._endpoint(pool, attempt, holder)
             try:
-                if address is None:
+                if endpoint is None:
                     raise NotReady("no retriever can be reached")
-                await self._add(address, pool, documents)
+                await self._add(endpoint, pool, documents)
                 self.counters.num_learned += len(documents)
                 return
             except WriterElsewhere as error:
@@ -110,7 +108,16 @@ class RemotePools:
         self.counters.num_dropped += len(documents)
         logger.warning("learn.dropped pool=%s num_documents=%d", pool, len(documents))
 
-    async def _add(self, address: str, pool: str, documents: list[_Finished]) -> None:
+    def _endpoint(self, pool: str, attempt: int, holder: str | None) -> Endpoint | None:
+        """Where to try: the pool's writer if it is known, else one shard of the pool's order after the other."""
+        shards = self._connected()
+        if holder is not None:
+            known = (endpoint for endpoint in shards.values() if endpoint.target == holder)
+            return next(known, Endpoint(holder, self._config.credentials, self._config.metadata))
+        order = rendezvous_order(pool, shards)
+        return shards[order[attempt % len(order)]] if order else None
+
+    async def _add(self, endpoint: Endpoint, pool: str, documents: list[_Finished]) -> None:
         request = retriever_pb2.AddDocumentsRequest(
             pool=pool,
             tokenizer_fingerprint=self._fingerprint,
@@ -119,7 +126,6 @@ class RemotePools:
                 for entry in documents
             ],
         )
-        endpoint = Endpoint(address, self._config.credentials, self._config.metadata)
         async with endpoint.open_aio() as channel:
             try:
                 await retriever_pb2_grpc.RetrieverStub(channel).AddDocuments(
