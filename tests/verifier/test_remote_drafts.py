@@ -21,6 +21,7 @@ from laser_protocol.tree import tree_to_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
+from laser_verifier.outbox import Outbox, RemoteSequence
 from laser_verifier.remote_drafts import Handshake, RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
 from laser_verifier.resolution import resolve
@@ -352,16 +353,55 @@ def test_the_pool_state_becomes_the_draft_status(loop: Loop, state: Any, status:
 
 
 def test_advances_that_could_not_be_sent_yet_join_so_that_a_stalled_shard_costs_no_memory(loop: Loop) -> None:
-    from laser_verifier.remote_drafts import _Outbox
-
-    outbox = _Outbox()
+    outbox = Outbox()
     for position in range(3, 1003):
         outbox.advance(advanced(1, position, position))
-    request = outbox.take("tiny")
+    request = outbox.take("tiny", 2**20)
     (step,) = request.advances
     assert step.position == 3
     assert unpack_token_ids(step.token_ids) == list(range(3, 1003))
     assert not outbox
+
+
+def test_what_finds_no_room_in_a_message_stays_for_the_next_one_and_nothing_is_sent_twice() -> None:
+    outbox = Outbox()
+    for i in range(10):
+        outbox.open(RemoteSequence(i, POOL, Strict(), 1, [7] * 1000, 32))
+    for i in range(100, 110):
+        outbox.advance(advanced(i, 3, *range(1000)))
+    outbox.close(200)
+    requests = []
+    while outbox:
+        requests.append(outbox.take("tiny", 10_000))
+    assert [request.ByteSize() < 10_000 + 4_200 for request in requests] == [True] * 7
+    assert [step.sequence_id for request in requests for step in request.advances] == list(range(100, 110))
+    assert [opened.sequence_id for request in requests for opened in request.opens] == list(range(10))
+    assert [sequence_id for request in requests for sequence_id in request.closes] == [200]
+
+
+def test_sequences_that_are_together_too_large_for_a_message_are_all_taken_over(loop: Loop) -> None:
+    """As when a shard comes back, or another one's sequences come over, all at once."""
+    shard = ScriptedShard("s")
+    server = loop.serve(shard)
+    drafts = loop.drafts(server.port)
+    port = server.port
+    loop.run(server.stop())
+    until(lambda: not drafts.connected())
+    for i in range(6):
+        drafts.open(Opened(i, POOL, np.zeros(1_000_000, np.int32), Strict(), 32))
+    loop.serve(shard, f"127.0.0.1:{port}")
+    until(lambda: all(drafts.status(i) is DraftStatus.OK for i in range(6)))
+    assert len(shard.opened) == 6 and drafts.counters.num_failovers == 0
+
+
+def test_outputs_that_are_together_too_large_for_a_message_are_all_learned(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    endpoint = Endpoint(f"127.0.0.1:{loop.serve(shard).port}")
+    pools = loop.pools(RetrieverConfig(), lambda: {"s": endpoint})
+    for i in range(6):
+        pools.learn(POOL, str(i), [7] * 1_000_000)
+    until(lambda: pools.counters.num_learned + pools.counters.num_dropped == 6)
+    assert [document.id for document in shard.documents] == [str(i) for i in range(6)]
 
 
 def test_learned_outputs_go_to_the_shard_that_writes_the_pool(loop: Loop) -> None:

@@ -17,14 +17,13 @@ from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
-import numpy as np
 
-from laser_protocol.acceptance import Acceptance, acceptance_to_message
 from laser_protocol.channel import Endpoint
 from laser_protocol.tree import DraftTree, MalformedTree, tree_from_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
+from laser_verifier.outbox import Outbox, RemoteSequence
 from laser_verifier.resolution import resolve
 from laser_verifier.sequence import DraftStatus
 from laser_verifier.shards import choose_shard
@@ -33,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _RESOLVE_INTERVAL_S = 2.0
 _RECONNECT_S = (0.1, 2.0)
+# A message may be larger by one sequence's tokens, at most 4 MiB; a server refuses 16 MiB, and ends the stream.
+_MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _MISSES_TO_STOP_WAITING = 3
 # Answers that came a little too late between two trials of a shard, at most.
 _MAX_TRIAL_GAP = 64
@@ -55,77 +56,12 @@ class Handshake:
 
 
 @dataclass(slots=True)
-class _Remote:
-    """A sequence as the event loop knows it: all a shard needs to take it over."""
+class _Remote(RemoteSequence):
+    """A sequence as the event loop knows it."""
 
-    sequence_id: int
-    pool: str
-    acceptance: Acceptance
-    num_prompt_tokens: int
-    token_ids: list[int]
-    node_budget: int
     shard: _Shard | None = None
     # Position at which another shard took over, or -1. A tree of this position may still be the one before's.
     moved_at: int = -1
-
-
-@dataclass(slots=True)
-class _Outbox:
-    """What waits to be sent to one shard. Bounded by the number of sequences: later advances join earlier ones."""
-
-    opens: dict[int, _Remote] = field(default_factory=dict)
-    advances: dict[int, retriever_pb2.AdvanceSequence] = field(default_factory=dict)
-    closes: list[int] = field(default_factory=list)
-
-    def advance(self, step: Advanced) -> None:
-        """Adds a step. If the one before was not sent yet, the shard is behind: no tree of its was verified since."""
-        if step.sequence_id in self.opens:
-            # Not opened there yet: the open will carry these tokens.
-            return
-        packed = np.ascontiguousarray(step.token_ids, "<i4").tobytes()
-        waiting = self.advances.get(step.sequence_id)
-        if waiting is not None:
-            waiting.token_ids += packed
-            waiting.node_budget = step.node_budget
-            return
-        self.advances[step.sequence_id] = retriever_pb2.AdvanceSequence(
-            sequence_id=step.sequence_id,
-            position=step.position,
-            token_ids=packed,
-            num_verified_nodes=step.num_verified_nodes,
-            accepted_node_idx=step.accepted_node_idx,
-            node_budget=step.node_budget,
-        )
-
-    def close(self, sequence_id: int) -> None:
-        """Forgets what waits for a sequence and adds its close."""
-        self.advances.pop(sequence_id, None)
-        if self.opens.pop(sequence_id, None) is None:
-            self.closes.append(sequence_id)
-
-    def take(self, model: str) -> retriever_pb2.DraftRequest:
-        """All that waits as one message."""
-        request = retriever_pb2.DraftRequest(
-            opens=[
-                retriever_pb2.OpenSequence(
-                    sequence_id=remote.sequence_id,
-                    pool=remote.pool,
-                    token_ids=np.asarray(remote.token_ids, "<i4").tobytes(),
-                    num_prompt_tokens=remote.num_prompt_tokens,
-                    model=model,
-                    acceptance=acceptance_to_message(remote.acceptance),
-                    node_budget=remote.node_budget,
-                )
-                for remote in self.opens.values()
-            ],
-            advances=list(self.advances.values()),
-            closes=self.closes,
-        )
-        self.opens, self.advances, self.closes = {}, {}, []
-        return request
-
-    def __bool__(self) -> bool:
-        return bool(self.opens or self.advances or self.closes)
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +75,7 @@ class _Shard:
     num_misses: int = 0
     num_near_misses: int = 0
     next_trial: int = 1
-    outbox: _Outbox = field(default_factory=_Outbox)
+    outbox: Outbox = field(default_factory=Outbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -352,9 +288,9 @@ class RemoteDrafts:
         while True:
             await shard.wake.wait()
             shard.wake.clear()
-            if shard.outbox:
+            while shard.outbox:
                 # Returns when flow control lets it: what comes meanwhile joins in the outbox.
-                await call.write(shard.outbox.take(self._handshake.model_name))
+                await call.write(shard.outbox.take(self._handshake.model_name, _MAX_MESSAGE_BYTES))
 
     def _on_open(self, remote: _Remote) -> None:
         self._sequences[remote.sequence_id] = remote
@@ -375,7 +311,7 @@ class RemoteDrafts:
             self._condition.notify_all()
         if remote.shard is not None:
             remote.shard.num_open += 1
-            remote.shard.outbox.opens[remote.sequence_id] = remote
+            remote.shard.outbox.open(remote)
             remote.shard.wake.set()
 
     def _on_advance(self, steps: list[Advanced]) -> None:
@@ -414,7 +350,7 @@ class RemoteDrafts:
             logger.warning("shard.name_taken address=%s name=%s; give each retriever a --name", shard.address, name)
             name = f"{name}@{shard.address}"
         shard.name, shard.connected, shard.num_misses = name, True, 0
-        shard.outbox = _Outbox()
+        shard.outbox = Outbox()
         logger.info("shard.connected address=%s name=%s", shard.address, name)
         for remote in self._sequences.values():
             if remote.shard is None:
@@ -423,7 +359,7 @@ class RemoteDrafts:
     def _on_lost(self, shard: _Shard) -> None:
         if not shard.connected:
             return
-        shard.connected, shard.num_open, shard.outbox = False, 0, _Outbox()
+        shard.connected, shard.num_open, shard.outbox = False, 0, Outbox()
         moved = [remote for remote in self._sequences.values() if remote.shard is shard]
         with self._condition:
             for remote in moved:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_WAITING = 4096
 _MAX_BATCH = 64
+# No output joins a batch of that size; a single one has at most 4 MiB, and a server refuses messages of 16 MiB.
+_MAX_BATCH_BYTES = 1024 * 1024
 _NUM_TRIES = 5
 
 
@@ -28,7 +30,7 @@ _NUM_TRIES = 5
 class _Finished:
     pool: str
     document_id: str
-    token_ids: tuple[int, ...]
+    packed_token_ids: bytes
 
 
 @dataclass(slots=True)
@@ -58,7 +60,7 @@ class RemotePools:
 
     def learn(self, pool: str, document_id: str, token_ids: Sequence[int]) -> None:
         """Queues an output, from any thread; never blocks. A full queue drops it and counts it."""
-        self._loop.call_soon_threadsafe(self._put, _Finished(pool, document_id, tuple(token_ids)))
+        self._loop.call_soon_threadsafe(self._put, _Finished(pool, document_id, pack_token_ids(token_ids)))
 
     def _put(self, finished: _Finished) -> None:
         try:
@@ -69,13 +71,19 @@ class RemotePools:
     async def run(self) -> None:
         """Sends what is queued until cancelled."""
         while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < _MAX_BATCH and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
+            batch = await self._next_batch()
             for pool in dict.fromkeys(entry.pool for entry in batch):
                 await self._send(pool, [entry for entry in batch if entry.pool == pool])
             for _ in batch:
                 self._waiting.task_done()
+
+    async def _next_batch(self) -> list[_Finished]:
+        batch = [await self._waiting.get()]
+        size_bytes = len(batch[0].packed_token_ids)
+        while len(batch) < _MAX_BATCH and size_bytes < _MAX_BATCH_BYTES and not self._waiting.empty():
+            batch.append(self._waiting.get_nowait())
+            size_bytes += len(batch[-1].packed_token_ids)
+        return batch
 
     async def drain(self, timeout_s: float) -> None:
         """Waits until all that was queued is sent or dropped; after `timeout_s` the rest is counted as dropped."""
@@ -122,8 +130,7 @@ class RemotePools:
             pool=pool,
             tokenizer_fingerprint=self._fingerprint,
             documents=[
-                retriever_pb2.Document(id=entry.document_id, token_ids=pack_token_ids(entry.token_ids))
-                for entry in documents
+                retriever_pb2.Document(id=entry.document_id, token_ids=entry.packed_token_ids) for entry in documents
             ],
         )
         async with endpoint.open_aio() as channel:
