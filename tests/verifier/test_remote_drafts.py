@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -21,6 +23,8 @@ from laser_protocol.tree import tree_to_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
+from laser_verifier.metrics import VerifierMetrics
+from laser_verifier.observer import Observer
 from laser_verifier.outbox import Outbox, RemoteSequence
 from laser_verifier.remote_drafts import Handshake, RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
@@ -113,14 +117,14 @@ class Loop:
         self._stops.append(server.stop)
         return server
 
-    def drafts(self, *ports: int) -> RemoteDrafts:
-        drafts = self.drafts_of(RetrieverConfig(tuple(f"127.0.0.1:{port}" for port in ports)))
+    def drafts(self, *ports: int, observer: Observer | None = None) -> RemoteDrafts:
+        drafts = self.drafts_of(RetrieverConfig(tuple(f"127.0.0.1:{port}" for port in ports)), observer)
         until(lambda: len(drafts.connected()) == len(ports))
         return drafts
 
-    def drafts_of(self, config: RetrieverConfig) -> RemoteDrafts:
+    def drafts_of(self, config: RetrieverConfig, observer: Observer | None = None) -> RemoteDrafts:
         async def start() -> tuple[RemoteDrafts, asyncio.Task[None]]:
-            drafts = RemoteDrafts(config, Handshake("f" * 64, 100, "test", "tiny"))
+            drafts = RemoteDrafts(config, Handshake("f" * 64, 100, "test", "tiny"), observer)
             return drafts, asyncio.create_task(drafts.run())
 
         drafts, task = self.run(start())
@@ -192,6 +196,26 @@ def test_a_tree_for_another_position_is_not_given(loop: Loop) -> None:
     drafts.open(opened(1))
     until(lambda: drafts.status(1) is DraftStatus.OK)
     assert drafts.collect({1: 4}, 0.05) == {}
+
+
+def test_trees_that_come_after_their_step_are_counted_as_stale(loop: Loop) -> None:
+    metrics = VerifierMetrics("tiny", 32)
+
+    def num_stale() -> float | None:
+        return metrics.registry.get_sample_value("laser_draft_dropped_trees_total", {"reason": "stale"})
+
+    drafts = loop.drafts(loop.serve(ScriptedShard("s")).port, observer=metrics)
+    drafts.open(opened(1))
+    until(lambda: drafts._has(1, 3))
+    drafts.advance([advanced(1, 3, 7)])
+    until(lambda: drafts._has(1, 4))
+    assert num_stale() == 1, "a newer tree came before anybody had read it"
+    assert drafts.collect({1: 5}, 0.0) == {}
+    assert num_stale() == 2, "the step that it was for is over"
+    assert drafts.collect({1: 5}, 0.0) == {}
+    drafts.advance([advanced(1, 4, 7)])
+    assert set(drafts.collect({1: 5}, WAIT_S)) == {1}
+    assert num_stale() == 2, "each is counted once, one that is read never"
 
 
 def test_a_slow_shard_is_waited_for_three_times_and_then_no_more(loop: Loop) -> None:
@@ -441,3 +465,44 @@ def test_a_retriever_is_reached_over_tls_by_the_name_in_its_certificate_and_that
     by_address = loop.drafts_of(RetrieverConfig((f"127.0.0.1:{server.port}",), credentials))
     time.sleep(0.5)
     assert not by_address.connected(), "the certificate is checked"
+
+
+def test_what_a_shard_refuses_is_a_warning_once_and_not_at_every_try(
+    loop: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "laser_verifier.remote_drafts")
+
+    def lost() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.getMessage().startswith("shard.lost")]
+
+    token_file = tmp_path / "token"
+    token_file.write_text("s3cret")
+    server = loop.serve(ScriptedShard("s"), token_file=token_file)
+    loop.drafts_of(RetrieverConfig((f"127.0.0.1:{server.port}",)))
+    until(lambda: len(lost()) == 3)
+    assert [record.levelno for record in lost()] == [logging.WARNING, logging.DEBUG, logging.DEBUG]
+    assert "UNAUTHENTICATED" in lost()[0].getMessage()
+    loop.run(server.stop())
+    until(lambda: "UNAVAILABLE" in lost()[-1].getMessage())
+    first = next(record for record in lost() if "UNAVAILABLE" in record.getMessage())
+    assert first.levelno == logging.WARNING, "something else is wrong now"
+
+
+def test_a_fault_while_writing_is_logged_and_no_task_is_left_behind(
+    loop: Loop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(outbox: Outbox, model: str, max_bytes: int) -> Any:
+        raise ZeroDivisionError
+
+    forgotten: list[Any] = []
+    loop.loop.set_exception_handler(lambda loop, context: forgotten.append(context))
+    server = loop.serve(ScriptedShard("s"))
+    drafts = loop.drafts(server.port)
+    monkeypatch.setattr(Outbox, "take", fail)
+    drafts.open(opened(1))
+    loop.run(server.stop())
+    until(lambda: not drafts.connected())
+    gc.collect()
+    assert forgotten == []
+    (record,) = [record for record in caplog.records if record.getMessage() == "shard.not_written"]
+    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError

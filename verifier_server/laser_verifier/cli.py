@@ -229,9 +229,9 @@ async def _serve(
     )  # fmt: skip
     fingerprint = tokenizer_fingerprint(tokenizer.get_vocab())
     async with contextlib.AsyncExitStack() as stack:
-        drafts, pools = await _connect(stack, retriever_config, fingerprint, model)
-        learn = pools.learn if pools is not None else _learn_nothing
         metrics = VerifierMetrics(model.name, config.max_draft_nodes)
+        drafts, pools = await _connect(stack, retriever_config, fingerprint, model, metrics)
+        learn = pools.learn if pools is not None else _learn_nothing
         engine = Engine(runner, tokenizer, drafts, config, cost, learn, metrics)
         metrics.watch_engine(engine)
         if isinstance(drafts, RemoteDrafts):
@@ -286,13 +286,17 @@ def _learn_nothing(pool: str, document_id: str, token_ids: Sequence[int]) -> Non
 
 
 async def _connect(
-    stack: contextlib.AsyncExitStack, config: RetrieverConfig, fingerprint: str, model: TargetModel
+    stack: contextlib.AsyncExitStack,
+    config: RetrieverConfig,
+    fingerprint: str,
+    model: TargetModel,
+    metrics: VerifierMetrics,
 ) -> tuple[DraftSource, RemotePools | None]:
     """Drafts and pools of the configured retrievers, running until the stack closes."""
     if not config.targets:
         return NoDrafts(), None
     name = f"{socket.gethostname()}:{os.getpid()}"
-    drafts = RemoteDrafts(config, Handshake(fingerprint, model.vocab_size, name, model.name))
+    drafts = RemoteDrafts(config, Handshake(fingerprint, model.vocab_size, name, model.name), metrics)
     pools = RemotePools(config, fingerprint, drafts.connected)
     for coroutine in (drafts.run(), pools.run()):
         task = asyncio.create_task(coroutine)

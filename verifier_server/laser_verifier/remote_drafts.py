@@ -23,6 +23,7 @@ from laser_protocol.tree import DraftTree, MalformedTree, tree_from_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
+from laser_verifier.observer import NoObserver, Observer
 from laser_verifier.outbox import Outbox, RemoteSequence
 from laser_verifier.resolution import resolve
 from laser_verifier.sequence import DraftStatus
@@ -71,6 +72,8 @@ class _Shard:
     endpoint: Endpoint
     name: str = ""
     connected: bool = False
+    # What it was lost for since it was connected last; told once, not at every try.
+    lost_for: grpc.StatusCode | None = None
     num_open: int = 0
     num_misses: int = 0
     num_near_misses: int = 0
@@ -111,12 +114,13 @@ class RemoteDrafts:
     Made and run on an event loop (`run`); used by the engine thread.
 
     Args:
-        config: where the shards are. handshake: of the target model.
+        config: where the shards are. handshake: of the target model. observer: told of trees that are dropped.
     """
 
-    def __init__(self, config: RetrieverConfig, handshake: Handshake) -> None:
+    def __init__(self, config: RetrieverConfig, handshake: Handshake, observer: Observer | None = None) -> None:
         self._config = config
         self._handshake = handshake
+        self._observer: Observer = observer or NoObserver()
         self._loop = asyncio.get_running_loop()
         self._shards: dict[str, _Shard] = {}
         self._sequences: dict[int, _Remote] = {}
@@ -177,6 +181,8 @@ class RemoteDrafts:
             for shard in late:
                 shard.num_misses += 1
             found = {i: self._trees.pop(i) for i, position in positions.items() if self._has(i, position)}
+            for i, position in positions.items():
+                self._drop_stale(i, position)
             # A shard that answers some sequences and never others is late all the same.
             for shard in {self._shard_of[i] for i in found if i in self._shard_of} - late:
                 if all(i in found for i in positions if self._shard_of.get(i) is shard):
@@ -199,6 +205,13 @@ class RemoteDrafts:
     def _has(self, sequence_id: int, position: int) -> bool:
         tree = self._trees.get(sequence_id)
         return tree is not None and tree.position == position
+
+    def _drop_stale(self, sequence_id: int, position: int) -> None:
+        """Drops a tree for an earlier position than this one: nobody read it in time."""
+        tree = self._trees.get(sequence_id)
+        if tree is not None and tree.position < position:
+            del self._trees[sequence_id]
+            self._observer.dropped_tree("stale")
 
     # On the event loop.
 
@@ -246,9 +259,10 @@ class RemoteDrafts:
                 await self._run_stream(shard)
             except grpc.aio.AioRpcError as error:
                 logger.log(
-                    logging.INFO if shard.connected else logging.DEBUG,
+                    logging.DEBUG if error.code() is shard.lost_for else logging.WARNING,
                     "shard.lost address=%s code=%s details=%s", shard.address, error.code().name, error.details(),
                 )  # fmt: skip
+                shard.lost_for = error.code()
             except Exception:
                 # A fault of ours or of the shard's may cost drafts, never the engine its drafts for good.
                 logger.exception("shard.broken address=%s", shard.address)
@@ -280,9 +294,9 @@ class RemoteDrafts:
                         writer = asyncio.create_task(self._write(shard, call))
                     self._on_response(shard, response)
             finally:
-                if writer is not None:
-                    writer.cancel()
                 call.cancel()
+                if writer is not None:
+                    await _end(writer)
 
     async def _write(self, shard: _Shard, call: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
         while True:
@@ -349,7 +363,7 @@ class RemoteDrafts:
             # Two retrievers of one host with the default name: each must get its share all the same.
             logger.warning("shard.name_taken address=%s name=%s; give each retriever a --name", shard.address, name)
             name = f"{name}@{shard.address}"
-        shard.name, shard.connected, shard.num_misses = name, True, 0
+        shard.name, shard.connected, shard.lost_for, shard.num_misses = name, True, None, 0
         shard.outbox = Outbox()
         logger.info("shard.connected address=%s name=%s", shard.address, name)
         for remote in self._sequences.values():
@@ -385,6 +399,7 @@ class RemoteDrafts:
                     self._statuses[sequence_id] = status
             for sequence_id, tree in trees.items():
                 if self._shard_of.get(sequence_id) is shard:
+                    self._drop_stale(sequence_id, tree.position)
                     self._trees[sequence_id] = tree
                     self.counters.num_trees += 1
                 else:
@@ -426,3 +441,12 @@ class RemoteDrafts:
             with self._condition:
                 self._shard_of.pop(fault.sequence_id, None)
                 self._condition.notify_all()
+
+
+async def _end(writer: asyncio.Task[None]) -> None:
+    """Cancels a writer and waits until it has ended."""
+    writer.cancel()
+    (failure,) = await asyncio.gather(writer, return_exceptions=True)
+    # That the stream broke, the reader says. Anything else is a fault of ours.
+    if not isinstance(failure, asyncio.CancelledError | asyncio.InvalidStateError | grpc.aio.AioRpcError):
+        logger.error("shard.not_written", exc_info=failure)
