@@ -87,6 +87,7 @@ class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
         if self.writer_elsewhere is not None:
             raise WriterElsewhere("written elsewhere", holder=self.writer_elsewhere)
         documents = [document async for request in requests for document in request.documents]
+        await asyncio.sleep(self.delay_s)
         self.documents.extend(documents)
         return retriever_pb2.AddDocumentsResponse(num_documents=len(documents))
 
@@ -439,6 +440,33 @@ def test_learned_outputs_go_to_the_shard_that_writes_the_pool(loop: Loop) -> Non
     assert holder.documents[0].id == "user 1"
     assert unpack_token_ids(holder.documents[0].token_ids) == [4, 5, 6]
     assert pools.counters.num_learned == 1
+
+
+def test_an_output_that_finds_the_queue_full_is_counted(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laser_verifier.remote_pools._MAX_WAITING", 2)
+    pools = loop.pools(RetrieverConfig(), dict)
+    pools.learn(POOL, "0", [7])
+    until(lambda: pools._num_sending == 1)
+    for i in range(1, 6):
+        pools.learn(POOL, str(i), [7])
+    until(lambda: pools.counters.num_dropped == 3)
+
+
+def test_draining_waits_for_the_batch_under_way_and_counts_it_if_the_time_is_over(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    endpoint = Endpoint(f"127.0.0.1:{loop.serve(shard).port}")
+    pools = loop.pools(RetrieverConfig(), lambda: {"s": endpoint})
+    shard.delay_s = 0.3
+    pools.learn(POOL, "in time", [7])
+    until(lambda: pools._num_sending == 1)
+    loop.run(pools.drain(WAIT_S))
+    assert (pools.counters.num_learned, pools.counters.num_dropped) == (1, 0)
+    shard.delay_s = 60.0
+    for i in range(5):
+        pools.learn(POOL, str(i), [7])
+    until(lambda: pools._num_sending)
+    loop.run(pools.drain(0.05))
+    assert (pools.counters.num_learned, pools.counters.num_dropped) == (1, 5)
 
 
 def test_names_resolve_to_addresses_and_unknown_ones_to_none() -> None:

@@ -15,6 +15,7 @@ from laser_protocol.errors import LaserError, NotReady, WriterElsewhere, from_rp
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
+from laser_verifier.learning import LearnCounters
 from laser_verifier.shards import rendezvous_order
 
 logger = logging.getLogger(__name__)
@@ -33,14 +34,6 @@ class _Finished:
     packed_token_ids: bytes
 
 
-@dataclass(slots=True)
-class LearnCounters:
-    """What became of finished outputs; read by tests and metrics."""
-
-    num_learned: int = 0
-    num_dropped: int = 0
-
-
 class RemotePools:
     """Adds documents to pools through the shard that writes them.
 
@@ -56,6 +49,8 @@ class RemotePools:
         self._connected = connected
         self._loop = asyncio.get_running_loop()
         self._waiting: asyncio.Queue[_Finished] = asyncio.Queue(_MAX_WAITING)
+        # Of the batch that is being sent, outputs of which nothing is known yet.
+        self._num_sending = 0
         self.counters = LearnCounters()
 
     def learn(self, pool: str, document_id: str, token_ids: Sequence[int]) -> None:
@@ -66,14 +61,17 @@ class RemotePools:
         try:
             self._waiting.put_nowait(finished)
         except asyncio.QueueFull:
-            self.counters.num_dropped += 1
+            self.counters.drop(1, f"{_MAX_WAITING} outputs wait already")
 
     async def run(self) -> None:
         """Sends what is queued until cancelled."""
         while True:
             batch = await self._next_batch()
+            self._num_sending = len(batch)
             for pool in dict.fromkeys(entry.pool for entry in batch):
-                await self._send(pool, [entry for entry in batch if entry.pool == pool])
+                documents = [entry for entry in batch if entry.pool == pool]
+                await self._send(pool, documents)
+                self._num_sending -= len(documents)
             for _ in batch:
                 self._waiting.task_done()
 
@@ -90,8 +88,7 @@ class RemotePools:
         try:
             await asyncio.wait_for(self._waiting.join(), timeout_s)
         except TimeoutError:
-            self.counters.num_dropped += self._waiting.qsize()
-            logger.warning("learn.dropped num_documents=%d reason=stopping", self._waiting.qsize())
+            self.counters.drop(self._waiting.qsize() + self._num_sending, "stopping")
 
     async def _send(self, pool: str, documents: list[_Finished]) -> None:
         holder: str | None = None
@@ -113,8 +110,7 @@ class RemotePools:
             except LaserError as error:
                 logger.warning("learn.refused pool=%s error=%s", pool, error)
                 break
-        self.counters.num_dropped += len(documents)
-        logger.warning("learn.dropped pool=%s num_documents=%d", pool, len(documents))
+        self.counters.drop(len(documents), f"no retriever took those of pool {pool}")
 
     def _endpoint(self, pool: str, attempt: int, holder: str | None) -> Endpoint | None:
         """Where to try: the pool's writer if it is known, else one shard of the pool's order after the other."""
