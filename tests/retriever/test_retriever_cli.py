@@ -135,6 +135,7 @@ def test_arguments_that_make_no_sense_are_named(tmp_path: Path, capsys: pytest.C
         (["--threads", "0"], "num_threads is 0"),
         (["--draft-deadline-ms", "0"], "draft_deadline_s is 0"),
         (["--name", ""], "name is ''"),
+        (["--grace-s", "-1"], "grace_s is -1"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["serve", "--pools", str(tmp_path), *arguments])
