@@ -16,9 +16,11 @@ from laser_protocol.errors import InvalidRequest
 Pem = str | os.PathLike[str] | bytes
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A silent partition is noticed within keepalive time + timeout.
+    # A silent partition is noticed within keepalive time + timeout, by TCP: gRPC hands it the timeout. A process that
+    # does nothing, whose host answers for it, within keepalive time + ping timeout (gRPC's own: a minute).
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 5000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),

@@ -38,10 +38,11 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # Clients ask whether we are there every two seconds, and must not be cut off for it.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
-    # A peer that is gone without a word is noticed within keepalive time + timeout, and its streams end: nothing is
-    # held for it any longer. It is asked however long nothing else is sent.
+    # A peer that is gone without a word is noticed within keepalive time + timeout (as in channel.py), and its streams
+    # end: nothing is held for it any longer. It is asked however long nothing else is sent.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
