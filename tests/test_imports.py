@@ -25,10 +25,11 @@ MAY_IMPORT = {
     "laser_verifier": {"laser_protocol"},
     "laser_recsys": {"laser_protocol", "laser_client", "laser_retriever", "laser_verifier"},
 }
-# In the servers only these touch the generated stubs: the service, and the adapters to a remote service.
+# In the servers only these touch the generated stubs: the service, and the adapters to a remote service with what they
+# send.
 STUB_FILES = {
     "laser_retriever": {"service.py"},
-    "laser_verifier": {"service.py", "remote_drafts.py", "remote_pools.py"},
+    "laser_verifier": {"service.py", "remote_drafts.py", "remote_pools.py", "outbox.py"},
 }
 
 

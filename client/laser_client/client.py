@@ -116,7 +116,7 @@ class LaserClient:
         async def start() -> AsyncTextStream:
             return self._client.stream(prompt, pool=pool, document_id=document_id, **options)
 
-        return TextStream(self._thread, self._thread.run(start()))
+        return TextStream(self, self._thread, self._thread.run(start()))
 
     def model(self) -> Model:
         """What the verifier serves, and its limits."""
@@ -141,7 +141,9 @@ class TextStream:
     Leaving the loop early ends the generation on the server with `close`, the end of `with`, or garbage collection.
     """
 
-    def __init__(self, thread: LoopThread, stream: AsyncTextStream) -> None:
+    def __init__(self, client: LaserClient, thread: LoopThread, stream: AsyncTextStream) -> None:
+        # Kept alive: a client that nobody refers to is closed, with all that it has open.
+        self._client = client
         self._thread = thread
         self._stream = stream
 

@@ -45,6 +45,8 @@ def read_document_file(path: Path) -> DocumentFile:
 def write_document_file(path: Path, tokenizer_fingerprint: str, documents: Iterable[Document]) -> int:
     """Writes documents in the format that the path's ending names. Returns how many.
 
+    The file appears when it is whole: an earlier one stays if the documents end in an error.
+
     Raises:
         InvalidRequest: another ending than .jsonl or .parquet; the file cannot be written; or Parquet without pyarrow.
     """
@@ -53,14 +55,16 @@ def write_document_file(path: Path, tokenizer_fingerprint: str, documents: Itera
         fields = [("id", pyarrow.string()), ("output_token_ids", pyarrow.list_(pyarrow.int32()))]
         return pyarrow.schema(fields, metadata={_FINGERPRINT_KEY: tokenizer_fingerprint})
 
-    writer = open_writer(path, None, make_schema)
+    writer = open_writer(path, None, make_schema, in_place=False)
     num_documents = 0
     try:
         for document in documents:
             writer.write({"id": document.id, "output_token_ids": unpack_token_ids(document.packed_token_ids)})
             num_documents += 1
-    finally:
-        writer.close()
+    except BaseException:
+        writer.abort()
+        raise
+    writer.close()
     return num_documents
 
 

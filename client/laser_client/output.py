@@ -25,7 +25,10 @@ class RowWriter(Protocol):
         """Adds a row."""
 
     def close(self) -> None:
-        """Finishes the file. Also after an interrupt: what was written stays."""
+        """Finishes the file. Also after an interrupt, if what was written is to stay."""
+
+    def abort(self) -> None:
+        """Gives the file up: what stood at its path before stays there, but for what was written in place."""
 
 
 def make_row(row_id: str | int, outcome: Generation | LaserError) -> dict[str, Any]:
@@ -41,13 +44,16 @@ def make_row(row_id: str | int, outcome: Generation | LaserError) -> dict[str, A
     }
 
 
-def open_writer(path: Path | None, stdout: IO[str] | None, make_schema: MakeSchema | None = None) -> RowWriter:
+def open_writer(
+    path: Path | None, stdout: IO[str] | None, make_schema: MakeSchema | None = None, *, in_place: bool = True
+) -> RowWriter:
     """A writer for the format that the path's ending names; without a path, JSON lines to `stdout`.
 
     Args:
         path: ends in .jsonl or .parquet.
         stdout: where the lines go without a path.
         make_schema: of Parquet rows, given pyarrow; None: that of `make_row`.
+        in_place: JSON lines stand at the path as they come; False: all at once, when they are finished.
 
     Raises:
         InvalidRequest: another ending, or the file cannot be written, or Parquet without pyarrow.
@@ -57,7 +63,7 @@ def open_writer(path: Path | None, stdout: IO[str] | None, make_schema: MakeSche
         return JsonLinesWriter(stdout, owned=False)
     try:
         if path.suffix == ".jsonl":
-            return JsonLinesWriter(path.open("w", encoding="utf8"), owned=True)
+            return JsonLinesWriter(path.open("w", encoding="utf8"), owned=True) if in_place else WholeJsonLines(path)
         if path.suffix == ".parquet":
             return ParquetWriter(path, make_schema or _generation_schema)
     except OSError as error:
@@ -82,6 +88,33 @@ class JsonLinesWriter:
         if self._owned:
             self._file.close()
 
+    def abort(self) -> None:
+        """Closes the file: its lines were there for all to read."""
+        self.close()
+
+
+class WholeJsonLines(JsonLinesWriter):
+    """Lines that are written beside the path and moved there when finished."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._partial = path, _partial_path(path)
+        super().__init__(self._partial.open("w", encoding="utf8"), owned=True)
+
+    def close(self) -> None:
+        """Finishes the file and moves it to its place."""
+        try:
+            super().close()
+            self._partial.replace(self._path)
+        finally:
+            _remove(self._partial)
+
+    def abort(self) -> None:
+        """Removes the file."""
+        try:
+            super().close()
+        finally:
+            _remove(self._partial)
+
 
 class ParquetWriter:
     """Row groups of 1,024. Written beside the path and moved there when finished: Parquet is unreadable before."""
@@ -90,7 +123,7 @@ class ParquetWriter:
         pyarrow = import_pyarrow(path, "output")
         self._pyarrow = pyarrow
         self._path = path
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        self._partial = _partial_path(path)
         self._schema = make_schema(pyarrow)
         self._writer = pyarrow.parquet.ParquetWriter(self._partial, self._schema)
         self._rows: list[dict[str, Any]] = []
@@ -108,13 +141,28 @@ class ParquetWriter:
             self._writer.close()
             self._partial.replace(self._path)
         finally:
-            with contextlib.suppress(OSError):
-                self._partial.unlink(missing_ok=True)
+            _remove(self._partial)
+
+    def abort(self) -> None:
+        """Removes the file."""
+        try:
+            self._writer.close()
+        finally:
+            _remove(self._partial)
 
     def _flush(self) -> None:
         if self._rows:
             self._writer.write_table(self._pyarrow.Table.from_pylist(self._rows, self._schema))
             self._rows = []
+
+
+def _partial_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def import_pyarrow(path: Path, field: str) -> Any:

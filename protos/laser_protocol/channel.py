@@ -16,9 +16,11 @@ from laser_protocol.errors import InvalidRequest
 Pem = str | os.PathLike[str] | bytes
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A silent partition is noticed within keepalive time + timeout.
+    # A silent partition is noticed within keepalive time + timeout, by TCP: gRPC hands it the timeout. A process that
+    # does nothing, whose host answers for it, within keepalive time + ping timeout (gRPC's own: a minute).
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 1000),
+    ("grpc.http2.ping_timeout_ms", 5000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
@@ -37,11 +39,13 @@ class Endpoint:
         target: HOST:PORT, or any gRPC target with a scheme (`dns:///name:port`, `unix:...`).
         credentials: TLS credentials, or None: plain text.
         metadata: sent with every call.
+        server_name: name that the server's certificate must carry; None: the target's host.
     """
 
     target: str
     credentials: grpc.ChannelCredentials | None = None
     metadata: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    server_name: str | None = None
 
     @staticmethod
     def make(
@@ -84,13 +88,18 @@ class Endpoint:
         """A channel for blocking calls."""
         if self.credentials is None:
             return grpc.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.secure_channel(self.target, self.credentials, CHANNEL_OPTIONS)
+        return grpc.secure_channel(self.target, self.credentials, self._secure_options())
 
     def open_aio(self) -> grpc.aio.Channel:
         """A channel that belongs to the running event loop."""
         if self.credentials is None:
             return grpc.aio.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.target, self.credentials, CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.target, self.credentials, self._secure_options())
+
+    def _secure_options(self) -> tuple[tuple[str, int | str], ...]:
+        if self.server_name is None:
+            return CHANNEL_OPTIONS
+        return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.server_name))
 
 
 def _read_pem(name: str, pem: Any) -> bytes | None:

@@ -26,6 +26,9 @@ from laser_protocol.errors import Internal, LaserError, Unauthenticated, status_
 
 logger = logging.getLogger(__name__)
 
+# A text of a few hundred tokens has its time to end.
+DEFAULT_GRACE_S = 30.0
+
 # Health checks must work for an orchestrator that has no token.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
 
@@ -33,9 +36,16 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # Without these a stalled handler lets its peer queue megabytes: HTTP/2's window grows with the bandwidth.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 65536),
+    # Clients ask whether we are there every two seconds, and must not be cut off for it.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
     ("grpc.http2.max_ping_strikes", 0),
+    # A peer that is gone without a word is noticed within keepalive time + timeout (as in channel.py), and its streams
+    # end: nothing is held for it any longer. It is asked however long nothing else is sent.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_receive_message_length", 16 * 1024 * 1024),
     ("grpc.so_reuseport", 0),
 )
@@ -58,7 +68,7 @@ class ListenConfig:
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     token_file: Path | None = None
-    grace_s: float = 10.0
+    grace_s: float = DEFAULT_GRACE_S
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")
@@ -68,9 +78,13 @@ class ListenConfig:
             raise ValueError("tls_cert and tls_key must be given together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
+        if not 0 <= self.grace_s <= 3600:
+            raise ValueError(f"grace_s is {self.grace_s:g}, must be from 0 to 3600")
 
     @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser, default_listen: str) -> None:
+    def add_arguments(
+        parser: argparse.ArgumentParser, default_listen: str, default_grace_s: float = DEFAULT_GRACE_S
+    ) -> None:
         """Adds the options of this configuration to a command."""
         group = parser.add_argument_group("listening")
         group.add_argument(
@@ -82,6 +96,13 @@ class ListenConfig:
             "--tls-client-ca", type=Path, metavar="FILE", help="PEM: callers must have a certificate of this authority"
         )
         group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token that callers must send")
+        group.add_argument(
+            "--grace-s",
+            type=float,
+            default=default_grace_s,
+            metavar="SECONDS",
+            help="what running calls get after SIGTERM (default: %(default)g)",
+        )
 
     @staticmethod
     def from_arguments(arguments: argparse.Namespace) -> ListenConfig:
@@ -90,7 +111,7 @@ class ListenConfig:
         Raises:
             ValueError: names the field and the value.
         """
-        names = ("listen", "tls_cert", "tls_key", "tls_client_ca", "token_file")
+        names = ("listen", "tls_cert", "tls_key", "tls_client_ca", "token_file", "grace_s")
         return ListenConfig(**{name: getattr(arguments, name) for name in names})
 
 

@@ -28,6 +28,8 @@ from laser_retriever.warmup import settle_garbage_collector, warm_up
 logger = logging.getLogger(__name__)
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
+# Draft streams never end by themselves: with a verifier connected, a stop always takes this long.
+DEFAULT_GRACE_S = 10.0
 # A thread that builds an index or hashes ids may keep a drafting one waiting for this long; Python's default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
 
@@ -104,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     serve_parser.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: %(default)s"
     )
-    ListenConfig.add_arguments(serve_parser, DEFAULT_LISTEN)
+    ListenConfig.add_arguments(serve_parser, DEFAULT_LISTEN, DEFAULT_GRACE_S)
     return parser
 
 

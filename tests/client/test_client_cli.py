@@ -253,6 +253,23 @@ def test_an_exported_pool_comes_back_as_it_was(laser, verifier_server, retriever
     assert retriever.pools == {"c": kept}
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_an_export_that_fails_leaves_the_earlier_file_as_it_was_and_nothing_beside_it(
+    laser, retriever_server, retriever, tmp_path, ending
+):
+    path = tmp_path / f"pool.{ending}"
+    export = ("pools", "export", "--retriever", retriever_server.target, "--pool", "a", "--output", path)
+    retriever.pools["a"] = {str(i): [i] for i in range(20)}
+    assert laser(*export)[0] == 0
+    whole = path.read_bytes()
+    # An id that is no string cannot be sent: the stream ends in an error there.
+    retriever.pools["a"] = {"another": [1], 7: [1]}
+    code, _, err = laser(*export)
+    assert code == 1 and "internal error" in err
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_documents_without_a_tokenizer_or_of_another_than_the_verifiers_are_refused(
     laser, verifier_server, retriever_server, retriever, tmp_path
 ):

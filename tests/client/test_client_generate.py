@@ -290,6 +290,13 @@ def test_leaving_a_stream_frees_the_server(client, verifier):
         stream.finish()
 
 
+def test_a_stream_goes_on_though_nobody_keeps_its_client(verifier_server):
+    stream = LaserClient(verifier_server.target).stream("hello")
+    gc.collect()
+    assert "".join(chunk.text for chunk in stream) == "hello"
+    assert stream.finish().text == "hello"
+
+
 def test_the_sync_client_serves_several_threads_at_once(client, verifier):
     results: dict[int, list[str]] = {}
 

@@ -13,12 +13,18 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from laser_verifier.learning import LearnCounters
 from laser_verifier.metrics import VerifierMetrics
 from laser_verifier.remote_drafts import DraftCounters, ShardState
 from laser_verifier.step_cost import LearnedCost, StepCost
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 _METRIC = re.compile(r"(?:vllm:|laser_)[a-z_0-9]+")
+# A number on either side of an operator with `on` or `ignoring`.
+_MATCHES_NUMBER = re.compile(
+    r"(?<![\w.])[\d.]+\s*[-+*/%^<>=!]+\s*(?:on|ignoring)\s*\("
+    r"|\b(?:on|ignoring)\s*\([^)]*\)\s*(?:group_(?:left|right)\s*(?:\([^)]*\))?)?\s*[\d.]"
+)
 
 
 def names(registry: CollectorRegistry) -> set[str]:
@@ -38,20 +44,35 @@ def known() -> set[str]:
     engine = SimpleNamespace(num_running=0, num_waiting=0, cache_usage=0.0, policy=policy)
     metrics.watch_engine(cast(Any, engine))
     metrics.watch_drafts(lambda: [ShardState("a", True, 0)], DraftCounters())
+    metrics.watch_learning(LearnCounters())
     return names(metrics.registry)
 
 
-def test_the_dashboard_asks_for_metrics_that_a_verifier_has(known: set[str]) -> None:
+def dashboard_expressions() -> list[str]:
     dashboard = json.loads((DEPLOY / "grafana" / "laser.json").read_text(encoding="utf8"))
-    asked = {
-        name for panel in dashboard["panels"] for target in panel["targets"] for name in _METRIC.findall(target["expr"])
-    }
+    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+
+
+def alert_expressions() -> list[str]:
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf8"))["groups"][0]["rules"]
+    return [rule["expr"] for rule in rules]
+
+
+def test_the_dashboard_asks_for_metrics_that_a_verifier_has(known: set[str]) -> None:
+    asked = {name for expression in dashboard_expressions() for name in _METRIC.findall(expression)}
     assert len(asked) > 20 and asked <= known, asked - known
 
 
+def test_no_expression_matches_the_labels_of_a_number() -> None:
+    """Prometheus refuses a whole rule file for one `1.5 * on (instance) ...`: only vectors have labels to match on."""
+    assert _MATCHES_NUMBER.search("a > 1.5 * on (instance) b") and _MATCHES_NUMBER.search("a * on (instance) 1.5")
+    assert not _MATCHES_NUMBER.search("a1 > on (instance) (1.5 * b)")
+    for expression in [*dashboard_expressions(), *alert_expressions()]:
+        assert not _MATCHES_NUMBER.search(expression), expression
+
+
 def test_the_alerts_ask_for_metrics_that_a_verifier_has(known: set[str]) -> None:
-    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf8"))["groups"][0]["rules"]
-    asked = {name for rule in rules for name in _METRIC.findall(rule["expr"])}
+    asked = {name for expression in alert_expressions() for name in _METRIC.findall(expression)}
     assert asked and asked <= known, asked - known
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf8"))
     assert {job["job_name"] for job in config["scrape_configs"]} == {"laser-verifier", "laser-retriever"}

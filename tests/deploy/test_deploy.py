@@ -93,6 +93,35 @@ def test_pods_are_unprivileged_and_can_write_only_to_their_volumes(name):
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
 
 
+@pytest.mark.parametrize("name", PORTS)
+def test_running_calls_get_their_grace_before_the_pod_or_container_is_killed(name):
+    spec, cli = pod(name)["spec"], {"retriever": retriever_cli, "verifier": verifier_cli}[name]
+    container = spec["containers"][0]
+    program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "sleep" and int(seconds) >= 5
+    grace_s = cli._parser().parse_args(container["args"]).grace_s
+    assert grace_s >= 10
+    at_end_s = verifier_cli._DRAIN_S
+    assert spec["terminationGracePeriodSeconds"] >= int(seconds) + grace_s + at_end_s
+    service = compose("docker-compose.yml")[name]
+    grace_s = cli._parser().parse_args(unset_variables(service["command"])).grace_s
+    assert float(service["stop_grace_period"].removesuffix("s")) >= grace_s + at_end_s
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_at_most_one_pod_of_a_kind_is_moved_at_a_time(name):
+    budget = manifests()["PodDisruptionBudget", name]["spec"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"]["matchLabels"].items() <= pod(name)["metadata"]["labels"].items()
+
+
+def test_a_verifier_has_as_many_threads_as_its_pod_asks_processors_for():
+    container = pod("verifier")["spec"]["containers"][0]
+    (threads,) = [entry for entry in container["env"] if entry["name"] == "OMP_NUM_THREADS"]
+    assert threads["valueFrom"] == {"resourceFieldRef": {"resource": "requests.cpu"}}
+    assert int(container["resources"]["requests"]["cpu"]) >= 1
+
+
 def test_pools_claim_may_be_written_by_all_shards():
     claim = manifests()["PersistentVolumeClaim", "pools"]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]

@@ -91,7 +91,7 @@ def test_two_processes_on_one_directory_send_writers_to_each_other_and_clients_f
 
 async def learn(address: str, document_id: str, token_ids: list[int]) -> int:
     """As the verifier does, whose first choice is the retriever at `address`. How many documents were taken."""
-    pools = RemotePools(VerifierRetrieverConfig(), "f", lambda: {"name": address})
+    pools = RemotePools(VerifierRetrieverConfig(), "f", lambda: {"name": Endpoint(address)})
     running = asyncio.create_task(pools.run())
     pools.learn("p", document_id, token_ids)
     await asyncio.sleep(0)
@@ -154,6 +154,7 @@ def test_arguments_that_make_no_sense_are_named(tmp_path: Path, capsys: pytest.C
         (["--threads", "0"], "num_threads is 0"),
         (["--draft-deadline-ms", "0"], "draft_deadline_s is 0"),
         (["--name", ""], "name is ''"),
+        (["--grace-s", "-1"], "grace_s is -1"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["serve", "--pools", str(tmp_path), *arguments])

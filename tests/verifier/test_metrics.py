@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from laser_protocol.errors import Overloaded
 from laser_protocol.tree import DraftTree
 from laser_verifier.drafts import NoDrafts
+from laser_verifier.learning import NoPools
 from laser_verifier.metrics import VerifierMetrics
 from laser_verifier.remote_drafts import DraftCounters, ShardState
 from laser_verifier.sequence import FinishReason
@@ -129,6 +131,20 @@ def test_every_shard_shows_its_sequences_and_two_verifiers_share_no_metric() -> 
     assert value(first.registry, "laser_shard_connected", shard="1.2.3.4:50051") == 0
     assert value(first.registry, "laser_draft_trees_total") == 7
     assert second.registry.get_sample_value("laser_draft_trees_total") is None
+
+
+def test_outputs_that_join_no_pool_are_counted_and_warned_of_once_a_second(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics, pools = VerifierMetrics("tiny", 8), NoPools()
+    metrics.watch_learning(pools.counters)
+    times_s = iter((100.0, 100.1, 100.9, 101.0))
+    monkeypatch.setattr("laser_verifier.learning.time", SimpleNamespace(monotonic=lambda: next(times_s)))
+    for _ in range(4):
+        pools.learn("a/b", "x", [1, 2])
+    assert value(metrics.registry, "laser_learn_dropped_outputs_total") == 4
+    assert value(metrics.registry, "laser_learned_outputs_total") == 0
+    assert [record.args[0] for record in caplog.records if record.args] == [1, 3]
 
 
 def test_metrics_are_served_over_http_until_the_server_stops() -> None:

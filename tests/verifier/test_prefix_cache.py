@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from laser_verifier import prefix_cache
 from laser_verifier.drafts import NoDrafts
-from laser_verifier.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, SharedPrefix
+from laser_verifier.prefix_cache import MIN_PREFIX_TOKENS, PrefixCache, SharedPrefix, num_shared
 from tests.oracles import plain_decoding
 from tests.verifier.tiny import ARCHITECTURES, VOCAB_SIZE, TinyServer, tiny_model, tiny_network
 from tests.verifier.trees import RandomDrafts
@@ -41,6 +42,23 @@ def test_a_short_beginning_is_not_worth_a_copy() -> None:
     cache = PrefixCache(1)
     cache.hold(0, tokens(*range(MIN_PREFIX_TOKENS - 1)), MIN_PREFIX_TOKENS - 1)
     assert cache.find(tokens(*range(30)), set()).num_tokens == 0
+
+
+def test_only_slots_that_begin_alike_are_compared_with_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for room is looked up in every step: prompts with nothing in common must cost next to nothing."""
+    compared: list[int] = []
+    monkeypatch.setattr(
+        prefix_cache, "num_shared", lambda one, other: compared.append(int(other[-1])) or num_shared(one, other)
+    )
+    cache = PrefixCache(4)
+    cache.hold(0, tokens(9, *range(1, 1000), 0), 1000)
+    cache.hold(1, tokens(*range(MIN_PREFIX_TOKENS - 1), 9, 1), MIN_PREFIX_TOKENS + 1)
+    cache.hold(2, tokens(*range(1000), 2), 20)
+    cache.hold(3, tokens(*range(MIN_PREFIX_TOKENS), 3), 4)
+    assert cache.find(tokens(*range(1000)), {2}) == SharedPrefix(2, 20, True)
+    assert compared == [2, 3]
+    assert cache.find(tokens(*range(MIN_PREFIX_TOKENS)), {2, 3}).num_tokens == 0
+    assert compared == [2, 3], "too short for a copy"
 
 
 def test_waits_only_for_sequences_ahead_that_bring_enough() -> None:

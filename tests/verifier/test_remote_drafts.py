@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from laser_protocol.acceptance import Strict
+from laser_protocol.channel import Endpoint
 from laser_protocol.errors import WriterElsewhere
 from laser_protocol.packing import unpack_token_ids
 from laser_protocol.serving import LaserServer, ListenConfig
@@ -19,8 +23,12 @@ from laser_protocol.tree import tree_to_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
-from laser_verifier.remote_drafts import Handshake, RemoteDrafts, resolve
+from laser_verifier.metrics import VerifierMetrics
+from laser_verifier.observer import Observer
+from laser_verifier.outbox import Outbox, RemoteSequence
+from laser_verifier.remote_drafts import Handshake, RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
+from laser_verifier.resolution import resolve
 from laser_verifier.sequence import DraftStatus
 from tests.verifier.trees import make_tree
 
@@ -79,6 +87,7 @@ class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
         if self.writer_elsewhere is not None:
             raise WriterElsewhere("written elsewhere", holder=self.writer_elsewhere)
         documents = [document async for request in requests for document in request.documents]
+        await asyncio.sleep(self.delay_s)
         self.documents.extend(documents)
         return retriever_pb2.AddDocumentsResponse(num_documents=len(documents))
 
@@ -95,10 +104,10 @@ class Loop:
     def run(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
 
-    def serve(self, shard: ScriptedShard, address: str = "127.0.0.1:0") -> LaserServer:
+    def serve(self, shard: ScriptedShard, address: str = "127.0.0.1:0", **listen: Path) -> LaserServer:
         async def start() -> LaserServer:
             server = LaserServer(
-                ListenConfig(address, grace_s=0.0),
+                ListenConfig(address, grace_s=0.0, **listen),
                 ["laser.v1.Retriever"],
                 lambda server: retriever_pb2_grpc.add_RetrieverServicer_to_server(shard, server),
             )
@@ -109,16 +118,28 @@ class Loop:
         self._stops.append(server.stop)
         return server
 
-    def drafts(self, *ports: int) -> RemoteDrafts:
+    def drafts(self, *ports: int, observer: Observer | None = None) -> RemoteDrafts:
+        drafts = self.drafts_of(RetrieverConfig(tuple(f"127.0.0.1:{port}" for port in ports)), observer)
+        until(lambda: len(drafts.connected()) == len(ports))
+        return drafts
+
+    def drafts_of(self, config: RetrieverConfig, observer: Observer | None = None) -> RemoteDrafts:
         async def start() -> tuple[RemoteDrafts, asyncio.Task[None]]:
-            config = RetrieverConfig(tuple(f"127.0.0.1:{port}" for port in ports))
-            drafts = RemoteDrafts(config, Handshake("f" * 64, 100, "test", "tiny"))
+            drafts = RemoteDrafts(config, Handshake("f" * 64, 100, "test", "tiny"), observer)
             return drafts, asyncio.create_task(drafts.run())
 
         drafts, task = self.run(start())
         self._stops.append(lambda: self.cancel(task))
-        until(lambda: len(drafts.connected()) == len(ports))
         return drafts
+
+    def pools(self, config: RetrieverConfig, connected: Callable[[], Mapping[str, Endpoint]]) -> RemotePools:
+        async def start() -> tuple[RemotePools, asyncio.Task[None]]:
+            pools = RemotePools(config, "f" * 64, connected)
+            return pools, asyncio.create_task(pools.run())
+
+        pools, task = self.run(start())
+        self._stops.append(lambda: self.cancel(task))
+        return pools
 
     async def cancel(self, task: asyncio.Task[None]) -> None:
         task.cancel()
@@ -176,6 +197,26 @@ def test_a_tree_for_another_position_is_not_given(loop: Loop) -> None:
     drafts.open(opened(1))
     until(lambda: drafts.status(1) is DraftStatus.OK)
     assert drafts.collect({1: 4}, 0.05) == {}
+
+
+def test_trees_that_come_after_their_step_are_counted_as_stale(loop: Loop) -> None:
+    metrics = VerifierMetrics("tiny", 32)
+
+    def num_stale() -> float | None:
+        return metrics.registry.get_sample_value("laser_draft_dropped_trees_total", {"reason": "stale"})
+
+    drafts = loop.drafts(loop.serve(ScriptedShard("s")).port, observer=metrics)
+    drafts.open(opened(1))
+    until(lambda: drafts._has(1, 3))
+    drafts.advance([advanced(1, 3, 7)])
+    until(lambda: drafts._has(1, 4))
+    assert num_stale() == 1, "a newer tree came before anybody had read it"
+    assert drafts.collect({1: 5}, 0.0) == {}
+    assert num_stale() == 2, "the step that it was for is over"
+    assert drafts.collect({1: 5}, 0.0) == {}
+    drafts.advance([advanced(1, 4, 7)])
+    assert set(drafts.collect({1: 5}, WAIT_S)) == {1}
+    assert num_stale() == 2, "each is counted once, one that is read never"
 
 
 def test_a_slow_shard_is_waited_for_three_times_and_then_no_more(loop: Loop) -> None:
@@ -337,16 +378,59 @@ def test_the_pool_state_becomes_the_draft_status(loop: Loop, state: Any, status:
 
 
 def test_advances_that_could_not_be_sent_yet_join_so_that_a_stalled_shard_costs_no_memory(loop: Loop) -> None:
-    from laser_verifier.remote_drafts import _Outbox
-
-    outbox = _Outbox()
+    outbox = Outbox()
     for position in range(3, 1003):
         outbox.advance(advanced(1, position, position))
-    request = outbox.take("tiny")
+    request = outbox.take("tiny", 2**20)
     (step,) = request.advances
     assert step.position == 3
     assert unpack_token_ids(step.token_ids) == list(range(3, 1003))
     assert not outbox
+
+
+def test_what_finds_no_room_in_a_message_stays_for_the_next_one_and_nothing_is_sent_twice() -> None:
+    outbox = Outbox()
+    for i in range(10):
+        outbox.open(RemoteSequence(i, POOL, Strict(), 1, [7] * 1000, 32))
+    for i in range(100, 110):
+        outbox.advance(advanced(i, 3, *range(1000)))
+    outbox.close(200)
+    requests = []
+    while outbox:
+        requests.append(outbox.take("tiny", 10_000))
+    assert [request.ByteSize() < 10_000 + 4_200 for request in requests] == [True] * 7
+    assert [step.sequence_id for request in requests for step in request.advances] == list(range(100, 110))
+    assert [opened.sequence_id for request in requests for opened in request.opens] == list(range(10))
+    assert [sequence_id for request in requests for sequence_id in request.closes] == [200]
+
+
+def test_sequences_that_are_together_too_large_for_a_message_are_all_taken_over(loop: Loop) -> None:
+    """As when a shard comes back, or another one's sequences come over, all at once."""
+    shard = ScriptedShard("s")
+    server = loop.serve(shard)
+    drafts = loop.drafts(server.port)
+    port = server.port
+    loop.run(server.stop())
+    until(lambda: not drafts.connected())
+    for i in range(6):
+        drafts.open(Opened(i, POOL, np.zeros(1_000_000, np.int32), Strict(), 32))
+    loop.serve(shard, f"127.0.0.1:{port}")
+    until(lambda: all(drafts.status(i) is DraftStatus.OK for i in range(6)))
+    assert len(shard.opened) == 6 and drafts.counters.num_failovers == 0
+
+
+def test_outputs_that_are_together_too_large_for_a_message_are_all_learned(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    endpoint = Endpoint(f"127.0.0.1:{loop.serve(shard).port}")
+    pools = loop.pools(RetrieverConfig(), lambda: {"s": endpoint})
+    shard.delay_s = 0.5
+    pools.learn(POOL, "first", [7])
+    until(lambda: shard.documents)
+    shard.delay_s = 0.0
+    for i in range(6):
+        pools.learn(POOL, str(i), [7] * 1_000_000)
+    until(lambda: pools.counters.num_learned + pools.counters.num_dropped == 7)
+    assert [document.id for document in shard.documents[1:]] == [str(i) for i in range(6)]
 
 
 def test_learned_outputs_go_to_the_shard_that_writes_the_pool(loop: Loop) -> None:
@@ -354,20 +438,103 @@ def test_learned_outputs_go_to_the_shard_that_writes_the_pool(loop: Loop) -> Non
     holder_address = f"127.0.0.1:{loop.serve(holder).port}"
     other_address = f"127.0.0.1:{loop.serve(other).port}"
     other.writer_elsewhere = holder_address
-
-    async def start() -> tuple[RemotePools, asyncio.Task[None]]:
-        pools = RemotePools(RetrieverConfig(), "f" * 64, lambda: {"other": other_address})
-        return pools, asyncio.create_task(pools.run())
-
-    pools, task = loop.run(start())
+    pools = loop.pools(RetrieverConfig(), lambda: {"other": Endpoint(other_address)})
     pools.learn(POOL, "user 1", [4, 5, 6])
     until(lambda: holder.documents)
     assert holder.documents[0].id == "user 1"
     assert unpack_token_ids(holder.documents[0].token_ids) == [4, 5, 6]
     assert pools.counters.num_learned == 1
-    loop.run(loop.cancel(task))
+
+
+def test_an_output_that_finds_the_queue_full_is_counted(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laser_verifier.remote_pools._MAX_WAITING", 2)
+    pools = loop.pools(RetrieverConfig(), dict)
+    pools.learn(POOL, "0", [7])
+    until(lambda: pools._num_sending == 1)
+    for i in range(1, 6):
+        pools.learn(POOL, str(i), [7])
+    until(lambda: pools.counters.num_dropped == 3)
+
+
+def test_draining_waits_for_the_batch_under_way_and_counts_it_if_the_time_is_over(loop: Loop) -> None:
+    shard = ScriptedShard("s")
+    endpoint = Endpoint(f"127.0.0.1:{loop.serve(shard).port}")
+    pools = loop.pools(RetrieverConfig(), lambda: {"s": endpoint})
+    shard.delay_s = 0.3
+    pools.learn(POOL, "in time", [7])
+    until(lambda: pools._num_sending == 1)
+    loop.run(pools.drain(WAIT_S))
+    assert (pools.counters.num_learned, pools.counters.num_dropped) == (1, 0)
+    shard.delay_s = 60.0
+    for i in range(5):
+        pools.learn(POOL, str(i), [7])
+    until(lambda: pools._num_sending)
+    loop.run(pools.drain(0.05))
+    assert (pools.counters.num_learned, pools.counters.num_dropped) == (1, 5)
 
 
 def test_names_resolve_to_addresses_and_unknown_ones_to_none() -> None:
-    assert asyncio.run(resolve(("localhost:50051",))) == {"127.0.0.1:50051"}
-    assert asyncio.run(resolve(("no-such-host.invalid:50051",))) == set()
+    assert asyncio.run(resolve(("localhost:50051",))) == {"127.0.0.1:50051": "localhost"}
+    assert asyncio.run(resolve(("127.0.0.1:50051", "[::1]:50051"))) == {"127.0.0.1:50051": None, "[::1]:50051": None}
+    assert asyncio.run(resolve(("no-such-host.invalid:50051",))) == {}
+
+
+def test_a_retriever_is_reached_over_tls_by_the_name_in_its_certificate_and_that_name_alone(
+    loop: Loop, tmp_path: Path
+) -> None:
+    from tests.certificates import Authority
+
+    shard, authority = ScriptedShard("s"), Authority(tmp_path / "tls", "localhost")
+    server = loop.serve(shard, tls_cert=authority.cert, tls_key=authority.key)
+    credentials = Endpoint.make("any:1", tls_ca=authority.ca).credentials
+    drafts = loop.drafts_of(RetrieverConfig((f"localhost:{server.port}",), credentials))
+    drafts.open(opened(1))
+    until(lambda: drafts.status(1) is DraftStatus.OK)
+    assert set(drafts.collect({1: 3}, WAIT_S)) == {1}
+    pools = loop.pools(RetrieverConfig((), credentials), drafts.connected)
+    pools.learn(POOL, "user 1", [4, 5, 6])
+    until(lambda: shard.documents)
+    by_address = loop.drafts_of(RetrieverConfig((f"127.0.0.1:{server.port}",), credentials))
+    time.sleep(0.5)
+    assert not by_address.connected(), "the certificate is checked"
+
+
+def test_what_a_shard_refuses_is_a_warning_once_and_not_at_every_try(
+    loop: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "laser_verifier.remote_drafts")
+
+    def lost() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.getMessage().startswith("shard.lost")]
+
+    token_file = tmp_path / "token"
+    token_file.write_text("s3cret")
+    server = loop.serve(ScriptedShard("s"), token_file=token_file)
+    loop.drafts_of(RetrieverConfig((f"127.0.0.1:{server.port}",)))
+    until(lambda: len(lost()) == 3)
+    assert [record.levelno for record in lost()] == [logging.WARNING, logging.DEBUG, logging.DEBUG]
+    assert "UNAUTHENTICATED" in lost()[0].getMessage()
+    loop.run(server.stop())
+    until(lambda: "UNAVAILABLE" in lost()[-1].getMessage())
+    first = next(record for record in lost() if "UNAVAILABLE" in record.getMessage())
+    assert first.levelno == logging.WARNING, "something else is wrong now"
+
+
+def test_a_fault_while_writing_is_logged_and_no_task_is_left_behind(
+    loop: Loop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(outbox: Outbox, model: str, max_bytes: int) -> Any:
+        raise ZeroDivisionError
+
+    forgotten: list[Any] = []
+    loop.loop.set_exception_handler(lambda loop, context: forgotten.append(context))
+    server = loop.serve(ScriptedShard("s"))
+    drafts = loop.drafts(server.port)
+    monkeypatch.setattr(Outbox, "take", fail)
+    drafts.open(opened(1))
+    loop.run(server.stop())
+    until(lambda: not drafts.connected())
+    gc.collect()
+    assert forgotten == []
+    (record,) = [record for record in caplog.records if record.getMessage() == "shard.not_written"]
+    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError

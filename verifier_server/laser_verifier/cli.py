@@ -34,6 +34,7 @@ from laser_verifier.batch import StepInput
 from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
 from laser_verifier.drafts import DraftSource, NoDrafts
 from laser_verifier.engine import Engine, run_engine
+from laser_verifier.learning import NoPools
 from laser_verifier.metrics import VerifierMetrics
 from laser_verifier.model import TargetModel, check_model_path, load_model, load_tokenizer, tokenizer_fingerprint
 from laser_verifier.remote_drafts import Handshake, RemoteDrafts
@@ -229,11 +230,11 @@ async def _serve(
     )  # fmt: skip
     fingerprint = tokenizer_fingerprint(tokenizer.get_vocab())
     async with contextlib.AsyncExitStack() as stack:
-        drafts, pools = await _connect(stack, retriever_config, fingerprint, model)
-        learn = pools.learn if pools is not None else _learn_nothing
         metrics = VerifierMetrics(model.name, config.max_draft_nodes)
-        engine = Engine(runner, tokenizer, drafts, config, cost, learn, metrics)
+        drafts, pools = await _connect(stack, retriever_config, fingerprint, model, metrics)
+        engine = Engine(runner, tokenizer, drafts, config, cost, pools.learn, metrics)
         metrics.watch_engine(engine)
+        metrics.watch_learning(pools.counters)
         if isinstance(drafts, RemoteDrafts):
             metrics.watch_drafts(drafts.shards, drafts.counters)
         if metrics_port:
@@ -266,8 +267,7 @@ async def _serve(
         finally:
             stopping.set()
             await ended
-        if pools is not None:
-            await pools.drain(_DRAIN_S)
+        await pools.drain(_DRAIN_S)
         if died.is_set():
             raise OSError("the engine ended after a fault, see the log")
 
@@ -281,18 +281,18 @@ async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _learn_nothing(pool: str, document_id: str, token_ids: Sequence[int]) -> None:
-    logger.warning("learn.dropped pool=%s num_documents=1 reason=no --retriever", pool)
-
-
 async def _connect(
-    stack: contextlib.AsyncExitStack, config: RetrieverConfig, fingerprint: str, model: TargetModel
-) -> tuple[DraftSource, RemotePools | None]:
+    stack: contextlib.AsyncExitStack,
+    config: RetrieverConfig,
+    fingerprint: str,
+    model: TargetModel,
+    metrics: VerifierMetrics,
+) -> tuple[DraftSource, RemotePools | NoPools]:
     """Drafts and pools of the configured retrievers, running until the stack closes."""
     if not config.targets:
-        return NoDrafts(), None
+        return NoDrafts(), NoPools()
     name = f"{socket.gethostname()}:{os.getpid()}"
-    drafts = RemoteDrafts(config, Handshake(fingerprint, model.vocab_size, name, model.name))
+    drafts = RemoteDrafts(config, Handshake(fingerprint, model.vocab_size, name, model.name), metrics)
     pools = RemotePools(config, fingerprint, drafts.connected)
     for coroutine in (drafts.run(), pools.run()):
         task = asyncio.create_task(coroutine)

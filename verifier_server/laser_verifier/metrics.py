@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from laser_protocol.tree import MAX_SOURCE
 from laser_verifier.engine import Engine
+from laser_verifier.learning import LearnCounters
 from laser_verifier.observer import StepRecord
 from laser_verifier.remote_drafts import DraftCounters, ShardState
 from laser_verifier.sequence import FinishReason, GenerationStats
@@ -205,6 +206,10 @@ class VerifierMetrics:
         """Adds what the draft streams know."""
         self.registry.register(_ShardCollector(shards, counters))
 
+    def watch_learning(self, counters: LearnCounters) -> None:
+        """Adds what became of outputs that were to join pools."""
+        self.registry.register(_LearnCollector(counters))
+
 
 class _CostCollector(Collector):
     """What a forward is thought to cost at present."""
@@ -244,3 +249,16 @@ class _ShardCollector(Collector):
             ("laser_draft_faults", "Sequences that a shard gave up.", self._counters.num_faults),
         ):
             yield CounterMetricFamily(name, text, value=value)
+
+
+class _LearnCollector(Collector):
+    """Outputs on their way to pools."""
+
+    def __init__(self, counters: LearnCounters) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily("laser_learned_outputs", "Outputs that joined a pool.", self._counters.num_learned)
+        yield CounterMetricFamily(
+            "laser_learn_dropped_outputs", "Outputs that were to join a pool and did not.", self._counters.num_dropped
+        )

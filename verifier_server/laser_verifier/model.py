@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from laser_verifier.config import ModelConfig
 from laser_verifier.cpu.llama import PackedLlama, pack
 from laser_verifier.kv_cache import KVShape
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def count_sources(chosen: Iterable[tuple[DraftTree, Sequence[int]]]) -> tuple[in
 
 
 class Observer(Protocol):
-    """Called by the engine thread; must not block."""
+    """Called by the engine thread, of dropped trees also by the event loop; must not block."""
 
     def step(self, record: StepRecord) -> None:
         """A step ended."""
@@ -76,7 +76,7 @@ class Observer(Protocol):
         """A request ended otherwise: "cancelled", "overloaded" or "error"."""
 
     def dropped_tree(self, reason: str) -> None:
-        """A tree was not used: "stale" or "malformed"."""
+        """A tree was not used: "stale" (for a step that is over) or "malformed"."""
 
 
 class NoObserver:

@@ -40,6 +40,7 @@ class PrefixCache:
 
     def __init__(self, num_slots: int) -> None:
         self._tokens: list[NDArray[np.int32]] = [np.empty(0, np.int32)] * num_slots
+        self._heads = [b""] * num_slots
         self._num_held = [0] * num_slots
 
     def hold(self, slot_idx: int, token_ids: NDArray[np.int32], num_held: int) -> None:
@@ -48,24 +49,34 @@ class PrefixCache:
         The rest are those it will hold: a prompt's, while it is prefilled.
         """
         self._tokens[slot_idx] = token_ids
+        self._heads[slot_idx] = _head(token_ids)
         self._num_held[slot_idx] = num_held
 
     def find(self, prompt: NDArray[np.int32], slots_ahead: Collection[int]) -> SharedPrefix:
-        """What the slots hold of a prompt, int32[n], and whether waiting brings more. O(S x n).
+        """What the slots hold of a prompt, int32[n], and whether waiting brings more.
 
-        At most all but the prompt's last token: that one must run, for its logits.
+        At most all but the prompt's last token: that one must run, for its logits. O(S), and O(n) for each slot that
+        begins as it does: every prompt that waits is looked up in every step.
 
         Args:
             slots_ahead: slots of the sequences that run before this one; only for them it may wait.
         """
         best_idx, best, coming = 0, 0, 0
-        for slot_idx, (tokens, num_held) in enumerate(zip(self._tokens, self._num_held, strict=True)):
-            shared = num_shared(prompt[:-1], tokens)
+        prompt = prompt[:-1]
+        head = _head(prompt)
+        for slot_idx, num_held in enumerate(self._num_held):
+            if self._heads[slot_idx] != head:
+                continue
+            shared = num_shared(prompt, self._tokens[slot_idx])
             if min(shared, num_held) > best:
                 best_idx, best = slot_idx, min(shared, num_held)
             if shared > coming and slot_idx in slots_ahead:
                 coming = shared
         return SharedPrefix(best_idx, best if best >= MIN_PREFIX_TOKENS else 0, coming >= best + MIN_PREFIX_TOKENS)
+
+
+def _head(token_ids: NDArray[np.int32]) -> bytes:
+    return token_ids[:MIN_PREFIX_TOKENS].tobytes()
 
 
 def num_shared(one: NDArray[np.int32], other: NDArray[np.int32]) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -18,14 +17,15 @@ from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
-import numpy as np
 
-from laser_protocol.acceptance import Acceptance, acceptance_to_message
 from laser_protocol.channel import Endpoint
 from laser_protocol.tree import DraftTree, MalformedTree, tree_from_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
+from laser_verifier.observer import NoObserver, Observer
+from laser_verifier.outbox import Outbox, RemoteSequence
+from laser_verifier.resolution import resolve
 from laser_verifier.sequence import DraftStatus
 from laser_verifier.shards import choose_shard
 
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 _RESOLVE_INTERVAL_S = 2.0
 _RECONNECT_S = (0.1, 2.0)
+# A message may be larger by one sequence's tokens, at most 4 MiB; a server refuses 16 MiB, and ends the stream.
+_MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _MISSES_TO_STOP_WAITING = 3
 # Answers that came a little too late between two trials of a shard, at most.
 _MAX_TRIAL_GAP = 64
@@ -55,93 +57,35 @@ class Handshake:
 
 
 @dataclass(slots=True)
-class _Remote:
-    """A sequence as the event loop knows it: all a shard needs to take it over."""
+class _Remote(RemoteSequence):
+    """A sequence as the event loop knows it."""
 
-    sequence_id: int
-    pool: str
-    acceptance: Acceptance
-    num_prompt_tokens: int
-    token_ids: list[int]
-    node_budget: int
     shard: _Shard | None = None
     # Position at which another shard took over, or -1. A tree of this position may still be the one before's.
     moved_at: int = -1
-
-
-@dataclass(slots=True)
-class _Outbox:
-    """What waits to be sent to one shard. Bounded by the number of sequences: later advances join earlier ones."""
-
-    opens: dict[int, _Remote] = field(default_factory=dict)
-    advances: dict[int, retriever_pb2.AdvanceSequence] = field(default_factory=dict)
-    closes: list[int] = field(default_factory=list)
-
-    def advance(self, step: Advanced) -> None:
-        """Adds a step. If the one before was not sent yet, the shard is behind: no tree of its was verified since."""
-        if step.sequence_id in self.opens:
-            # Not opened there yet: the open will carry these tokens.
-            return
-        packed = np.ascontiguousarray(step.token_ids, "<i4").tobytes()
-        waiting = self.advances.get(step.sequence_id)
-        if waiting is not None:
-            waiting.token_ids += packed
-            waiting.node_budget = step.node_budget
-            return
-        self.advances[step.sequence_id] = retriever_pb2.AdvanceSequence(
-            sequence_id=step.sequence_id,
-            position=step.position,
-            token_ids=packed,
-            num_verified_nodes=step.num_verified_nodes,
-            accepted_node_idx=step.accepted_node_idx,
-            node_budget=step.node_budget,
-        )
-
-    def close(self, sequence_id: int) -> None:
-        """Forgets what waits for a sequence and adds its close."""
-        self.advances.pop(sequence_id, None)
-        if self.opens.pop(sequence_id, None) is None:
-            self.closes.append(sequence_id)
-
-    def take(self, model: str) -> retriever_pb2.DraftRequest:
-        """All that waits as one message."""
-        request = retriever_pb2.DraftRequest(
-            opens=[
-                retriever_pb2.OpenSequence(
-                    sequence_id=remote.sequence_id,
-                    pool=remote.pool,
-                    token_ids=np.asarray(remote.token_ids, "<i4").tobytes(),
-                    num_prompt_tokens=remote.num_prompt_tokens,
-                    model=model,
-                    acceptance=acceptance_to_message(remote.acceptance),
-                    node_budget=remote.node_budget,
-                )
-                for remote in self.opens.values()
-            ],
-            advances=list(self.advances.values()),
-            closes=self.closes,
-        )
-        self.opens, self.advances, self.closes = {}, {}, []
-        return request
-
-    def __bool__(self) -> bool:
-        return bool(self.opens or self.advances or self.closes)
 
 
 @dataclass(slots=True, eq=False)
 class _Shard:
     """One address. `name` is known and `connected` true once its handshake was answered."""
 
-    address: str
+    endpoint: Endpoint
     name: str = ""
     connected: bool = False
+    # What it was lost for since it was connected last; told once, not at every try.
+    lost_for: grpc.StatusCode | None = None
     num_open: int = 0
     num_misses: int = 0
     num_near_misses: int = 0
     next_trial: int = 1
-    outbox: _Outbox = field(default_factory=_Outbox)
+    outbox: Outbox = field(default_factory=Outbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, the host as a number."""
+        return self.endpoint.target
 
 
 @dataclass(slots=True)
@@ -170,12 +114,13 @@ class RemoteDrafts:
     Made and run on an event loop (`run`); used by the engine thread.
 
     Args:
-        config: where the shards are. handshake: of the target model.
+        config: where the shards are. handshake: of the target model. observer: told of trees that are dropped.
     """
 
-    def __init__(self, config: RetrieverConfig, handshake: Handshake) -> None:
+    def __init__(self, config: RetrieverConfig, handshake: Handshake, observer: Observer | None = None) -> None:
         self._config = config
         self._handshake = handshake
+        self._observer: Observer = observer or NoObserver()
         self._loop = asyncio.get_running_loop()
         self._shards: dict[str, _Shard] = {}
         self._sequences: dict[int, _Remote] = {}
@@ -236,6 +181,8 @@ class RemoteDrafts:
             for shard in late:
                 shard.num_misses += 1
             found = {i: self._trees.pop(i) for i, position in positions.items() if self._has(i, position)}
+            for i, position in positions.items():
+                self._drop_stale(i, position)
             # A shard that answers some sequences and never others is late all the same.
             for shard in {self._shard_of[i] for i in found if i in self._shard_of} - late:
                 if all(i in found for i in positions if self._shard_of.get(i) is shard):
@@ -259,6 +206,13 @@ class RemoteDrafts:
         tree = self._trees.get(sequence_id)
         return tree is not None and tree.position == position
 
+    def _drop_stale(self, sequence_id: int, position: int) -> None:
+        """Drops a tree for an earlier position than this one: nobody read it in time."""
+        tree = self._trees.get(sequence_id)
+        if tree is not None and tree.position < position:
+            del self._trees[sequence_id]
+            self._observer.dropped_tree("stale")
+
     # On the event loop.
 
     async def run(self) -> None:
@@ -273,9 +227,9 @@ class RemoteDrafts:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def connected(self) -> dict[str, str]:
-        """Name to address of every shard that can be reached."""
-        return {shard.name: shard.address for shard in self._shards.values() if shard.connected}
+    def connected(self) -> dict[str, Endpoint]:
+        """Every shard that can be reached, by its name."""
+        return {shard.name: shard.endpoint for shard in self._shards.values() if shard.connected}
 
     def shards(self) -> list[ShardState]:
         """All shards known at present. May be called from any thread."""
@@ -285,14 +239,15 @@ class RemoteDrafts:
         ]
 
     async def _resolve(self) -> None:
-        addresses = await resolve(self._config.targets)
-        for address in addresses - self._shards.keys():
-            shard = self._shards[address] = _Shard(address)
+        names = await resolve(self._config.targets)
+        for address in names.keys() - self._shards.keys():
+            endpoint = Endpoint(address, self._config.credentials, self._config.metadata, names[address])
+            shard = self._shards[address] = _Shard(endpoint)
             shard.task = asyncio.create_task(self._keep_stream(shard))
-        for address in self._shards.keys() - addresses:
+        for address in self._shards.keys() - names.keys():
             shard = self._shards[address]
             # A name that fails to resolve for a moment must not cut streams that work.
-            if not shard.connected and addresses:
+            if not shard.connected and names:
                 del self._shards[address]
                 if shard.task is not None:
                     shard.task.cancel()
@@ -304,9 +259,10 @@ class RemoteDrafts:
                 await self._run_stream(shard)
             except grpc.aio.AioRpcError as error:
                 logger.log(
-                    logging.INFO if shard.connected else logging.DEBUG,
+                    logging.DEBUG if error.code() is shard.lost_for else logging.WARNING,
                     "shard.lost address=%s code=%s details=%s", shard.address, error.code().name, error.details(),
                 )  # fmt: skip
+                shard.lost_for = error.code()
             except Exception:
                 # A fault of ours or of the shard's may cost drafts, never the engine its drafts for good.
                 logger.exception("shard.broken address=%s", shard.address)
@@ -316,10 +272,9 @@ class RemoteDrafts:
             await asyncio.sleep(pause_s)
 
     async def _run_stream(self, shard: _Shard) -> None:
-        endpoint = Endpoint(shard.address, self._config.credentials, self._config.metadata)
-        async with endpoint.open_aio() as channel:
+        async with shard.endpoint.open_aio() as channel:
             stub = retriever_pb2_grpc.RetrieverStub(channel)
-            call = stub.Draft(metadata=endpoint.metadata)
+            call = stub.Draft(metadata=shard.endpoint.metadata)
             writer: asyncio.Task[None] | None = None
             try:
                 await call.write(
@@ -339,17 +294,17 @@ class RemoteDrafts:
                         writer = asyncio.create_task(self._write(shard, call))
                     self._on_response(shard, response)
             finally:
-                if writer is not None:
-                    writer.cancel()
                 call.cancel()
+                if writer is not None:
+                    await _end(writer)
 
     async def _write(self, shard: _Shard, call: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
         while True:
             await shard.wake.wait()
             shard.wake.clear()
-            if shard.outbox:
+            while shard.outbox:
                 # Returns when flow control lets it: what comes meanwhile joins in the outbox.
-                await call.write(shard.outbox.take(self._handshake.model_name))
+                await call.write(shard.outbox.take(self._handshake.model_name, _MAX_MESSAGE_BYTES))
 
     def _on_open(self, remote: _Remote) -> None:
         self._sequences[remote.sequence_id] = remote
@@ -370,7 +325,7 @@ class RemoteDrafts:
             self._condition.notify_all()
         if remote.shard is not None:
             remote.shard.num_open += 1
-            remote.shard.outbox.opens[remote.sequence_id] = remote
+            remote.shard.outbox.open(remote)
             remote.shard.wake.set()
 
     def _on_advance(self, steps: list[Advanced]) -> None:
@@ -408,8 +363,8 @@ class RemoteDrafts:
             # Two retrievers of one host with the default name: each must get its share all the same.
             logger.warning("shard.name_taken address=%s name=%s; give each retriever a --name", shard.address, name)
             name = f"{name}@{shard.address}"
-        shard.name, shard.connected, shard.num_misses = name, True, 0
-        shard.outbox = _Outbox()
+        shard.name, shard.connected, shard.lost_for, shard.num_misses = name, True, None, 0
+        shard.outbox = Outbox()
         logger.info("shard.connected address=%s name=%s", shard.address, name)
         for remote in self._sequences.values():
             if remote.shard is None:
@@ -418,7 +373,7 @@ class RemoteDrafts:
     def _on_lost(self, shard: _Shard) -> None:
         if not shard.connected:
             return
-        shard.connected, shard.num_open, shard.outbox = False, 0, _Outbox()
+        shard.connected, shard.num_open, shard.outbox = False, 0, Outbox()
         moved = [remote for remote in self._sequences.values() if remote.shard is shard]
         with self._condition:
             for remote in moved:
@@ -444,6 +399,7 @@ class RemoteDrafts:
                     self._statuses[sequence_id] = status
             for sequence_id, tree in trees.items():
                 if self._shard_of.get(sequence_id) is shard:
+                    self._drop_stale(sequence_id, tree.position)
                     self._trees[sequence_id] = tree
                     self.counters.num_trees += 1
                 else:
@@ -487,21 +443,10 @@ class RemoteDrafts:
                 self._condition.notify_all()
 
 
-async def resolve(targets: tuple[str, ...]) -> set[str]:
-    """HOST:PORT of every address behind the targets; a name that does not resolve gives none."""
-    loop = asyncio.get_running_loop()
-    addresses: set[str] = set()
-    for target in targets:
-        host, _, port = target.rpartition(":")
-        try:
-            found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            logger.debug("shard.unresolved target=%s error=%s", target, error)
-            continue
-        # A name with both families is one shard, not two.
-        family = socket.AF_INET if any(entry[0] == socket.AF_INET for entry in found) else socket.AF_INET6
-        for entry in found:
-            if entry[0] == family:
-                ip = str(entry[4][0])
-                addresses.add(f"[{ip}]:{port}" if family == socket.AF_INET6 else f"{ip}:{port}")
-    return addresses
+async def _end(writer: asyncio.Task[None]) -> None:
+    """Cancels a writer and waits until it has ended."""
+    writer.cancel()
+    (failure,) = await asyncio.gather(writer, return_exceptions=True)
+    # That the stream broke, the reader says. Anything else is a fault of ours.
+    if not isinstance(failure, asyncio.CancelledError | asyncio.InvalidStateError | grpc.aio.AioRpcError):
+        logger.error("shard.not_written", exc_info=failure)

@@ -5,7 +5,6 @@ Source of the single forward over all nodes: Miao et al. (SpecInfer, arXiv 2305.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -16,8 +15,6 @@ from laser_verifier.acceptance import verify
 from laser_verifier.batch import StepInput, pack
 from laser_verifier.forward import make_forward
 from laser_verifier.model import TargetModel
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

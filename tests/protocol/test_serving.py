@@ -1,0 +1,119 @@
+"""What either side does with a peer that is gone without a word: its host still answers for it, or nobody does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from laser_protocol import serving
+from laser_protocol.channel import CHANNEL_OPTIONS
+from laser_protocol.serving import LaserServer, ListenConfig
+from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
+
+Options = tuple[tuple[str, int], ...]
+
+WAIT_S = 10.0
+
+
+class Watching(retriever_pb2_grpc.RetrieverServicer):
+    """Notices the end of a draft stream."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    async def Draft(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        try:
+            async for _ in requests:
+                yield retriever_pb2.DraftResponse()
+        finally:
+            self.ended.set()
+
+
+class Line:
+    """Passes bytes on between a client and a server until it is cut: then neither hears of the other any more."""
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self._to_port = port
+        self._is_whole = asyncio.Event()
+        self._is_whole.set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def cut(self) -> None:
+        self._is_whole.clear()
+
+    async def __aenter__(self) -> Line:
+        self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+        for source, target in ((reader, to_writer), (to_reader, writer)):
+            self._tasks.add(asyncio.create_task(self._pass_on(source, target)))
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError), contextlib.closing(writer):
+            while data := await reader.read(65536):
+                await self._is_whole.wait()
+                writer.write(data)
+            await self._is_whole.wait()
+
+
+@contextlib.asynccontextmanager
+async def cut_off(watching: Watching, options: Options) -> AsyncIterator[Any]:
+    """An idle draft stream whose two ends do not hear of each other any longer."""
+    server = LaserServer(
+        ListenConfig("127.0.0.1:0", grace_s=0.0),
+        ["laser.v1.Retriever"],
+        lambda registered: retriever_pb2_grpc.add_RetrieverServicer_to_server(watching, registered),
+    )
+    port = await server.start()
+    try:
+        async with Line(port) as line, grpc.aio.insecure_channel(f"127.0.0.1:{line.port}", options) as channel:
+            call = retriever_pb2_grpc.RetrieverStub(channel).Draft()
+            await call.write(retriever_pb2.DraftRequest())
+            await call.read()
+            line.cut()
+            yield call
+    finally:
+        await server.stop()
+
+
+def sooner(options: Options) -> Options:
+    """The same options with all that is waited for a tenth as long."""
+    times = {"grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms"}
+    return tuple((name, value // 10 if name in times else value) for name, value in options)
+
+
+def test_a_server_ends_the_idle_stream_of_a_client_that_is_gone_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "SERVER_OPTIONS", sooner(serving.SERVER_OPTIONS))
+
+    async def run() -> None:
+        watching = Watching()
+        async with cut_off(watching, ()):
+            await asyncio.wait_for(watching.ended.wait(), WAIT_S)
+
+    asyncio.run(run())
+
+
+def test_a_client_ends_the_idle_stream_of_a_server_that_is_gone_without_a_word() -> None:
+    async def run() -> None:
+        async with cut_off(Watching(), sooner(CHANNEL_OPTIONS)) as call:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await asyncio.wait_for(call.read(), WAIT_S)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    asyncio.run(run())
