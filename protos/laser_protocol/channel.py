@@ -29,6 +29,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 3000),
 )
+# Targets that stand for several servers. HOST:PORT does not: `localhost` has two addresses of one server.
+_OF_MANY = ("dns:", "ipv4:", "ipv6:")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,9 @@ class Endpoint:
     """A server and how to talk to it.
 
     Attributes:
-        target: HOST:PORT, or any gRPC target with a scheme (`dns:///name:port`, `unix:...`).
+        target: HOST:PORT, or any gRPC target with a scheme (`unix:...`). Calls to `dns:///NAME:PORT` are spread over
+            all addresses of the name, calls to `ipv4:A:PORT,B:PORT` over those. Addresses that a name gets later are
+            found once a connection ends.
         credentials: TLS credentials, or None: plain text.
         metadata: sent with every call.
         server_name: name that the server's certificate must carry; None: the target's host.
@@ -87,19 +91,22 @@ class Endpoint:
     def open(self) -> grpc.Channel:
         """A channel for blocking calls."""
         if self.credentials is None:
-            return grpc.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.secure_channel(self.target, self.credentials, self._secure_options())
+            return grpc.insecure_channel(self.target, self._options())
+        return grpc.secure_channel(self.target, self.credentials, self._options())
 
     def open_aio(self) -> grpc.aio.Channel:
         """A channel that belongs to the running event loop."""
         if self.credentials is None:
-            return grpc.aio.insecure_channel(self.target, CHANNEL_OPTIONS)
-        return grpc.aio.secure_channel(self.target, self.credentials, self._secure_options())
+            return grpc.aio.insecure_channel(self.target, self._options())
+        return grpc.aio.secure_channel(self.target, self.credentials, self._options())
 
-    def _secure_options(self) -> tuple[tuple[str, int | str], ...]:
-        if self.server_name is None:
-            return CHANNEL_OPTIONS
-        return (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.server_name))
+    def _options(self) -> tuple[tuple[str, int | str], ...]:
+        options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+        if self.credentials is not None and self.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self.server_name))
+        if self.target.startswith(_OF_MANY):
+            options.append(("grpc.lb_policy_name", "round_robin"))
+        return tuple(options)
 
 
 def _read_pem(name: str, pem: Any) -> bytes | None:

@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from scripted_servers import delta, echo, finished, prompt_of, queued
+from scripted_servers import ScriptedVerifier, ServerThread, delta, echo, finished, prompt_of, queued
 
 import laser_client
 from laser_client import (
@@ -108,6 +108,22 @@ async def refuse_b(request):
         await asyncio.sleep(60)
     async for response in echo(request):
         yield response
+
+
+def test_calls_to_a_target_of_several_servers_are_spread_over_all() -> None:
+    many = [ScriptedVerifier(), ScriptedVerifier()]
+    with (
+        ServerThread(many[0]) as one,
+        ServerThread(many[1]) as other,
+        LaserClient(f"ipv4:{one.target},{other.target}") as client,
+    ):
+        deadline = time.monotonic() + 10
+        while not all(each.requests for each in many):  # the first calls go where a connection is there first
+            client.generate("a")
+            assert time.monotonic() < deadline, "one server was never asked"
+        before = [len(each.requests) for each in many]
+        client.generate(["b"] * 20)
+    assert [len(each.requests) - num for each, num in zip(many, before, strict=True)] == [10, 10]
 
 
 def test_the_first_error_is_raised_with_its_index_and_cancels_the_rest(client, verifier):

@@ -65,6 +65,10 @@ def test_service_selects_the_pods_and_leads_to_the_port_they_listen_on(name):
         assert container[probe]["grpc"]["port"] == PORTS[name]
 
 
+def test_the_verifiers_service_shows_clients_every_pod():
+    assert manifests()["Service", "verifier"]["spec"]["clusterIP"] == "None"
+
+
 def test_verifier_names_the_headless_service_of_the_retrievers():
     service, stateful_set = manifests()["Service", "retriever"], manifests()["StatefulSet", "retriever"]
     assert service["spec"]["clusterIP"] == "None", "a virtual address would hide all shards but one"
