@@ -104,7 +104,7 @@ def test_a_server_ends_the_idle_stream_of_a_client_that_is_gone_without_a_word(m
     async def run() -> None:
         watching = Watching()
         async with cut_off(watching, ()):
-            await asyncio.wait_for(watching.ended.wait(), WAIT_S)
+            assert await asyncio.wait_for(watching.ended.wait(), WAIT_S)
 
     asyncio.run(run())
 

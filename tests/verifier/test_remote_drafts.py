@@ -454,6 +454,7 @@ def test_an_output_that_finds_the_queue_full_is_counted(loop: Loop, monkeypatch:
     for i in range(1, 6):
         pools.learn(POOL, str(i), [7])
     until(lambda: pools.counters.num_dropped == 3)
+    assert pools._waiting.qsize() == 2 and pools.counters.num_learned == 0
 
 
 def test_draining_waits_for_the_batch_under_way_and_counts_it_if_the_time_is_over(loop: Loop) -> None:
