@@ -28,7 +28,7 @@ from laser_retriever.warmup import settle_garbage_collector, warm_up
 logger = logging.getLogger(__name__)
 
 DEFAULT_LISTEN = "127.0.0.1:50051"
-# Draft streams never end by themselves: with a verifier connected, a stop always takes this long.
+# For documents that are being added or exported. Draft streams, which never end by themselves, are ended at once.
 DEFAULT_GRACE_S = 10.0
 # A thread that builds an index or hashes ids may keep a drafting one waiting for this long; Python's default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
@@ -153,6 +153,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
         await until_signal()
         logger.info("laser_retriever.stopping")
         health.cancel()
+        service.end_drafts()
         await server.stop()
     logger.info("laser_retriever.stopped")
 

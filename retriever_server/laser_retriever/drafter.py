@@ -82,7 +82,7 @@ class DraftParams:
     begin_bonus: int = 16
     min_prob: float = 0.001
     max_matches: int = 2048
-    max_per_search: int = 128
+    max_per_search: int = 48
     max_own_matches: int = 64
     enough: float = 16.0
     max_lookups: int = 8

@@ -24,14 +24,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(function: F) -> F:
     """Compiles a pure function over arrays, at its first call, to machine code that runs without the GIL.
 
+    Kernels that a kernel calls become part of it: an array is passed as seven values, a tuple of arrays as all of
+    theirs, and a tree takes a seventh longer when small kernels are called.
+
     The machine code is cached beside the module, or in NUMBA_CACHE_DIR, or in the user's cache directory. Where none of
     them can be written (a container without a home) it is compiled anew by every process.
     """
     try:
-        return cast(F, _renewed_with_all(numba.njit(nogil=True, cache=True)(function)))
+        return cast(F, _renewed_with_all(numba.njit(nogil=True, cache=True, forceinline=True)(function)))
     except RuntimeError as error:  # numba's word for "no place to cache"
         logger.warning("kernel.no_cache function=%s reason=%r", function.__name__, str(error))
-        return cast(F, numba.njit(nogil=True)(function))
+        return cast(F, numba.njit(nogil=True, forceinline=True)(function))
 
 
 def _renewed_with_all(dispatcher: Any) -> Any:

@@ -38,6 +38,12 @@ OWN_TEXT = 0
 # suffixes[INNER_LOW:INNER_HIGH] more than that; BEFORE and AFTER tokens do the suffixes next to LOW and HIGH.
 LOW, HIGH, INNER_LOW, INNER_HIGH, BEFORE, AFTER = range(6)
 
+# One border of an interval while it is searched: the outermost suffix known to match, the innermost known not to and
+# how many tokens that one does match; by how many suffixes to go on, 0 once it is halved; the suffix looked at, and
+# what it holds.
+GOOD, BAD, BAD_LENGTH, STRIDE, PLACE, SUFFIX = range(6)
+NUM_BORDER_COLUMNS = 6
+
 
 class Matches(NamedTuple):
     """Room for M matches.
@@ -101,11 +107,12 @@ def collect_segment_matches(
         How many matches there are now.
     """
     states = _find_places(sources, query)
+    borders = np.empty((2 * len(sources), NUM_BORDER_COLUMNS), np.int64)
     total = 0.0
     for search in range(len(search_lengths) - 1, -1, -1):
         if search_lengths[search] > len(query) or not _any_longer(sources, states, search_lengths[search]):
             continue
-        num_found = _widen(sources, states, query, search_lengths[search])
+        num_found = _widen(sources, states, borders, query, search_lengths[search])
         if num_found == 0:
             continue
         stride = max(num_found / max_per_search, 1.0)
@@ -190,63 +197,65 @@ def _any_longer(sources: NDArray[np.int64], states: NDArray[np.int64], length: i
 
 
 @kernel
-def _widen(sources: NDArray[np.int64], states: NDArray[np.int64], query: NDArray[np.int32], length: int) -> int:
+def _widen(
+    sources: NDArray[np.int64],
+    states: NDArray[np.int64],
+    borders: NDArray[np.int64],
+    query: NDArray[np.int32],
+    length: int,
+) -> int:
     """Widens the intervals to all suffixes that match at least `length` tokens. Returns how many are new.
 
-    Both borders of all sources are searched together, by galloping and then by halving.
+    Both borders of all sources are searched together, by galloping and then by halving; `borders` is room for that.
     """
     num_sources = len(sources)
-    # Per border: the outermost suffix known to match, the innermost known not to, its match length, steps while it is
-    # galloped, suffix looked at.
-    borders = np.empty((2 * num_sources, 5), np.int64)
-    ends = np.empty(2 * num_sources, np.int64)
     num_searching = 0
     for i in range(2 * num_sources):
         state = states[i >> 1]
         if i & 1:
             matches = state[HIGH] < sources[i >> 1, NUM_TOKENS] and state[AFTER] >= length
-            borders[i, 0] = state[HIGH] if matches else state[HIGH] - 1
-            borders[i, 1] = sources[i >> 1, NUM_TOKENS] if matches else state[HIGH]
-            borders[i, 2] = 0 if matches else state[AFTER]
+            borders[i, GOOD] = state[HIGH] if matches else state[HIGH] - 1
+            borders[i, BAD] = sources[i >> 1, NUM_TOKENS] if matches else state[HIGH]
+            borders[i, BAD_LENGTH] = 0 if matches else state[AFTER]
         else:
             matches = state[LOW] > 0 and state[BEFORE] >= length
-            borders[i, 0] = state[LOW] - 1 if matches else state[LOW]
-            borders[i, 1] = -1 if matches else state[LOW] - 1
-            borders[i, 2] = 0 if matches else state[BEFORE]
-        borders[i, 3] = 1
-        num_searching += abs(borders[i, 1] - borders[i, 0]) > 1
+            borders[i, GOOD] = state[LOW] - 1 if matches else state[LOW]
+            borders[i, BAD] = -1 if matches else state[LOW] - 1
+            borders[i, BAD_LENGTH] = 0 if matches else state[BEFORE]
+        borders[i, STRIDE] = 1
+        num_searching += abs(borders[i, BAD] - borders[i, GOOD]) > 1
     while num_searching > 0:
         for i in range(2 * num_sources):
-            good, bad = borders[i, 0], borders[i, 1]
+            good, bad = borders[i, GOOD], borders[i, BAD]
             if abs(bad - good) <= 1:
                 continue
-            if 0 < borders[i, 3] < abs(bad - good):
-                place = good + borders[i, 3] if i & 1 else good - borders[i, 3]
+            if 0 < borders[i, STRIDE] < abs(bad - good):
+                place = good + borders[i, STRIDE] if i & 1 else good - borders[i, STRIDE]
             else:
-                borders[i, 3] = 0
+                borders[i, STRIDE] = 0
                 place = (good + bad) >> 1
-            borders[i, 4] = place
-            ends[i] = load_int32(sources[i >> 1, SUFFIXES] + 4 * place)
-            prefetch(sources[i >> 1, TOKENS] + 4 * ends[i])
+            borders[i, PLACE] = place
+            borders[i, SUFFIX] = load_int32(sources[i >> 1, SUFFIXES] + 4 * place)
+            prefetch(sources[i >> 1, TOKENS] + 4 * borders[i, SUFFIX])
         num_searching = 0
         for i in range(2 * num_sources):
-            if abs(borders[i, 1] - borders[i, 0]) <= 1:
+            if abs(borders[i, BAD] - borders[i, GOOD]) <= 1:
                 continue
-            found = _match_length(sources[i >> 1, TOKENS], ends[i], query, length)
+            found = _match_length(sources[i >> 1, TOKENS], borders[i, SUFFIX], query, length)
             if found == length:
-                borders[i, 0] = borders[i, 4]
-                borders[i, 3] *= 2
+                borders[i, GOOD] = borders[i, PLACE]
+                borders[i, STRIDE] *= 2
             else:
-                borders[i, 1] = borders[i, 4]
-                borders[i, 2] = found
-                borders[i, 3] = 0
-            num_searching += abs(borders[i, 1] - borders[i, 0]) > 1
+                borders[i, BAD] = borders[i, PLACE]
+                borders[i, BAD_LENGTH] = found
+                borders[i, STRIDE] = 0
+            num_searching += abs(borders[i, BAD] - borders[i, GOOD]) > 1
     num_found = 0
     for source in range(num_sources):
         state = states[source]
         state[INNER_LOW], state[INNER_HIGH] = state[LOW], state[HIGH]
-        state[LOW], state[BEFORE] = borders[2 * source, 1] + 1, borders[2 * source, 2]
-        state[HIGH], state[AFTER] = borders[2 * source + 1, 1], borders[2 * source + 1, 2]
+        state[LOW], state[BEFORE] = borders[2 * source, BAD] + 1, borders[2 * source, BAD_LENGTH]
+        state[HIGH], state[AFTER] = borders[2 * source + 1, BAD], borders[2 * source + 1, BAD_LENGTH]
         num_found += state[INNER_LOW] - state[LOW] + state[HIGH] - state[INNER_HIGH]
     return num_found
 

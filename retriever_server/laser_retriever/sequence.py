@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +59,23 @@ class _Outcome:
     num_emitted: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """Trees that helpers have begun with, to be finished by `Drafter.finish`.
+
+    Attributes:
+        sequences: theirs, in the batch's order.
+        batch: the trees.
+        helped: what the helpers do.
+        deadline_s: see `Drafter.begin`.
+    """
+
+    sequences: list[_Sequence]
+    batch: DraftBatch
+    helped: list[Future[None]]
+    deadline_s: float
+
+
 class Drafter:
     """The sequences of one draft stream. Not thread-safe: one call at a time.
 
@@ -99,6 +116,8 @@ class Drafter:
         params = params or DraftParams()
         self._no_scalings = no_scalings(len(params.level_lengths))
         self._tree_drafters = [TreeDrafter(params, vocab_size) for _ in range(num_threads)]
+        # The first is the caller's; the helpers take the others in turns.
+        self._idle_tree_drafters = self._tree_drafters[1:]
         self._calibration = Calibration(len(params.level_lengths)) if calibration is None else calibration
         self._max_sequences = max_sequences
         self._sequences: dict[int, _Sequence] = {}
@@ -197,10 +216,10 @@ class Drafter:
         """
         self.check_budget(sequence_id, node_budget)
         self.calibrate()
-        return self.draft_all([(sequence_id, node_budget)])[0].tree
+        return self.finish(self.begin([(sequence_id, node_budget)]))[0].tree
 
     def check_budget(self, sequence_id: int, node_budget: int) -> None:
-        """What `draft_all` relies on.
+        """What `begin` relies on.
 
         Raises:
             InvalidRequest: as for `draft`.
@@ -210,45 +229,54 @@ class Drafter:
             self.close(sequence_id)
             raise InvalidRequest(f"node_budget is {node_budget}, must be from 0 to {MAX_NODES}", field="node_budget")
 
-    def draft_all(
+    def begin(
         self, wanted: Sequence[tuple[int, int]], helpers: Executor | None = None, deadline_s: float = math.inf
-    ) -> list[Draft]:
-        """The trees of several sequences.
+    ) -> list[Begun]:
+        """Has helpers begin with trees of several sequences, none of which may be advanced before they are finished.
 
         Args:
             wanted: sequence ids and node budgets that `check_budget` let pass, each sequence once.
-            helpers: its threads draft beside this one as far as they have nothing else to do.
+            helpers: its threads draft beside the caller's as far as they have nothing else to do.
             deadline_s: by `time.monotonic`; trees not begun then stay empty and count as late.
         """
-        sequences = [self._sequences[sequence_id] for sequence_id, _ in wanted]
-        requests = [
-            self._request(sequence, node_budget) for sequence, (_, node_budget) in zip(sequences, wanted, strict=True)
-        ]
+        begun = []
+        for start in range(0, len(wanted), MAX_TREES_PER_BATCH):
+            part = wanted[start : start + MAX_TREES_PER_BATCH]
+            sequences = [self._sequences[sequence_id] for sequence_id, _ in part]
+            requests = [self._request(sequence, budget) for sequence, (_, budget) in zip(sequences, part, strict=True)]
+            batch = DraftBatch(requests, self._no_scalings)
+            num_helpers = min(len(self._tree_drafters), -(-len(batch) // MIN_TREES_PER_THREAD)) - 1
+            helped = [helpers.submit(self._help, batch, deadline_s) for _ in range(num_helpers)] if helpers else []
+            begun.append(Begun(sequences, batch, helped, deadline_s))
+        return begun
+
+    def finish(self, begun: Sequence[Begun]) -> list[Draft]:
+        """The trees that were begun, in that order, once all are grown."""
+        for each in begun:
+            _grow(self._tree_drafters[0], each.batch, each.deadline_s)
         drafts: list[Draft] = []
-        num_late = 0
-        for start in range(0, len(requests), MAX_TREES_PER_BATCH):
-            batch = DraftBatch(requests[start : start + MAX_TREES_PER_BATCH], self._no_scalings)
-            self._grow(batch, helpers, deadline_s)
-            drafts += batch.drafts()
-            num_late += batch.num_late
-        for sequence, draft in zip(sequences, drafts, strict=True):
-            sequence.last_draft = draft
-        self.num_late += num_late
-        self.feedback.drafted(len(drafts) - num_late, sum(draft.num_nodes for draft in drafts))
+        for each in begun:
+            for future in each.helped:
+                # One that has not begun has nothing left to do, and must not be waited for: its thread may wait for us.
+                if not future.cancel():
+                    future.result()
+            made = each.batch.drafts()
+            for sequence, draft in zip(each.sequences, made, strict=True):
+                sequence.last_draft = draft
+            drafts += made
+            self.num_late += each.batch.num_late
+            self.feedback.drafted(len(made) - each.batch.num_late, sum(draft.num_nodes for draft in made))
         return drafts
 
-    def _grow(self, batch: DraftBatch, helpers: Executor | None, deadline_s: float) -> None:
-        def work(tree_drafter: TreeDrafter) -> None:
-            while not batch.is_taken and time.monotonic() <= deadline_s:
-                tree_drafter.grow(batch, MAX_TREES_PER_CALL)
-
-        num_threads = min(len(self._tree_drafters), -(-len(batch) // MIN_TREES_PER_THREAD))
-        helped = [helpers.submit(work, one) for one in self._tree_drafters[1:num_threads]] if helpers else []
-        work(self._tree_drafters[0])
-        for future in helped:
-            # One that has not begun has nothing left to do, and must not be waited for: its thread may wait for us.
-            if not future.cancel():
-                future.result()
+    def _help(self, batch: DraftBatch, deadline_s: float) -> None:
+        try:
+            tree_drafter = self._idle_tree_drafters.pop()
+        except IndexError:  # as many draft for this stream as may
+            return
+        try:
+            _grow(tree_drafter, batch, deadline_s)
+        finally:
+            self._idle_tree_drafters.append(tree_drafter)
 
     def calibrate(self) -> None:
         """Takes in what became of trees since the last time. Apart from `advance`, so that no tree waits for it."""
@@ -315,3 +343,9 @@ class Drafter:
                 field="accepted_node_idx",
             )
         self._outcomes.append(_Outcome(sequence, draft, num_verified_nodes, accepted_node_idx, len(tokens)))
+
+
+def _grow(tree_drafter: TreeDrafter, batch: DraftBatch, deadline_s: float) -> None:
+    """Grows trees of a batch until none is left or the time is over."""
+    while not batch.is_taken and time.monotonic() <= deadline_s:
+        tree_drafter.grow(batch, MAX_TREES_PER_CALL)

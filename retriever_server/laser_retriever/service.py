@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_protocol.acceptance import Strict, acceptance_from_message
-from laser_protocol.errors import InvalidRequest
+from laser_protocol.errors import InvalidRequest, NotReady
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.serving import LaserServer
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
@@ -26,7 +26,7 @@ from laser_retriever.draft_threads import draft_executor
 from laser_retriever.drafter import Draft, DraftParams
 from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
 from laser_retriever.pools import Pools, PoolStatus
-from laser_retriever.sequence import Drafter
+from laser_retriever.sequence import Begun, Drafter
 from laser_retriever.snapshot import PoolSnapshot
 from laser_retriever.writer_lock import WriterLock
 
@@ -45,6 +45,8 @@ FLUSH_TOKENS = 1_048_576
 # Documents of one message of an export.
 EXPORT_BYTES = 4 * 1024 * 1024
 HEALTH_INTERVAL_S = 0.5
+# Of a message so many are drafted for by other threads while the rest of it is read.
+FIRST_TREES = 8
 
 _POOL_STATES = {
     PoolStatus.OK: retriever_pb2.POOL_STATE_OK,
@@ -82,10 +84,20 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         # Writers wait for disks; drafting must never wait behind them, nor they behind a large pool's rebuilding.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
         self._rebuild_threads = ThreadPoolExecutor(2, "rebuild")
+        # Calls of Draft, which run as long as their verifier does; and whether they were told to end.
+        self._drafting: set[asyncio.Task[Any]] = set()
+        self._is_stopping = False
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the service to a server."""
         retriever_pb2_grpc.add_RetrieverServicer_to_server(self, server)
+
+    def end_drafts(self) -> None:
+        """Ends all draft streams as NotReady, so that their verifiers go to other shards at once and a stop need not
+        wait for them. To be called on the event loop."""
+        self._is_stopping = True
+        for call in self._drafting:
+            call.cancel()
 
     def close(self) -> None:
         """Ends the threads. Called once no call is running."""
@@ -101,6 +113,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         verifier = ""
         calibrated: asyncio.Future[None] | None = None
         metrics = self._metrics.open_stream()
+        call = asyncio.current_task()
+        assert call is not None, "gRPC runs every call in a task of its own"
+        self._drafting.add(call)
         try:
             async for request in request_iterator:
                 if drafter is None:
@@ -126,8 +141,13 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                 calibrated = loop.run_in_executor(self._draft_threads, drafter.calibrate)
             if calibrated is not None:
                 await calibrated
+        except asyncio.CancelledError:
+            if self._is_stopping:
+                raise NotReady("this retriever is stopping; its sequences are for the other shards") from None
+            raise
         finally:
             # Reached however the stream ends; the sequences go with the drafter.
+            self._drafting.discard(call)
             metrics.close()
             if drafter is not None:
                 feedback = drafter.feedback
@@ -276,50 +296,39 @@ def answer(
     A fault of one sequence is answered for that one; the others go on. Trees not begun at the deadline come back empty.
     """
     response = retriever_pb2.DraftResponse()
-    wanted: dict[int, int] = {}
-
-    def fault(sequence_id: int, error: InvalidRequest) -> None:
-        response.faults.add(sequence_id=sequence_id, message=str(error))
-
     for sequence_id in request.closes:
         drafter.close(sequence_id)
-    for opened in request.opens:
+    named = [message.sequence_id for messages in (request.opens, request.advances) for message in messages]
+    # One that comes twice is not drafted for before it has come for the last time.
+    num_first = FIRST_TREES if len(set(named)) == len(named) else len(named)
+    begun: list[Begun] = []
+    drafted: list[int] = []
+    wanted: dict[int, int] = {}
+
+    def begin() -> None:
+        begun.extend(drafter.begin(list(wanted.items()), helpers, deadline_s))
+        drafted.extend(wanted)
+        wanted.clear()
+
+    for message in itertools.chain(request.opens, request.advances):
+        wanted.pop(message.sequence_id, None)
         try:
-            status = _open(drafter, opened)
+            if isinstance(message, retriever_pb2.OpenSequence):
+                status = _open(drafter, message)
+                response.opened.add(sequence_id=message.sequence_id, pool_state=_POOL_STATES[status])
+            else:
+                _advance(drafter, message)
+            if message.node_budget:
+                drafter.check_budget(message.sequence_id, message.node_budget)
+                wanted[message.sequence_id] = message.node_budget
         except InvalidRequest as error:
-            drafter.close(opened.sequence_id)
-            fault(opened.sequence_id, error)
-            continue
-        response.opened.add(sequence_id=opened.sequence_id, pool_state=_POOL_STATES[status])
-        wanted[opened.sequence_id] = opened.node_budget
-    for advanced in request.advances:
-        try:
-            tokens = _tokens(advanced.token_ids)
-            drafter.advance(
-                advanced.sequence_id,
-                advanced.position,
-                tokens,
-                advanced.num_verified_nodes,
-                advanced.accepted_node_idx,
-            )
-        except InvalidRequest as error:
-            drafter.close(advanced.sequence_id)
-            fault(advanced.sequence_id, error)
-            continue
-        wanted[advanced.sequence_id] = advanced.node_budget
-    budgets = []
-    for sequence_id, node_budget in wanted.items():
-        if not node_budget:
-            continue
-        try:
-            drafter.check_budget(sequence_id, node_budget)
-        except InvalidRequest as error:
-            fault(sequence_id, error)
-        else:
-            budgets.append((sequence_id, node_budget))
-    drafts = drafter.draft_all(budgets, helpers, deadline_s)
-    sequence_ids = (sequence_id for sequence_id, _ in budgets)
-    for _, together in itertools.groupby(zip(sequence_ids, drafts, strict=True), lambda each: id(each[1].batch)):
+            drafter.close(message.sequence_id)
+            response.faults.add(sequence_id=message.sequence_id, message=str(error))
+        if len(wanted) == num_first and not begun:
+            begin()
+    begin()
+    drafts = drafter.finish(begun)
+    for _, together in itertools.groupby(zip(drafted, drafts, strict=True), lambda each: id(each[1].batch)):
         _add_trees(response, list(together))
     return response
 
@@ -355,6 +364,16 @@ def _open(drafter: Drafter, message: retriever_pb2.OpenSequence) -> PoolStatus:
         message.num_prompt_tokens,
         model=message.model,
         acceptance=acceptance_from_message(message.acceptance) if has_acceptance else Strict(),
+    )
+
+
+def _advance(drafter: Drafter, message: retriever_pb2.AdvanceSequence) -> None:
+    drafter.advance(
+        message.sequence_id,
+        message.position,
+        _tokens(message.token_ids),
+        message.num_verified_nodes,
+        message.accepted_node_idx,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import re
 import resource
 import signal
@@ -23,7 +24,7 @@ from test_service import until
 from laser_client.pools import Document, PoolClient
 from laser_protocol.channel import Endpoint
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
-from laser_retriever.cli import main, own_address
+from laser_retriever.cli import DEFAULT_GRACE_S, main, own_address
 from laser_retriever.service import WRITES_NAME
 from laser_verifier.config import RetrieverConfig as VerifierRetrieverConfig
 from laser_verifier.remote_pools import RemotePools
@@ -63,8 +64,18 @@ def test_it_turns_healthy_keeps_what_it_acknowledged_through_a_kill_and_stops_on
     with serving(tmp_path) as (process, address), grpc.insecure_channel(address) as channel:
         listed = retriever_pb2_grpc.RetrieverStub(channel).ListPools(retriever_pb2.ListPoolsRequest()).pools
         assert [(pool.pool, pool.num_documents) for pool in listed] == [("p", 1)]
+        handshake = retriever_pb2.Handshake(tokenizer_fingerprint="f", vocab_size=9)
+        never: queue.Queue[retriever_pb2.DraftRequest | None] = queue.Queue()
+        never.put(retriever_pb2.DraftRequest(handshake=handshake))
+        drafts = retriever_pb2_grpc.RetrieverStub(channel).Draft(iter(never.get, None))
+        assert next(drafts).HasField("handshake")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        with pytest.raises(grpc.RpcError) as ended:
+            next(drafts)
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert ended.value.details() == "this retriever is stopping; its sequences are for the other shards"
+        assert process.wait(DEFAULT_GRACE_S / 2) == 0, "a verifier's stream does not hold it up"
+        never.put(None)
 
 
 def test_two_processes_on_one_directory_send_writers_to_each_other_and_clients_follow(tmp_path: Path) -> None:

@@ -529,6 +529,30 @@ def test_trees_not_begun_at_the_deadline_come_back_empty_and_are_counted(tmp_pat
         server.stop()
 
 
+def test_the_trees_of_a_long_message_are_those_of_short_ones_and_a_sequence_that_comes_twice_gets_one(
+    server: RunningServer,
+) -> None:
+    server.add({str(i): [i % 7, i % 5, i % 3, i] for i in range(60)})
+    long, short = Stream(server), Stream(server)
+    opens = [opening(i, [9, i % 7], node_budget=1 + i % 9) for i in range(40)]
+    trees = long.ask(retriever_pb2.DraftRequest(opens=opens)).trees
+    assert sum(len(tree.token_ids) for tree in trees) > 40 * 4
+    assert list(trees) == [short.ask(retriever_pb2.DraftRequest(opens=[one])).trees[0] for one in opens]
+    twice = [
+        retriever_pb2.AdvanceSequence(
+            sequence_id=i, position=position, token_ids=pack(i % 5), accepted_node_idx=-1, node_budget=8
+        )
+        for i, position in [*((i, 2) for i in range(40)), (3, 3), (7, 2), (7, 2)]
+    ]
+    answer = long.ask(retriever_pb2.DraftRequest(advances=twice))
+    assert sorted((tree.sequence_id, tree.position) for tree in answer.trees) == sorted(
+        (i, 4 if i == 3 else 3) for i in range(40) if i != 7
+    )
+    assert {fault.sequence_id for fault in answer.faults} == {7}, "it came for a position that was over"
+    long.end()
+    short.end()
+
+
 def test_a_stream_that_dies_takes_its_sequences_with_it(server: RunningServer) -> None:
     def num_open() -> float | None:
         return server.metrics.registry.get_sample_value("laser_retriever_open_sequences")

@@ -231,6 +231,8 @@ def verify(
         what the target itself would have emitted (relaxed acceptance may emit it all the same).
     """
     targets = target_tokens(logits, sampled)
+    if trees.max_depth == 0:  # no nodes: thirty operations less where a step is plain
+        return torch.cat((torch.full_like(targets, -1), targets, torch.zeros_like(targets)))
     accepted, log_probs = accepted_children(logits, targets, trees, eos_token_ids, relaxed)
     rows = deepest_accepted(accepted, log_probs, trees)
     differs = targets[trees.parent_rows] != trees.token_ids

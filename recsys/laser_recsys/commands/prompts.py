@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         for kind in arguments.kinds
     }
     output = arguments.output or arguments.data / f"prompts-{framework.name}.parquet"
-    tasks = tqdm(chain.from_iterable(made.values()), desc="prompts", unit="prompt", leave=False)
+    num_asked = sum(of_kind.num_asked for of_kind in made.values())
+    tasks = tqdm(chain.from_iterable(made.values()), total=num_asked, desc="prompts", unit="prompt", leave=False)
     if not write_prompts(output, tasks):
         raise ValueError(f"no prompts: nobody in {arguments.data} has a history")
     for kind, of_kind in made.items():

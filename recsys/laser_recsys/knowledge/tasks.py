@@ -24,6 +24,7 @@ class KindTasks:
         max_tokens: longest prompt.
 
     Attributes:
+        num_asked: how many users or items there is something to be asked from; those whose prompts do not fit get none.
         num_tasks: made so far.
     """
 
@@ -35,8 +36,13 @@ class KindTasks:
         self._groups = groups
         self._count_tokens = count_tokens
         self._max_tokens = max_tokens
+        dataset = writer.dataset
+        keys = sorted(dataset.users if kind == "user" else dataset.items)
+        with_history = set(np.unique(writer.past.user_ids).tolist()) if kind == "user" else set(keys)
+        self._asked = [key for key in keys if key in with_history]
+        self.num_asked = len(self._asked)
         self.num_tasks = 0
-        self._num_without_history = 0
+        self._num_without_history = len(keys) - len(self._asked)
         self._too_long: list[str] = []
         self._num_shortened = self._num_dropped = 0
         self._used_groups: set[int] = set()
@@ -48,13 +54,8 @@ class KindTasks:
             TemplateError: the framework asks nothing about this kind.
             ValueError: one was not grouped.
         """
-        dataset = self._writer.dataset
-        keys = sorted(dataset.users if self._kind == "user" else dataset.items)
-        with_history = set(np.unique(self._writer.past.user_ids).tolist()) if self._kind == "user" else set(keys)
-        asked = [key for key in keys if key in with_history]
-        self._num_without_history = len(keys) - len(asked)
-        for start in range(0, len(asked), _BATCH):
-            for key, prompt in self._prompts(asked[start : start + _BATCH]):
+        for start in range(0, len(self._asked), _BATCH):
+            for key, prompt in self._prompts(self._asked[start : start + _BATCH]):
                 self.num_tasks += 1
                 self._num_shortened += prompt.num_dropped > 0
                 self._num_dropped += prompt.num_dropped
