@@ -298,9 +298,10 @@ def answer(
     response = retriever_pb2.DraftResponse()
     for sequence_id in request.closes:
         drafter.close(sequence_id)
-    named = [message.sequence_id for messages in (request.opens, request.advances) for message in messages]
+    messages: list[retriever_pb2.OpenSequence | retriever_pb2.AdvanceSequence] = [*request.opens, *request.advances]
     # One that comes twice is not drafted for before it has come for the last time.
-    num_first = FIRST_TREES if len(set(named)) == len(named) else len(named)
+    is_each_once = len({message.sequence_id for message in messages}) == len(messages)
+    num_first = FIRST_TREES if is_each_once else len(messages)
     begun: list[Begun] = []
     drafted: list[int] = []
     wanted: dict[int, int] = {}
@@ -310,7 +311,7 @@ def answer(
         drafted.extend(wanted)
         wanted.clear()
 
-    for message in itertools.chain(request.opens, request.advances):
+    for message in messages:
         wanted.pop(message.sequence_id, None)
         try:
             if isinstance(message, retriever_pb2.OpenSequence):
