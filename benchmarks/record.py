@@ -1,5 +1,7 @@
 """The texts of a finished knowledge job as the corpus that the other benchmarks take.
 
+With the example model and both servers running, as README's "Run" starts them:
+
     laser-recsys prepare --output data
     laser-recsys group --data data
     laser-recsys prompts --data data --framework kar --kinds user --model MODEL --max-new-tokens 192
@@ -7,6 +9,8 @@
         --max-new-tokens 192
     python -m benchmarks.record --prompts data/prompts-kar.parquet --knowledge plain/knowledge.parquet --kind user \\
         --model MODEL --output corpus_user.jsonl
+
+Of items: the same with `--kinds item` and `--kind item`.
 
 JSON lines, one a text, by increasing id: id (a number, as in MovieLens), prompt_token_ids, output_token_ids, text,
 finish_reason. Texts should be plain: replays take them for what the model writes.

@@ -171,7 +171,7 @@ def import_pyarrow(path: Path, field: str) -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        message = f"{field} {path}: Parquet needs pyarrow: pip install 'laser-rec[parquet]'"
+        message = f"{field} {path}: Parquet needs pyarrow: pip install '.[parquet]' in the project's folder"
         raise InvalidRequest(message, field=field) from error
     return pyarrow
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import grpc
 
+from laser_client.request import check_document_id
 from laser_protocol.channel import Endpoint
 from laser_protocol.errors import InvalidRequest, NotReady, WriterElsewhere, from_rpc_error
 from laser_protocol.packing import pack_token_ids
@@ -18,7 +19,6 @@ from laser_protocol.v1 import retriever_pb2 as pb
 from laser_protocol.v1 import retriever_pb2_grpc
 
 MAX_DOCUMENT_TOKENS = 1_048_576
-MAX_DOCUMENT_ID_BYTES = 256
 # Documents of one call, so of one acknowledgement; well below the server's message limit.
 _BATCH_BYTES = 1024 * 1024
 _TIMEOUT_S = 60.0
@@ -45,10 +45,7 @@ class Document:
         Raises:
             InvalidRequest: names `id` or `output_token_ids`.
         """
-        if not 1 <= len(document_id.encode(errors="replace")) <= MAX_DOCUMENT_ID_BYTES:
-            raise InvalidRequest(
-                f"id is {document_id[:80]!r}, must have 1 to {MAX_DOCUMENT_ID_BYTES} bytes of UTF-8", field="id"
-            )
+        check_document_id("id", document_id)
         if not 1 <= len(token_ids) <= MAX_DOCUMENT_TOKENS:
             raise InvalidRequest(
                 f"output_token_ids has {len(token_ids)} tokens, must have 1 to {MAX_DOCUMENT_TOKENS}",
@@ -174,7 +171,10 @@ class PoolClient:
 
         Raises:
             UnknownPool: there is none.
+            InvalidRequest: an id that no document can have.
         """
+        for document_id in ids:
+            check_document_id("id", document_id)
         request = pb.DeleteDocumentsRequest(pool=check_pool_id(pool), ids=ids)
         response = self._call_writer(pool, lambda stub, options: stub.DeleteDocuments(request, **options))
         return int(response.num_deleted)

@@ -23,6 +23,8 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_TEMPERATURE = 100.0
 MAX_DOCUMENT_ID_BYTES = 256
+# Of a prompt and of a system prompt each: no model takes as much, and a message of 16 MiB is not even looked at.
+MAX_TEXT_BYTES = 4 * 1024 * 1024
 
 
 class Options(TypedDict, total=False):
@@ -86,6 +88,7 @@ class Settings:
                 raise _invalid(name, getattr(self, name), "True or False")
         if self.system is not None:
             _check_text("system", self.system)
+            _check_size("system", len(self.system.encode()), MAX_TEXT_BYTES, "bytes of UTF-8")
             if self.raw:
                 raise _invalid("system", self.system, "None with raw=True, which applies no chat template")
 
@@ -134,9 +137,7 @@ class Request:
         elif self.settings.learn:
             raise _invalid("pool", None, "named with learn=True, which adds the output to it")
         if self.document_id is not None:
-            _check_text("document_id", self.document_id)
-            if not 1 <= len(self.document_id.encode()) <= MAX_DOCUMENT_ID_BYTES:
-                raise _invalid("document_id", self.document_id, f"1 to {MAX_DOCUMENT_ID_BYTES} bytes of UTF-8")
+            check_document_id("document_id", self.document_id)
 
 
 def split_options(options: Options) -> tuple[Settings, Limits]:
@@ -197,6 +198,13 @@ def make_requests(
     return made
 
 
+def check_document_id(name: str, document_id: Any) -> None:
+    """Raises InvalidRequest, under the argument's name, unless it is text of 1 to 256 bytes of UTF-8."""
+    _check_text(name, document_id)
+    if not 1 <= len(document_id.encode()) <= MAX_DOCUMENT_ID_BYTES:
+        raise _invalid(name, document_id[:80], f"1 to {MAX_DOCUMENT_ID_BYTES} bytes of UTF-8")
+
+
 def check_on_error(on_error: str) -> None:
     """Raises InvalidRequest unless it is "raise" or "return"."""
     if on_error not in ("raise", "return"):
@@ -208,11 +216,13 @@ def _check_prompt(prompt: Any, settings: Settings) -> None:
         if not prompt:
             raise _invalid("prompt", prompt, "not empty")
         _check_text("prompt", prompt)
+        _check_size("prompt", len(prompt.encode()), MAX_TEXT_BYTES, "bytes of UTF-8")
         return
     if not isinstance(prompt, list | tuple):
         raise _invalid("prompt", prompt, "text or a list of token ids")
     if not prompt:
         raise _invalid("prompt", prompt, "not empty")
+    _check_size("prompt", len(prompt), MAX_TEXT_BYTES // 4, "token ids")
     for position, token_id in enumerate(prompt):
         if not _is_int(token_id) or not 0 <= token_id < 2**31:
             raise _invalid(f"prompt[{position}]", token_id, "a token id from 0 to 2^31-1", field="prompt")
@@ -243,6 +253,11 @@ def _check_text(name: str, text: Any) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise _invalid(name, text, f"valid Unicode, without the lone surrogate at {error.start}") from None
+
+
+def _check_size(name: str, size: int, most: int, unit: str) -> None:
+    if size > most:
+        raise InvalidRequest(f"{name} has {size:,} {unit}, must have at most {most:,}", field=name)
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:

@@ -7,22 +7,23 @@ import re
 from laser_protocol.errors import InvalidRequest
 
 MAX_COMPONENTS = 8
-# `seg-` and `log` are names of files inside a pool's directory, so a component must not start with them.
-_COMPONENT = re.compile(r"(?!seg-|log)[a-z0-9][a-z0-9._-]{0,63}")
+# Names of files inside a pool's directory: what starts with `seg-` or `log`, and the writer's lock.
+_COMPONENT = re.compile(r"(?!seg-|log|writer\.lock$)[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def check_pool_id(pool: str) -> str:
     """Returns the pool id unchanged if it is valid.
 
     Raises:
-        InvalidRequest: not 1-8 components `[a-z0-9][a-z0-9._-]{0,63}` joined by '/', or one starts `seg-` or `log`.
+        InvalidRequest: not 1-8 components `[a-z0-9][a-z0-9._-]{0,63}` joined by '/', or one starts `seg-` or `log`, or
+                is `writer.lock`.
     """
     components = pool.split("/")
     if len(components) <= MAX_COMPONENTS and all(_COMPONENT.fullmatch(component) for component in components):
         return pool
     raise InvalidRequest(
         f"pool is {pool[:80]!r}, must be 1-{MAX_COMPONENTS} components [a-z0-9][a-z0-9._-]{{0,63}} joined by '/', "
-        "none starting with 'seg-' or 'log'",
+        "none starting with 'seg-' or 'log', none 'writer.lock'",
         field="pool",
     )
 

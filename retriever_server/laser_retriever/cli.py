@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import uvloop
+from prometheus_client import start_http_server
 
 from laser_protocol.errors import LaserError
-from laser_protocol.serving import LaserServer, ListenConfig, until_signal
+from laser_protocol.serving import LaserServer, ListenConfig, serving_metrics, until_signal
 from laser_retriever.config import DRAFT_DEADLINE_S, RetrieverConfig
 from laser_retriever.draft_threads import usable_processors
 from laser_retriever.drafter import DraftParams
@@ -55,11 +56,12 @@ def main(argv: list[str] | None = None) -> int:
             read_into_memory=arguments.read_into_memory,
         )
         listen = ListenConfig.from_arguments(arguments)
+        listen.check_files()
     except ValueError as error:
         parser.error(str(error))
     raise_file_limit()
     try:
-        uvloop.run(serve(config, listen, arguments.metrics_port))
+        uvloop.run(serve(config, listen))
     except (LaserError, OSError, ValueError) as error:
         print(f"laser-retriever: {error}", file=sys.stderr)
         return 1
@@ -99,9 +101,6 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="read segments instead of mapping them: for pools on a network file system",
     )
-    serve_parser.add_argument(
-        "--metrics-port", type=int, metavar="P", help="serve Prometheus metrics there (default: nowhere)"
-    )
     _add_limits(serve_parser)
     serve_parser.add_argument(
         "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: %(default)s"
@@ -119,13 +118,12 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
-async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int | None = None) -> None:
+async def serve(config: RetrieverConfig, listen: ListenConfig) -> None:
     """Serves until SIGTERM or SIGINT. Healthy once pools are open and kernels compiled.
 
     Args:
         config: of the pools.
         listen: where.
-        metrics_port: of Prometheus metrics, on the same host, or None.
     """
     loop = asyncio.get_running_loop()
     params = DraftParams()
@@ -139,9 +137,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig, metrics_port: int
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(loop.run_in_executor, None, pools.close)
         stack.callback(service.close)
-        if metrics_port is not None:
-            host = listen.listen.rpartition(":")[0].strip("[]")
-            logger.info("metrics.listening port=%d", stack.enter_context(metrics.serving(host, metrics_port)))
+        stack.enter_context(serving_metrics(listen, partial(start_http_server, registry=metrics.registry)))
         server = LaserServer(listen, [SERVICE_NAME], service.register)
         port = await server.start()
         pools.advertise(config.advertise or own_address(listen.listen, port))

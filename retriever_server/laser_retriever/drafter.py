@@ -24,6 +24,7 @@ from laser_retriever.growth import (
     MAX_DEPTH,
     MAX_LOOKUPS,
     MAX_OWN_MATCHES,
+    MAX_PER_LATER_SEARCH,
     MAX_PER_SEARCH,
     MIN_PROB,
     MIN_UNSEEN,
@@ -66,7 +67,8 @@ class DraftParams:
         begin_bonus: tokens by which a match that reaches the documents' begin counts as longer.
         min_prob: nodes less probable are not grown.
         max_matches: most occurrences looked at for one tree.
-        max_per_search: most of them from the pools between one match length searched for and the next.
+        max_per_search: most of them from the pools between one match length searched for and the next, at the root.
+        max_per_later_search: the same at other nodes.
         max_own_matches: most of them from the sequence itself.
         enough: once matches weigh this much, shorter ones are left out.
         max_lookups: most lookups for one tree: at its root, then at nodes where fewer matches than `enough` are left
@@ -82,7 +84,8 @@ class DraftParams:
     begin_bonus: int = 16
     min_prob: float = 0.001
     max_matches: int = 2048
-    max_per_search: int = 48
+    max_per_search: int = 128
+    max_per_later_search: int = 32
     max_own_matches: int = 64
     enough: float = 16.0
     max_lookups: int = 8
@@ -278,6 +281,7 @@ def model_of(params: DraftParams) -> Model:
     settings[OWN_WEIGHT] = params.own_weight
     settings[MAX_OWN_MATCHES] = params.max_own_matches
     settings[MAX_PER_SEARCH] = params.max_per_search
+    settings[MAX_PER_LATER_SEARCH] = params.max_per_later_search
     settings[BEGIN_BONUS] = params.begin_bonus
     settings[ANCESTOR_WEIGHT] = params.ancestor_weight
     settings[MAX_DEPTH] = params.max_depth

@@ -24,14 +24,15 @@ from laser_retriever.matching import (
 from laser_retriever.suffix_array import BEGIN_MARK
 
 # Settings of `grow_trees`: least probability of a node; weight of matches at which shorter ones are left out; most
-# lookups for one tree; weight of a match in the sequence itself and most of them; most matches at one length; tokens by
-# which a match that reaches a document's begin counts as longer; weight of a match in an ancestor, per generation;
-# longest path that one lookup gives; least probability, at a node, of a token not seen there, for a lookup.
+# lookups for one tree; weight of a match in the sequence itself and most of them; most matches at one length, looked up
+# at the root and at other nodes; tokens by which a match that reaches a document's begin counts as longer; weight of a
+# match in an ancestor, per generation; longest path that one lookup gives; least probability, at a node, of a token not
+# seen there, for a lookup.
 (
-    MIN_PROB, ENOUGH, MAX_LOOKUPS, OWN_WEIGHT, MAX_OWN_MATCHES, MAX_PER_SEARCH, BEGIN_BONUS, ANCESTOR_WEIGHT, MAX_DEPTH,
-    MIN_UNSEEN,
-) = range(10)  # fmt: skip
-NUM_SETTINGS = 10
+    MIN_PROB, ENOUGH, MAX_LOOKUPS, OWN_WEIGHT, MAX_OWN_MATCHES, MAX_PER_SEARCH, MAX_PER_LATER_SEARCH, BEGIN_BONUS,
+    ANCESTOR_WEIGHT, MAX_DEPTH, MIN_UNSEEN,
+) = range(11)  # fmt: skip
+NUM_SETTINGS = 11
 
 # Columns of a request table: address and number of the sequence's tokens, how many are prompt; address and number of
 # its sources' rows; address of its scalings; how many nodes.
@@ -282,6 +283,7 @@ def _look_up(
 ) -> int:
     """Appends the matches of the tails in the queries, in `order` too. Returns how many there are now."""
     settings = model.settings
+    max_per_search = settings[MAX_PER_LATER_SEARCH] if depth else settings[MAX_PER_SEARCH]
     first = num_matches
     num_matches = collect_own_matches(
         carray(int32_pointer(request[TEXT]), (request[TEXT_LEN],)), request[TEXT],
@@ -291,7 +293,7 @@ def _look_up(
     num_matches = collect_segment_matches(
         carray(int64_pointer(request[SOURCES]), (request[NUM_SOURCES], NUM_COLUMNS)),
         work.pool_query[max(pool_end - MAX_MATCH_LENGTH, 0) : pool_end], model.search_lengths,
-        int(settings[MAX_PER_SEARCH]), settings[ENOUGH], settings[ANCESTOR_WEIGHT], int(settings[BEGIN_BONUS]),
+        int(max_per_search), settings[ENOUGH], settings[ANCESTOR_WEIGHT], int(settings[BEGIN_BONUS]),
         vocab_size, depth, work.matches, num_matches,
     )  # fmt: skip
     for i in range(first, num_matches):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from wsgiref.simple_server import WSGIServer
+from collections.abc import Iterable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -43,23 +40,6 @@ class RetrieverMetrics:
         """Counts a draft stream as open until its `close`."""
         self.streams.inc()
         return StreamMetrics(self)
-
-    @contextmanager
-    def serving(self, host: str, port: int) -> Iterator[int]:
-        """Serves `/metrics` at the port (0: a free one), which is yielded.
-
-        Raises:
-            OSError: the port cannot be bound.
-        """
-        server: WSGIServer
-        thread: threading.Thread
-        server, thread = start_http_server(port, host, self.registry)
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
 
 class StreamMetrics:

@@ -232,12 +232,18 @@ class Drafter:
     def begin(
         self, wanted: Sequence[tuple[int, int]], helpers: Executor | None = None, deadline_s: float = math.inf
     ) -> list[Begun]:
-        """Has helpers begin with trees of several sequences, none of which may be advanced before they are finished.
+        """Has helpers begin with trees of several sequences. All that was begun must be finished, once.
+
+        Until then none of these sequences may be begun with again or advanced: helpers read its tokens by their
+        address, and advancing it may move them.
 
         Args:
             wanted: sequence ids and node budgets that `check_budget` let pass, each sequence once.
             helpers: its threads draft beside the caller's as far as they have nothing else to do.
             deadline_s: by `time.monotonic`; trees not begun then stay empty and count as late.
+
+        Returns:
+            What `finish` takes.
         """
         begun = []
         for start in range(0, len(wanted), MAX_TREES_PER_BATCH):
@@ -251,7 +257,7 @@ class Drafter:
         return begun
 
     def finish(self, begun: Sequence[Begun]) -> list[Draft]:
-        """The trees that were begun, in that order, once all are grown."""
+        """The trees that were begun, in that order, once all are grown or their time is over."""
         for each in begun:
             _grow(self._tree_drafters[0], each.batch, each.deadline_s)
         drafts: list[Draft] = []

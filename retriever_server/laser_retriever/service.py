@@ -84,7 +84,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         # Writers wait for disks; drafting must never wait behind them, nor they behind a large pool's rebuilding.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
         self._rebuild_threads = ThreadPoolExecutor(2, "rebuild")
-        # Calls of Draft, which run as long as their verifier does; and whether they were told to end.
+        # Calls of Draft that may be cancelled, and whether they were told to end: they run as long as their verifier does.
         self._drafting: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
 
@@ -94,13 +94,13 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     def end_drafts(self) -> None:
         """Ends all draft streams as NotReady, so that their verifiers go to other shards at once and a stop need not
-        wait for them. To be called on the event loop."""
+        wait for them, but for one that does not read what it is sent. To be called on the event loop."""
         self._is_stopping = True
         for call in self._drafting:
             call.cancel()
 
     def close(self) -> None:
-        """Ends the threads. Called once no call is running."""
+        """Ends the threads. Called once no call is running; a message may still be worked on, for nobody."""
         self._draft_threads.shutdown()
         self._storage_threads.shutdown()
         self._rebuild_threads.shutdown()
@@ -112,10 +112,10 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         drafter: Drafter | None = None
         verifier = ""
         calibrated: asyncio.Future[None] | None = None
-        metrics = self._metrics.open_stream()
         call = asyncio.current_task()
         assert call is not None, "gRPC runs every call in a task of its own"
-        self._drafting.add(call)
+        self._allow_cancelling(call)
+        metrics = self._metrics.open_stream()
         try:
             async for request in request_iterator:
                 if drafter is None:
@@ -123,7 +123,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                     verifier = request.handshake.verifier_name[:80]
                     logger.info("draft.opened verifier=%r", verifier)
                     reply = retriever_pb2.HandshakeReply(name=self._config.name)
+                    self._drafting.discard(call)
                     yield retriever_pb2.DraftResponse(handshake=reply)
+                    self._allow_cancelling(call)
                     continue
                 if request.HasField("handshake"):
                     raise InvalidRequest("handshake is set, must be only in the first message", field="handshake")
@@ -136,14 +138,16 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                 )
                 _measure(metrics, response, time.perf_counter() - arrived_s, drafter)
                 if response.opened or response.trees or response.faults:
+                    self._drafting.discard(call)
                     yield response
+                    self._allow_cancelling(call)
                 # The verifier has its trees; what they did not have to wait for is done while it uses them.
                 calibrated = loop.run_in_executor(self._draft_threads, drafter.calibrate)
             if calibrated is not None:
                 await calibrated
         except asyncio.CancelledError:
             if self._is_stopping:
-                raise NotReady("this retriever is stopping; its sequences are for the other shards") from None
+                raise _stopping() from None
             raise
         finally:
             # Reached however the stream ends; the sequences go with the drafter.
@@ -156,6 +160,12 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                     verifier, len(drafter), feedback.num_trees, feedback.num_nodes, feedback.num_verified,
                     feedback.num_accepted,
                 )  # fmt: skip
+
+    def _allow_cancelling(self, call: asyncio.Task[Any]) -> None:
+        """Not while a message is sent: gRPC would take the cancellation, and end the call without a status."""
+        if self._is_stopping:
+            raise _stopping()
+        self._drafting.add(call)
 
     def _shake_hands(self, request: retriever_pb2.DraftRequest) -> Drafter:
         if not request.HasField("handshake"):
@@ -283,6 +293,10 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     async def _in_rebuild(self, function: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._rebuild_threads, function, *arguments)
+
+
+def _stopping() -> NotReady:
+    return NotReady("this retriever is stopping; its sequences are for the other shards")
 
 
 def answer(

@@ -129,7 +129,7 @@ def test_parquet_without_pyarrow_names_the_extra(laser, verifier_server, verifie
     code, _, err = laser(
         "generate", "--verifier", verifier_server.target, "--input", prompts, "--output", tmp_path / "r.parquet"
     )
-    assert code == 2 and "laser-rec[parquet]" in err
+    assert code == 2 and "pip install '.[parquet]'" in err
     assert verifier.requests == []
 
 
@@ -305,7 +305,7 @@ def test_without_pyarrow_parquet_says_what_to_install(laser, retriever_server, r
     for action, option in (("add", "--input"), ("export", "--output")):
         path = tmp_path / "d.parquet"
         code, _, err = laser("pools", action, "--retriever", retriever_server.target, "--pool", "a", option, path)
-        assert code == 2 and "pip install 'laser-rec[parquet]'" in err and not path.exists()
+        assert code == 2 and "pip install '.[parquet]'" in err and not path.exists()
 
 
 def test_documents_go_to_the_retriever_that_writes_the_pool(
@@ -342,6 +342,7 @@ def test_a_full_disk_says_how_many_documents_were_stored(laser, verifier_server,
         ('{"id": 1, "output_token_ids": "x"}', "output_token_ids is a str"),
         ('{"id": 1, "output_token_ids": [1, -1]}', "output_token_ids[1] is -1"),
         ('{"id": "", "output_token_ids": [1]}', "id is ''"),
+        ('{"id": "\\ud800", "output_token_ids": [1]}', "id is '\\ud800', must be valid Unicode"),
     ],
 )
 def test_an_unreadable_document_names_file_line_and_field_before_any_is_added(
@@ -353,6 +354,21 @@ def test_an_unreadable_document_names_file_line_and_field_before_any_is_added(
         *("--retriever", retriever_server.target),
     )
     assert code == 2 and err.startswith(f"error: {documents} line 2: {expected}")
+    assert retriever.pools == {}
+
+
+def test_ids_that_the_verifiers_vocabulary_does_not_have_are_refused(
+    laser, verifier_server, retriever_server, retriever, tmp_path
+):
+    documents = write_lines(tmp_path / "d.jsonl", {"id": "x", "output_token_ids": [1, 100]})
+    code, _, err = laser(
+        *("pools", "add", "--pool", "a", "--input", documents, "--verifier", verifier_server.target),
+        *("--retriever", retriever_server.target),
+    )
+    assert (
+        code == 2
+        and f"output_token_ids of 'x' in {documents} holds 100, must be below the verifier's vocabulary of 100" in err
+    )
     assert retriever.pools == {}
 
 

@@ -41,8 +41,8 @@ def compose(file: str) -> Any:
 
 
 def options(arguments: list[str]) -> dict[str, str]:
-    """`--name=value` options of a server's arguments."""
-    return dict(argument.removeprefix("--").split("=", 1) for argument in arguments[1:])
+    """`--name=value` options of a server's arguments; of `--name` alone the value is empty."""
+    return {name: value for name, _, value in (one.removeprefix("--").partition("=") for one in arguments[1:])}
 
 
 def test_kustomization_lists_every_manifest_and_both_images():

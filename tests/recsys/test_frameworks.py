@@ -141,7 +141,7 @@ def test_tasks_count_what_was_shortened_and_name_users_without_history_and_group
     longest = max(words([writer.user(int(key)).text], "")[0] for key in past_keys)
     written = KindTasks(writer, "user", groups, words, longest - 1)
     tasks = list(written)
-    assert len(tasks) == written.num_tasks == 11
+    assert len(tasks) == written.num_tasks == written.num_asked == 11
     assert written.summary() == "11 were too long and lost 11 of the oldest ratings"
     assert {task.pool for task in tasks} == {"ml-100k/kar/user/0"}
     assert written.warnings() == [

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
+from prometheus_client import start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 from test_service import FINGERPRINT, POOL, RunningServer, Stream, opening, until
 
 from laser_protocol.errors import WriterElsewhere
+from laser_protocol.serving import ListenConfig, serving_metrics
 from laser_protocol.v1 import retriever_pb2
 
 
@@ -21,7 +24,8 @@ def values(text: str) -> dict[str, float]:
 def test_drafts_pools_and_events_are_told(tmp_path: Path) -> None:
     server = RunningServer(tmp_path)
     try:
-        with server.metrics.serving("127.0.0.1", 0) as port:
+        listen = ListenConfig("127.0.0.1:0", metrics_port=0)
+        with serving_metrics(listen, partial(start_http_server, registry=server.metrics.registry)) as port:
 
             def read() -> dict[str, float]:
                 with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:

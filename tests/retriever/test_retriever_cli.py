@@ -160,8 +160,14 @@ def test_it_works_without_a_place_to_cache_compiled_kernels(tmp_path: Path) -> N
 
 
 def test_arguments_that_make_no_sense_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = tmp_path / "token"
+    token.write_bytes(b"caf\xc3\xa9\n")
     for arguments, part in (
         (["--listen", "nowhere"], "listen is 'nowhere'"),
+        (["--metrics-port", "99999"], "metrics_port is 99999, must be from 0 to 65535"),
+        (["--token-file", str(tmp_path / "none")], f"token_file {tmp_path / 'none'}: No such file"),
+        (["--token-file", str(token)], f"token_file {token} must hold one line of printable ASCII, holds 0xc3"),
+        (["--tls-cert", str(token), "--tls-key", str(token)], f"--tls-cert {token}: holds no PEM block"),
         (["--threads", "0"], "num_threads is 0"),
         (["--draft-deadline-ms", "0"], "draft_deadline_s is 0"),
         (["--name", ""], "name is ''"),

@@ -19,6 +19,7 @@ import laser_retriever.writer
 from laser_protocol.errors import (
     InvalidRequest,
     LaserError,
+    NotReady,
     PoolMismatch,
     StorageUnavailable,
     UnknownPool,
@@ -48,7 +49,12 @@ class RunningServer:
 
     def __init__(self, directory: Path, name: str = "shard-a", draft_deadline_s: float = 60.0) -> None:
         config = RetrieverConfig(
-            pools=directory, name=name, rescan_s=0.05, sample_interval_s=0, draft_deadline_s=draft_deadline_s
+            pools=directory,
+            name=name,
+            rescan_s=0.05,
+            sample_interval_s=0,
+            draft_deadline_s=draft_deadline_s,
+            num_threads=3,
         )
         self.pools = Pools(config)
         self.metrics = RetrieverMetrics(self.pools)
@@ -538,15 +544,23 @@ def test_the_trees_of_a_long_message_are_those_of_short_ones_and_a_sequence_that
     trees = long.ask(retriever_pb2.DraftRequest(opens=opens)).trees
     assert sum(len(tree.token_ids) for tree in trees) > 40 * 4
     assert list(trees) == [short.ask(retriever_pb2.DraftRequest(opens=[one])).trees[0] for one in opens]
+    once = [
+        retriever_pb2.AdvanceSequence(
+            sequence_id=i, position=2, token_ids=pack(i % 5), accepted_node_idx=-1, node_budget=1 + i % 9
+        )
+        for i in range(40)
+    ]
+    trees = long.ask(retriever_pb2.DraftRequest(advances=once)).trees
+    assert list(trees) == [short.ask(retriever_pb2.DraftRequest(advances=[one])).trees[0] for one in once]
     twice = [
         retriever_pb2.AdvanceSequence(
             sequence_id=i, position=position, token_ids=pack(i % 5), accepted_node_idx=-1, node_budget=8
         )
-        for i, position in [*((i, 2) for i in range(40)), (3, 3), (7, 2), (7, 2)]
+        for i, position in [*((i, 3) for i in range(40)), (3, 4), (7, 3), (7, 3)]
     ]
     answer = long.ask(retriever_pb2.DraftRequest(advances=twice))
     assert sorted((tree.sequence_id, tree.position) for tree in answer.trees) == sorted(
-        (i, 4 if i == 3 else 3) for i in range(40) if i != 7
+        (i, 5 if i == 3 else 4) for i in range(40) if i != 7
     )
     assert {fault.sequence_id for fault in answer.faults} == {7}, "it came for a position that was over"
     long.end()
@@ -569,12 +583,11 @@ def test_a_stream_that_dies_takes_its_sequences_with_it(server: RunningServer) -
     until(lambda: num_open() == 0)
 
 
-def test_a_verifier_that_does_not_read_is_not_worked_for_without_end(server: RunningServer) -> None:
+def overfill(server: RunningServer, stream: Stream, num_messages: int) -> float:
+    """Sends messages whose trees nobody reads. How many trees were drafted until it came to a stand."""
     texts = np.random.default_rng(0).integers(0, VOCAB_SIZE, (32, 300))
-    stream = Stream(server)
     opens = [opening(i, text.tolist(), node_budget=0) for i, text in enumerate(texts)]
     stream.ask(retriever_pb2.DraftRequest(opens=opens))
-    num_messages = 400
     for number in range(num_messages):
         advances = [
             retriever_pb2.AdvanceSequence(
@@ -592,10 +605,28 @@ def test_a_verifier_that_does_not_read_is_not_worked_for_without_end(server: Run
     while num_drafted() != seen[-1]:  # until it stands still
         seen.append(num_drafted())
         time.sleep(0.3)
-    assert num_drafted() < 32 * num_messages / 2, "its trees fill what is in flight, and then it waits"
+    return seen[-1]
+
+
+def test_a_verifier_that_does_not_read_is_not_worked_for_without_end(server: RunningServer) -> None:
+    stream, num_messages = Stream(server), 400
+    num_drafted = overfill(server, stream, num_messages)
+    assert num_drafted < 32 * num_messages / 2, "its trees fill what is in flight, and then it waits"
     for _ in range(num_messages):
         assert not next(stream._responses).faults
     stream.end()
+
+
+def test_a_stream_that_is_being_sent_to_is_told_that_the_retriever_stops(server: RunningServer) -> None:
+    stream = Stream(server)
+    overfill(server, stream, 200)
+    server._loop.call_soon_threadsafe(server.service.end_drafts)
+    with pytest.raises(grpc.RpcError) as ended:
+        for _ in range(200):
+            next(stream._responses)
+    assert isinstance(from_rpc_error(ended.value), NotReady) and "is stopping" in str(ended.value.details())
+    stream._requests.put(None)
+    assert isinstance(raised(lambda: Stream(server)), NotReady), "and no other one begins"
 
 
 def test_a_cancelled_stream_leaves_nothing_behind(server: RunningServer) -> None:

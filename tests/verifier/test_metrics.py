@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import urllib.error
 import urllib.request
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, start_http_server
 
 from laser_protocol.errors import Overloaded
+from laser_protocol.serving import ListenConfig, serving_metrics
 from laser_protocol.tree import DraftTree
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.learning import NoPools
@@ -148,10 +150,16 @@ def test_outputs_that_join_no_pool_are_counted_and_warned_of_once_a_second(
 
 
 def test_metrics_are_served_over_http_until_the_server_stops() -> None:
-    with VerifierMetrics("tiny", 8).serving("127.0.0.1", 0) as port:
+    listen = ListenConfig("127.0.0.1:0", metrics_port=0)
+    start = partial(start_http_server, registry=VerifierMetrics("tiny", 8).registry)
+    with serving_metrics(listen, start) as port:
         url = f"http://127.0.0.1:{port}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
             assert b"vllm:spec_decode_num_drafts_total" in answer.read()
+        taken = ListenConfig("127.0.0.1:0", metrics_port=port)
+        with pytest.raises(OSError, match=f"cannot serve --metrics-port {port} on 127.0.0.1: "):
+            with serving_metrics(taken, start):
+                pass
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=5)
 

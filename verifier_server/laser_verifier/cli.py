@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from prometheus_client import start_http_server
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.channel import Endpoint
 from laser_protocol.errors import InvalidRequest
-from laser_protocol.serving import LaserServer, ListenConfig, read_token, until_signal
+from laser_protocol.serving import LaserServer, ListenConfig, read_token, serving_metrics, until_signal
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
 from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
@@ -63,11 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         listen = ListenConfig.from_arguments(arguments)
+        listen.check_files()
         model_config = ModelConfig(arguments.model, arguments.device, arguments.dtype)
         engine_config = _engine_config(arguments)
         retriever_config = _retriever_config(arguments)
         check_model_path(arguments.model)
-        asyncio.run(_serve(listen, model_config, engine_config, retriever_config, arguments.metrics_port))
+        asyncio.run(_serve(listen, model_config, engine_config, retriever_config))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
@@ -96,8 +98,6 @@ def _parser() -> argparse.ArgumentParser:
                             "which all that run decode (default: %(default)s)")  # fmt: skip
     serve.add_argument("--no-prefix-reuse", action="store_true",
                        help="compute every prompt whole, also where it begins as another did")  # fmt: skip
-    serve.add_argument("--metrics-port", type=_port, default=0, metavar="P",
-                       help="serve Prometheus metrics on this port of --listen's host (default: none)")  # fmt: skip
     serve.add_argument(
         "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="default: %(default)s"
     )
@@ -125,12 +125,6 @@ def _parser() -> argparse.ArgumentParser:
                           help="verify the nodes worth their cost, or all (default: %(default)s)")  # fmt: skip
     ListenConfig.add_arguments(serve, "127.0.0.1:50052")
     return parser
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is no port, must be from 0 to 65535")
-    return int(text)
 
 
 def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
@@ -214,7 +208,6 @@ async def _serve(
     model_config: ModelConfig,
     engine_config: EngineConfig,
     retriever_config: RetrieverConfig,
-    metrics_port: int,
 ) -> None:
     """Loads and measures, listens, serves until a signal or the engine's death, stops in the reverse order."""
     logger.info("model.loading model=%s", model_config.model)
@@ -237,9 +230,7 @@ async def _serve(
         metrics.watch_learning(pools.counters)
         if isinstance(drafts, RemoteDrafts):
             metrics.watch_drafts(drafts.shards, drafts.counters)
-        if metrics_port:
-            host = listen.listen.rpartition(":")[0].strip("[]")
-            logger.info("metrics.listening port=%d", stack.enter_context(metrics.serving(host, metrics_port)))
+        stack.enter_context(serving_metrics(listen, functools.partial(start_http_server, registry=metrics.registry)))
         description = ModelDescription(
             name=model.name,
             model_type=model.model_type,

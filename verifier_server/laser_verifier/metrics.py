@@ -7,9 +7,8 @@ Every verifier has a registry of its own; nothing is registered globally.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -113,21 +112,6 @@ class VerifierMetrics:
         self._step_s = Histogram("laser_step_seconds", "Length of a step.", buckets=_STEP_S, registry=self.registry)
         phases = self._counter("laser_step_phase_seconds", "Time of steps by phase.", "phase")
         self._draft_s, self._forward_s, self._host_s = (phases.labels(name) for name in ("drafts", "forward", "host"))
-
-    @contextmanager
-    def serving(self, host: str, port: int) -> Iterator[int]:
-        """Serves `/metrics` at the port (0: a free one), which is yielded.
-
-        Raises:
-            OSError: the port cannot be bound.
-        """
-        server, thread = start_http_server(port, host, self.registry)
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
     # Observer, from the engine thread.
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from laser_client.commands.common import (
     print_table,
 )
 from laser_client.document_files import read_document_file, write_document_file
-from laser_client.pools import Pool, PoolClient
+from laser_client.pools import Document, Pool, PoolClient
 from laser_protocol.errors import InvalidRequest
+from laser_protocol.packing import unpack_token_ids
 from laser_protocol.pool_id import check_pool_id
 
 _EXAMPLES = {
@@ -94,7 +96,9 @@ def _add_own_arguments(name: str, action: argparse.ArgumentParser) -> None:
             "--input", required=True, type=Path, metavar="F.jsonl|F.parquet", help="rows of id and output_token_ids"
         )
         action.add_argument(
-            "--verifier", metavar="HOST:PORT", help="whose tokenizer the ids are of; needed unless the file says so"
+            "--verifier",
+            metavar="HOST:PORT",
+            help="whose tokenizer the ids are of; needed unless the file says so. Token and certificates go to both",
         )
     if name == "export":
         action.add_argument("--output", required=True, type=Path, metavar="F.jsonl|F.parquet", help="file to write")
@@ -139,7 +143,9 @@ def _add(client: PoolClient, arguments: argparse.Namespace) -> int:
     documents, fingerprint = file.documents, file.tokenizer_fingerprint
     if arguments.verifier is not None:
         with LaserClient(arguments.verifier, **connection_arguments(arguments)) as verifier:
-            fingerprint = _check_tokenizer(arguments.input, fingerprint, verifier.model().tokenizer_fingerprint)
+            model = verifier.model()
+        fingerprint = _check_tokenizer(arguments.input, fingerprint, model.tokenizer_fingerprint)
+        _check_vocabulary(arguments.input, documents, model.vocab_size)
     if not fingerprint:
         raise InvalidRequest(f"verifier is missing: {arguments.input} does not name its tokenizer", field="verifier")
     num_added = 0
@@ -158,6 +164,17 @@ def _check_tokenizer(path: Path, named: str, served: str) -> str:
     if named and named != served:
         raise InvalidRequest(f"{path} holds tokens of tokenizer {named}, the verifier has {served}", field="verifier")
     return served
+
+
+def _check_vocabulary(path: Path, documents: Sequence[Document], vocab_size: int) -> None:
+    for document in documents:
+        largest = max(unpack_token_ids(document.packed_token_ids))
+        if largest >= vocab_size:
+            raise InvalidRequest(
+                f"output_token_ids of {document.id!r} in {path} holds {largest}, must be below the verifier's "
+                f"vocabulary of {vocab_size}",
+                field="output_token_ids",
+            )
 
 
 def _export(client: PoolClient, arguments: argparse.Namespace) -> int:

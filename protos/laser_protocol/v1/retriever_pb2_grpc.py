@@ -87,6 +87,7 @@ class RetrieverServicer:
         one per Open or Advance with node_budget > 0. Ending the stream closes all its sequences.
         INVALID_ARGUMENT: no handshake first, or a malformed message. A sequence-level fault (unknown id,
         wrong position) closes only that sequence and is answered with a SequenceFault.
+        UNAVAILABLE: this retriever is stopping; open the sequences at another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

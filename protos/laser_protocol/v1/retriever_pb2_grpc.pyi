@@ -39,6 +39,7 @@ class RetrieverStub:
     one per Open or Advance with node_budget > 0. Ending the stream closes all its sequences.
     INVALID_ARGUMENT: no handshake first, or a malformed message. A sequence-level fault (unknown id,
     wrong position) closes only that sequence and is answered with a SequenceFault.
+    UNAVAILABLE: this retriever is stopping; open the sequences at another one.
     """
     AddDocuments: _grpc.StreamUnaryMultiCallable[_retriever_pb2.AddDocumentsRequest, _retriever_pb2.AddDocumentsResponse]
     """Adds finished outputs to one pool, which comes into being with its first document. The response is sent
@@ -77,6 +78,7 @@ class RetrieverAsyncStub(RetrieverStub):
     one per Open or Advance with node_budget > 0. Ending the stream closes all its sequences.
     INVALID_ARGUMENT: no handshake first, or a malformed message. A sequence-level fault (unknown id,
     wrong position) closes only that sequence and is answered with a SequenceFault.
+    UNAVAILABLE: this retriever is stopping; open the sequences at another one.
     """
     AddDocuments: _aio.StreamUnaryMultiCallable[_retriever_pb2.AddDocumentsRequest, _retriever_pb2.AddDocumentsResponse]  # type: ignore[assignment]
     """Adds finished outputs to one pool, which comes into being with its first document. The response is sent
@@ -118,6 +120,7 @@ class RetrieverServicer(metaclass=_abc_1.ABCMeta):
         one per Open or Advance with node_budget > 0. Ending the stream closes all its sequences.
         INVALID_ARGUMENT: no handshake first, or a malformed message. A sequence-level fault (unknown id,
         wrong position) closes only that sequence and is answered with a SequenceFault.
+        UNAVAILABLE: this retriever is stopping; open the sequences at another one.
         """
 
     @_abc_1.abstractmethod

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import threadpoolctl
@@ -123,7 +124,7 @@ class UserModel:
                 arrays = {name: stored[name] for name in stored}
             scalars = {"dataset": str(arrays["dataset"]), "min_history": int(arrays["min_history"])}
             return UserModel(**{**arrays, **scalars})
-        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
             raise ValueError(f"{path} is no model of user groups (laser-recsys group writes one): {error}") from error
 
 
