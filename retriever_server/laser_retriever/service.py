@@ -84,7 +84,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         # Writers wait for disks; drafting must never wait behind them, nor they behind a large pool's rebuilding.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
         self._rebuild_threads = ThreadPoolExecutor(2, "rebuild")
-        # Calls of Draft that may be cancelled, and whether they were told to end: they run as long as their verifier does.
+        # Calls of Draft that may be cancelled, and whether they were told to: they run as long as their verifier does.
         self._drafting: set[asyncio.Task[Any]] = set()
         self._is_stopping = False
 
