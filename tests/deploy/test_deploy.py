@@ -158,6 +158,24 @@ def test_verifier_command_takes_the_arguments_given(arguments):
     assert parsed.model == f"/models/{EXAMPLE_MODEL_NAME}"
 
 
+def test_metrics_are_served_where_prometheus_looks_for_them():
+    jobs = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    looked_at = {found["names"][0]: found["port"] for job in jobs for found in job["dns_sd_configs"]}
+    assert set(looked_at) == set(PORTS)
+    for name, port in looked_at.items():
+        container = pod(name)["spec"]["containers"][0]
+        assert options(container["args"])["metrics-port"] == str(port)
+        assert {"name": "metrics", "containerPort": port} in container["ports"]
+        service = compose("docker-compose.yml")[name]
+        assert f"--metrics-port {port}" in " ".join(service["command"]).replace("=", " ")
+        assert str(port) in service["expose"]
+
+
+def test_pools_on_a_shared_volume_are_read_into_memory():
+    assert manifests()["PersistentVolumeClaim", "pools"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert "--read-into-memory" in pod("retriever")["spec"]["containers"][0]["args"]
+
+
 def test_gpu_override_changes_the_device_alone():
     plain = options(compose("docker-compose.yml")["verifier"]["command"])
     gpu = options(compose("docker-compose.gpu.yml")["verifier"]["command"])

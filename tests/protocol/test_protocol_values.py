@@ -17,7 +17,7 @@ from laser_protocol.tree import DraftTree, MalformedTree, tree_from_message, tre
 from laser_protocol.v1 import acceptance_pb2
 
 COMPONENT = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True).filter(
-    lambda text: not text.startswith(("seg-", "log"))
+    lambda text: not text.startswith(("seg-", "log")) and text != "writer.lock"
 )
 POOL_IDS = st.lists(COMPONENT, min_size=1, max_size=8).map("/".join)
 
@@ -71,6 +71,7 @@ WRONG_IDS = [
     "a\\b",
 ]
 WRONG_IDS += ["seg-1", "a/seg-01h", "log", "a/log.wal", "logs", "x" * 65, "/".join("abcdefghi"), "a/" * 100 + "a"]
+WRONG_IDS += ["writer.lock", "a/writer.lock"]
 
 
 @pytest.mark.parametrize("pool", WRONG_IDS)

@@ -120,7 +120,8 @@ class UserModel:
             ValueError: the file is not such a model.
         """
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            # Opened here: numpy leaves a file that is cut off open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored}
             scalars = {"dataset": str(arrays["dataset"]), "min_history": int(arrays["min_history"])}
             return UserModel(**{**arrays, **scalars})
