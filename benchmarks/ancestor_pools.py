@@ -25,9 +25,9 @@ from benchmarks.group_pools import groups
 from benchmarks.replay import Totals, replay_document
 from numpy.typing import NDArray
 
-from laser_retriever.drafter import DraftParams
+from laser_retriever.drafter import Drafter
 from laser_retriever.index import Source, Sources
-from laser_retriever.sequence import Drafter
+from laser_retriever.tree_drafter import DraftParams
 
 NUM_RESAMPLES = 10_000
 

@@ -25,8 +25,8 @@ from laser_recsys.cache import default_cache_dir
 from laser_recsys.datasets.catalogue import read_dataset
 from laser_recsys.datasets.dataset import split
 from laser_recsys.groups.methods import item_groups, user_groups
+from laser_retriever.drafter import Drafter
 from laser_retriever.index import Source, Sources, TokenIndex
-from laser_retriever.sequence import Drafter
 
 
 def main() -> None:

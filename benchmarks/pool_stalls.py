@@ -2,9 +2,9 @@
 
     python -m benchmarks.pool_stalls --tokens 2000000
 
-A pool is filled with random documents (Zipf over 20,000 tokens, 200 tokens each) in six segments. One thread drafts
-trees of 32 nodes for 16 sequences, a millisecond between two, another adds a document every 20 ms, each made durable.
-First that is all; then the pool is compacted over and over. Prints one JSON line per phase and call, and a table.
+A pool is filled with random documents (Zipf over 20,000 tokens, --document-len of them each) in six segments. One
+thread drafts trees of 32 nodes for 16 sequences, a millisecond between two, another adds a document every 20 ms, each
+made durable. First that is all; then the pool is compacted over and over. One JSON line per phase and call, a table.
 
 The directory must lie on the disk to be measured (default: the current directory's).
 """
@@ -24,27 +24,27 @@ import numpy as np
 
 from laser_retriever.cli import SWITCH_INTERVAL_S
 from laser_retriever.config import RetrieverConfig
-from laser_retriever.drafter import DraftParams
+from laser_retriever.drafter import Drafter
 from laser_retriever.pools import Pools
-from laser_retriever.sequence import Drafter
+from laser_retriever.tree_drafter import DraftParams
 from laser_retriever.warmup import settle_garbage_collector, warm_up
 
 POOL, FINGERPRINT = "bench/pool", "f"
-VOCAB_SIZE, DOCUMENT_LEN, NUM_SEGMENTS, NUM_SEQUENCES, NUM_NODES = 20_000, 200, 6, 16, 32
+VOCAB_SIZE, NUM_SEGMENTS, NUM_SEQUENCES, NUM_NODES = 20_000, 6, 16, 32
 DRAFT_INTERVAL_S, ADD_INTERVAL_S = 0.001, 0.02
 
 
-def make_documents(num_documents: int, seed: int) -> list[tuple[str, np.ndarray]]:
+def make_documents(num_documents: int, document_len: int, seed: int) -> list[tuple[str, np.ndarray]]:
     """Random documents with ids of their own."""
     chance = np.random.default_rng(seed)
-    tokens = np.minimum(chance.zipf(1.2, (num_documents, DOCUMENT_LEN)), VOCAB_SIZE - 1).astype(np.int32)
+    tokens = np.minimum(chance.zipf(1.2, (num_documents, document_len)), VOCAB_SIZE - 1).astype(np.int32)
     return [(f"{seed}-{i}", row) for i, row in enumerate(tokens)]
 
 
-def fill(pools: Pools, num_tokens: int) -> None:
+def fill(pools: Pools, num_tokens: int, document_len: int) -> None:
     """The pool's segments."""
     for segment in range(NUM_SEGMENTS):
-        documents = make_documents(num_tokens // DOCUMENT_LEN // NUM_SEGMENTS, segment)
+        documents = make_documents(num_tokens // document_len // NUM_SEGMENTS, document_len, segment)
         for start in range(0, len(documents), 500):
             pools.add_documents(POOL, FINGERPRINT, documents[start : start + 500])
         pools._pools[POOL].writer.seal()
@@ -57,7 +57,7 @@ class Drafting:
     def __init__(self, pools: Pools) -> None:
         self._drafter = Drafter(pools, FINGERPRINT, VOCAB_SIZE)
         self._next = 0
-        for sequence_id, (_, tokens) in enumerate(make_documents(NUM_SEQUENCES, 99)):
+        for sequence_id, (_, tokens) in enumerate(make_documents(NUM_SEQUENCES, 200, 99)):
             self._drafter.open(sequence_id, POOL, tokens, 50)
 
     def __call__(self) -> None:
@@ -70,7 +70,7 @@ class Adding:
 
     def __init__(self, pools: Pools) -> None:
         self._pools = pools
-        self._documents = iter(make_documents(100_000, 77))
+        self._documents = iter(make_documents(100_000, 200, 77))
 
     def __call__(self) -> None:
         self._pools.add_documents(POOL, FINGERPRINT, [next(self._documents)])
@@ -114,6 +114,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tokens", type=int, default=2_000_000, help="in the pool (default: %(default)s)")
+    parser.add_argument("--document-len", type=int, default=200, help="tokens of a document (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each phase (default: %(default)s)")
     parser.add_argument("--directory", type=Path, default=Path(), help="where the pool is made and removed again")
     arguments = parser.parse_args()
@@ -121,7 +122,7 @@ def main() -> None:
     warm_up(DraftParams())
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         pools = Pools(RetrieverConfig(pools=Path(directory)))
-        fill(pools, arguments.tokens)
+        fill(pools, arguments.tokens, arguments.document_len)
         settle_garbage_collector()
 
         def rest() -> float:

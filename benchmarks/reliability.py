@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_retriever.calibration import Calibration, CalibrationParams, key_of
-from laser_retriever.drafter import DraftParams
+from laser_retriever.drafter import Drafter
 from laser_retriever.index import Source, Sources, TokenIndex, build_index
-from laser_retriever.sequence import Drafter
+from laser_retriever.tree_drafter import DraftParams
 
 NUM_BINS = 10
 

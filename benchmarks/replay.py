@@ -26,10 +26,10 @@ import numpy as np
 from benchmarks._corpus import NOTE, VOCAB_SIZE, FixedSources, parse_ids, read_corpus
 
 from laser_protocol.tree import DraftTree
-from laser_retriever.drafter import DraftParams
+from laser_retriever.drafter import Drafter
 from laser_retriever.fitting import Examples, fit
 from laser_retriever.index import Source, Sources, build_index
-from laser_retriever.sequence import Drafter
+from laser_retriever.tree_drafter import DraftParams
 
 
 def accepted_path(tree: DraftTree, real: Sequence[int]) -> list[int]:

@@ -19,8 +19,8 @@ from benchmarks._corpus import VOCAB_SIZE, FixedSources
 from numpy.typing import NDArray
 
 from laser_protocol.tree import DraftTree
+from laser_retriever.drafter import Drafter
 from laser_retriever.index import Source, Sources, build_index, lay_out
-from laser_retriever.sequence import Drafter
 from laser_retriever.suffix_array import build_suffix_array
 
 PEERS = Path(__file__).parents[1] / ".venv-peers-retriever"

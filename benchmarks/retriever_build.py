@@ -24,8 +24,8 @@ from benchmarks._spliced import make_sources, read_recorded, splice
 from tqdm import tqdm
 
 from laser_retriever.cli import SWITCH_INTERVAL_S
-from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 from laser_retriever.index import TokenIndex, build_index
+from laser_retriever.tree_drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 from laser_retriever.warmup import settle_garbage_collector
 
 VOCAB_SIZE = 2**31 - 1

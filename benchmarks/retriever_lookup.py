@@ -37,7 +37,7 @@ from benchmarks._spliced import Recorded, make_sources, read_recorded, splice
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
+from laser_retriever.tree_drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 
 VOCAB_SIZE = 2**31 - 1
 # (document index, tokens of its output that are known)

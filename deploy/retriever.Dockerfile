@@ -43,13 +43,13 @@ RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
 # Half a minute of compiling at every start otherwise. Kernels are compiled for the processor they run on, so elsewhere
 # they may be compiled once more, into the writable copy that the entry point makes.
 RUN NUMBA_CACHE_DIR=/opt/laser/numba-cache /opt/laser/bin/python -c \
-    "from laser_retriever.drafter import DraftParams; from laser_retriever.warmup import warm_up; warm_up(DraftParams())"
+    "from laser_retriever.tree_drafter import DraftParams; from laser_retriever.warmup import warm_up; warm_up(DraftParams())"
 COPY deploy/entrypoint.sh /usr/local/bin/entrypoint
 ENV PATH=/opt/laser/bin:$PATH PYTHONUNBUFFERED=1 NUMBA_CACHE_DIR=/tmp/numba-cache
 USER 10001:10001
 VOLUME /pools
 EXPOSE 50051
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=10s --start-period=90s --retries=3 CMD ["laser", "health", "127.0.0.1:50051"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=90s --retries=3 CMD ["laser", "health", "127.0.0.1:50051"]
 ENTRYPOINT ["/bin/sh", "/usr/local/bin/entrypoint", "laser-retriever"]
 CMD ["serve", "--pools", "/pools", "--listen", "0.0.0.0:50051"]

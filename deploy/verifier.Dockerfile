@@ -62,6 +62,6 @@ ENV PATH=/opt/laser/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp HF_HOME=/tmp/huggingf
 USER 10001:10001
 EXPOSE 50052
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=10s --start-period=300s --retries=3 CMD ["laser", "health", "127.0.0.1:50052"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=300s --retries=3 CMD ["laser", "health", "127.0.0.1:50052"]
 ENTRYPOINT ["/bin/sh", "/usr/local/bin/entrypoint", "laser-verifier"]
 CMD ["serve", "--model", "/models/SmolLM2-135M-Instruct", "--listen", "0.0.0.0:50052"]

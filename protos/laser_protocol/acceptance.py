@@ -61,8 +61,8 @@ def acceptance_from_message(message: acceptance_pb2.Acceptance) -> Acceptance:
     """
     kind = message.WhichOneof("kind")
     if kind == "relaxed":
-        # The wire holds a float32: 0.1 comes back as 0.10000000149; rounding restores what the caller wrote.
-        return Relaxed(top_k=message.relaxed.top_k, min_prob=round(message.relaxed.min_prob, 6))
+        # The wire holds a float32: 0.1 comes back as 0.10000000149; its seven digits are what the caller wrote.
+        return Relaxed(top_k=message.relaxed.top_k, min_prob=float(f"{message.relaxed.min_prob:.7g}"))
     if kind == "strict":
         return Strict()
     raise InvalidRequest("acceptance has no kind, must be strict or relaxed", field="acceptance")

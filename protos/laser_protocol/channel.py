@@ -40,7 +40,7 @@ class Endpoint:
     Attributes:
         target: HOST:PORT, or any gRPC target with a scheme (`unix:...`). Calls to `dns:///NAME:PORT` are spread over
             all addresses of the name, calls to `ipv4:A:PORT,B:PORT` over those. Addresses that a name gets later are
-            found once a connection ends.
+            found once a connection ends; a verifier ends one after five minutes.
         credentials: TLS credentials, or None: plain text.
         metadata: sent with every call.
         server_name: name that the server's certificate must carry; None: the target's host.

@@ -175,6 +175,8 @@ def from_rpc_error(error: grpc.RpcError) -> LaserError:
     info, bad_request, retry = _unpack_details(metadata)
     cls = _BY_NAME.get(info.reason) if info is not None and info.domain == _DOMAIN else None
     cls = cls or _BY_CODE.get(code, Internal)
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        message += ": no such service here; is it the right server's address? (retriever: 50051, verifier: 50052)"
     return cls(
         message,
         field=bad_request.field_violations[0].field if bad_request and bad_request.field_violations else None,
@@ -190,10 +192,6 @@ def _unpack_details(
     raw = next((value for key, value in metadata if key == _DETAILS_KEY), None)
     if raw is None:
         return None, None, None
-    try:
-        packed = list(status_pb2.Status.FromString(raw).details)
-    except Exception:  # a proxy may have put anything there; the status code still stands
-        return None, None, None
 
     def find(cls: Any) -> Any:
         for item in packed:
@@ -203,4 +201,8 @@ def _unpack_details(
                 return message
         return None
 
-    return find(error_details_pb2.ErrorInfo), find(error_details_pb2.BadRequest), find(error_details_pb2.RetryInfo)
+    try:
+        packed = list(status_pb2.Status.FromString(raw).details)
+        return find(error_details_pb2.ErrorInfo), find(error_details_pb2.BadRequest), find(error_details_pb2.RetryInfo)
+    except Exception:  # a proxy may have put anything there; the status code still stands
+        return None, None, None

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import hmac
 import logging
+import os
 import re
 import signal
 import threading
@@ -233,6 +234,8 @@ class LaserServer:
         config: where to listen.
         service_names: full names of the services, for health and reflection.
         register: called once with the grpc.aio server to add the services to it.
+        max_connection_age_s: after about so long a client is told to connect anew for its next calls, and so to
+            resolve the server's name again; calls under way go on. None: never.
 
     Raises:
         ValueError: a certificate, key or token file cannot be read, or is none; names the option and the file.
@@ -243,6 +246,7 @@ class LaserServer:
         config: ListenConfig,
         service_names: Sequence[str],
         register: Callable[[grpc.aio.Server], None],
+        max_connection_age_s: float | None = None,
     ) -> None:
         self._config = config
         self._credentials = _server_credentials(config)
@@ -251,7 +255,10 @@ class LaserServer:
         if config.token_file is not None:
             interceptors.append(TokenInterceptor(read_token(config.token_file)))
         interceptors.append(ErrorInterceptor())
-        self._server = grpc.aio.server(interceptors=interceptors, options=SERVER_OPTIONS)
+        options = SERVER_OPTIONS
+        if max_connection_age_s is not None:
+            options += (("grpc.max_connection_age_ms", round(max_connection_age_s * 1e3)),)
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         register(self._server)
@@ -323,13 +330,23 @@ def serving_metrics(
         thread.join()
 
 
-async def until_signal() -> None:
-    """Waits for SIGTERM or SIGINT."""
-    stop = asyncio.Event()
+def end_at_signals() -> None:
+    """Has SIGTERM and SIGINT end the process at once, until `catch_signals` takes them over.
+
+    For the time in which a server starts: it has taken nothing on yet, and loading, in another thread, would be waited
+    for. A container's first process would not even hear of SIGTERM. To be called in the main thread.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda got, _: os._exit(128 + got))
+
+
+def catch_signals() -> asyncio.Event:
+    """From now on SIGTERM and SIGINT set this event. To be called on the event loop, in the main thread."""
+    signalled = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+        loop.add_signal_handler(number, signalled.set)
+    return signalled
 
 
 def read_token(path: Path) -> str:

@@ -351,7 +351,8 @@ def _conclude(config: DemoConfig, result: DemoResult, say: Callable[[str], None]
     say(table.text_table(table.cells(result.summaries, result.noise)))
     say("")
     if result.dtype != "float32":
-        say(f"Strict is exact in float32. In {result.dtype} rounding may depend on the batch.")
+        say(f"Strict is exact in float32. In {result.dtype} rounding may depend on the batch; on processors it does")
+        say("not with Llama, Mistral, Qwen2 and Qwen3.")
         if result.noise is not None:
             say("The last row shows how far plain decoding agrees with itself at another batch size.")
     if result.replay:

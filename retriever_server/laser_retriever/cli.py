@@ -16,14 +16,14 @@ import uvloop
 from prometheus_client import start_http_server
 
 from laser_protocol.errors import LaserError
-from laser_protocol.serving import LaserServer, ListenConfig, serving_metrics, until_signal
+from laser_protocol.serving import LaserServer, ListenConfig, catch_signals, end_at_signals, serving_metrics
 from laser_retriever.config import DRAFT_DEADLINE_S, RetrieverConfig
 from laser_retriever.draft_threads import usable_processors
-from laser_retriever.drafter import DraftParams
 from laser_retriever.limits import NO_LIMITS, PoolLimits
 from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
 from laser_retriever.service import SERVICE_NAME, RetrieverService
+from laser_retriever.tree_drafter import DraftParams
 from laser_retriever.warmup import settle_garbage_collector, warm_up
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     raise_file_limit()
+    end_at_signals()
     try:
         uvloop.run(serve(config, listen))
     except (LaserError, OSError, ValueError) as error:
@@ -138,6 +139,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig) -> None:
         stack.push_async_callback(loop.run_in_executor, None, pools.close)
         stack.callback(service.close)
         stack.enter_context(serving_metrics(listen, partial(start_http_server, registry=metrics.registry)))
+        signalled = catch_signals()
         server = LaserServer(listen, [SERVICE_NAME], service.register)
         port = await server.start()
         pools.advertise(config.advertise or own_address(listen.listen, port))
@@ -146,7 +148,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig) -> None:
         pools.refresh_soon()
         health = loop.create_task(service.report_health(server))
         logger.info("laser_retriever.listening port=%d pools=%s name=%s", port, config.pools, config.name)
-        await until_signal()
+        await signalled.wait()
         logger.info("laser_retriever.stopping")
         health.cancel()
         service.end_drafts()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import numpy as np
+
 from laser_retriever.contents import PoolContents
 from laser_retriever.segment import Segment, SegmentContent, StoredDocument
 
@@ -15,14 +17,15 @@ def sealed(contents: PoolContents, end_sequence: int) -> SegmentContent:
         contents: of the pool, with all of the log's records below `end_sequence`.
         end_sequence: number of the first record that the segment does not hold.
     """
-    held = _ids(contents.segments)
     return SegmentContent(
         documents=[
             StoredDocument(key, record.token_ids, record.time_ms)
             for key, record in contents.logged_documents
             if record.token_ids is not None
         ],
-        tombstones=[key for key, record in contents.log.items() if record.token_ids is None and key in held],
+        tombstones=[
+            key for key, record in contents.log.items() if record.token_ids is None and _is_held(key, contents.segments)
+        ],
         first_sequence=contents.end_sequence,
         end_sequence=end_sequence,
     )
@@ -36,20 +39,26 @@ def merged(contents: PoolContents, run: Sequence[Segment], on_disk: Collection[s
         run: some of its segments, oldest first.
         on_disk: names of the segments in its directory, replaced ones included.
     """
-    held = _ids(contents.segments[: contents.segments.index(run[0])])
+    older = contents.segments[: contents.segments.index(run[0])]
+    hidden = {segment.name: contents.hidden[segment.name] for segment in run}
     documents = [
-        StoredDocument(key, segment.index.document(i), int(segment.times_ms[i]))
+        StoredDocument(segment.meta.ids[i], segment.index.document(i), int(segment.times_ms[i]))
         for segment in run
-        for i, key in enumerate(segment.meta.ids)
-        if i not in contents.hidden[segment.name]
+        for i in np.flatnonzero(~hidden[segment.name]).tolist()
     ]
     # An id that the run holds, even if hidden by now, must go on hiding what older segments hold of it.
-    named = _ids(run).union(*(segment.meta.tombstones for segment in run))
-    live = {document.document_id for document in documents}
+    gone = {segment.meta.ids[i] for segment in run for i in np.flatnonzero(hidden[segment.name]).tolist()}
+    gone.update(key for segment in run for key in segment.meta.tombstones)
+
+    def is_live(key: str) -> bool:
+        return any(
+            key in segment.document_idxs and not hidden[segment.name][segment.document_idxs[key]] for segment in run
+        )
+
     replaced = {name for segment in run for name in (segment.name, *segment.meta.replaces)}
     return SegmentContent(
         documents=documents,
-        tombstones=sorted((named - live) & held),
+        tombstones=sorted(key for key in gone if _is_held(key, older) and not is_live(key)),
         first_sequence=run[0].meta.first_sequence,
         end_sequence=run[-1].meta.end_sequence,
         # Names whose removal is durable cannot come back, so the list stays as short as what lies on disk.
@@ -67,5 +76,5 @@ def choose_run(segments: Sequence[Segment]) -> Sequence[Segment]:
     return segments[start:]
 
 
-def _ids(segments: Sequence[Segment]) -> set[str]:
-    return set[str]().union(*(segment.document_idxs for segment in segments))
+def _is_held(key: str, segments: Sequence[Segment]) -> bool:
+    return any(key in segment.document_idxs for segment in segments)

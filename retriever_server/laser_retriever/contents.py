@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from laser_retriever import checked_json
 from laser_retriever.checked_json import DamagedJson
+from laser_retriever.index import MARKS_PER_DOCUMENT
 from laser_retriever.log import LOG_NAME, LogReader, Record
 from laser_retriever.segment import PREFIX, UNFINISHED, CorruptSegment, Segment, open_segment
 
@@ -32,14 +36,14 @@ class PoolContents:
     Attributes:
         fingerprint: of its tokenizer; "" while the pool does not exist.
         segments: oldest first.
-        hidden: per segment name, the documents in it that later segments hide.
+        hidden: per segment name, bool[D]: the documents in it that later segments hide.
         log: per id the last record behind the segments, in order of arrival.
         log_size_bytes: of the log file.
     """
 
     fingerprint: str = ""
     segments: tuple[Segment, ...] = ()
-    hidden: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    hidden: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     log: Mapping[str, Record] = field(default_factory=dict)
     log_size_bytes: int = 0
 
@@ -48,10 +52,10 @@ class PoolContents:
         """All records below this number are in segments."""
         return max((segment.meta.end_sequence for segment in self.segments), default=0)
 
-    def dead_idxs(self, segment: Segment) -> frozenset[int]:
-        """The documents of a segment that are deleted or replaced by now."""
-        positions = segment.document_idxs
-        return self.hidden[segment.name].union(positions[key] for key in self.log if key in positions)
+    def dead(self, segment: Segment) -> NDArray[np.bool_]:
+        """bool[D]: the documents of a segment that are deleted or replaced by now."""
+        positions, hidden = segment.document_idxs, self.hidden[segment.name]
+        return _also(hidden, [positions[key] for key in self.log if key in positions])
 
     @cached_property
     def logged_documents(self) -> list[tuple[str, Record]]:
@@ -136,7 +140,7 @@ class PoolReader:
             self._contents = PoolContents(
                 fingerprint=fingerprint,
                 segments=segments,
-                hidden=old.hidden if same_segments else _hidden_idxs(segments),
+                hidden=old.hidden if same_segments else _hidden(segments, old),
                 log=dict(self._log) if fingerprint else {},
                 log_size_bytes=self._log_reader.size_bytes,
             )
@@ -201,26 +205,75 @@ def segment_names(directory: Path) -> list[str]:
     return [name for name in names if name.startswith(PREFIX) and not name.endswith(UNFINISHED)]
 
 
-def _hidden_idxs(segments: Sequence[Segment]) -> dict[str, frozenset[int]]:
-    """Per segment, the documents hidden by later segments."""
-    hidden: dict[str, frozenset[int]] = {}
-    later: set[str] = set()
-    for segment in reversed(segments):
-        positions = segment.document_idxs
-        smaller, larger = sorted((later, positions.keys()), key=len)
-        hidden[segment.name] = frozenset(positions[key] for key in smaller if key in larger)
-        later.update(positions)
-        later.update(segment.tombstones)
+def _hidden(segments: Sequence[Segment], old: PoolContents) -> dict[str, NDArray[np.bool_]]:
+    """Per segment, bool[D]: the documents that later segments hide.
+
+    What was hidden in `old` is so still, for a merged segment hides what its parts did. A pool may hold a million
+    documents: only segments that are new are compared, and nothing goes over all ids in one operation, which would hold
+    up every other thread.
+    """
+    hidden = {}
+    for i, segment in enumerate(segments):
+        known = old.hidden.get(segment.name)
+        later = [other for other in segments[i + 1 :] if known is None or other.name not in old.hidden]
+        idxs = [idx for other in later for idx in _named_by(other, segment)]
+        hidden[segment.name] = _also(np.zeros(len(segment.meta.ids), bool) if known is None else known, idxs)
     return hidden
 
 
-def live_documents(contents: PoolContents) -> Iterator[tuple[str, int, int]]:
-    """(id, number of tokens, time in ms) of each document, oldest first."""
-    for segment in contents.segments:
-        dead = contents.dead_idxs(segment)
-        for i, document_id in enumerate(segment.meta.ids):
-            if i not in dead:
-                yield document_id, len(segment.index.document(i)), int(segment.times_ms[i])
-    for document_id, record in contents.logged_documents:
-        assert record.token_ids is not None
-        yield document_id, len(record.token_ids), record.time_ms
+def _named_by(other: Segment, segment: Segment) -> list[int]:
+    """The documents of a segment whose ids another one holds, or tells to be deleted."""
+    positions = segment.document_idxs
+    fewer, more = sorted((positions, other.document_idxs), key=len)
+    held = [positions[key] for key in fewer if key in more]
+    return held + [positions[key] for key in other.tombstones if key in positions]
+
+
+def _also(mask: NDArray[np.bool_], idxs: Sequence[int]) -> NDArray[np.bool_]:
+    """The mask with these set too: a copy, or the very mask if there are none."""
+    if idxs:
+        mask = mask.copy()
+        mask[np.fromiter(idxs, np.int64, len(idxs))] = True
+    return mask
+
+
+@dataclass(frozen=True, slots=True)
+class LiveDocuments:
+    """The documents of a pool that are neither deleted nor replaced, oldest first.
+
+    Attributes:
+        num_tokens, times_ms: int64[N], of each.
+        parts: ids, and which of them are meant, of each segment and of the log.
+    """
+
+    num_tokens: NDArray[np.int64]
+    times_ms: NDArray[np.int64]
+    parts: tuple[tuple[Sequence[str], NDArray[np.int64]], ...]
+
+    @staticmethod
+    def of(contents: PoolContents) -> LiveDocuments:
+        """In operations that let other threads run."""
+        log = contents.logged_documents
+        live = [np.flatnonzero(~contents.dead(segment)) for segment in contents.segments]
+        sizes = [np.diff(segment.index.offsets)[idxs] for segment, idxs in zip(contents.segments, live, strict=True)]
+        times = [segment.times_ms[idxs] for segment, idxs in zip(contents.segments, live, strict=True)]
+        logged = [len(record.token_ids) for _, record in log if record.token_ids is not None]
+        parts: list[tuple[Sequence[str], NDArray[np.int64]]] = [
+            (segment.meta.ids, idxs) for segment, idxs in zip(contents.segments, live, strict=True)
+        ]
+        parts.append(([key for key, _ in log], np.arange(len(log))))
+        return LiveDocuments(
+            np.concatenate([*(size - MARKS_PER_DOCUMENT for size in sizes), np.array(logged, np.int64)]),
+            np.concatenate([*times, np.array([record.time_ms for _, record in log], np.int64)]),
+            tuple(parts),
+        )
+
+    def ids(self, idxs: NDArray[np.int64]) -> list[str]:
+        """Ids of some of them, by their indices, which rise."""
+        found: list[str] = []
+        first = 0
+        for ids, live in self.parts:
+            of_part = idxs[(idxs >= first) & (idxs < first + len(live))] - first
+            found += [ids[i] for i in live[of_part].tolist()]
+            first += len(live)
+        return found

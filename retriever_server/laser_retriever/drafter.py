@@ -1,291 +1,357 @@
-"""Drafts trees for sequences: the object behind the draft stream, usable in process without gRPC.
+"""The open sequences of one draft stream: opened, advanced by what was emitted, drafted for, closed.
 
-Knows sequences, sources and kernels; not pools' files, not messages.
+The draft stream's adapter and in-process users (tests, `benchmarks/replay.py`) drive the same object.
 """
 
 from __future__ import annotations
 
-import json
+import math
+import time
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from laser_protocol.tree import MAX_NODES, DraftTree
-from laser_retriever.calibration import NUM_SCALING_ROWS, Evidence, Scalings, no_scalings
-from laser_retriever.estimation import num_features
-from laser_retriever.growth import (
-    ANCESTOR_WEIGHT,
-    BEGIN_BONUS,
-    BUDGET,
-    ENOUGH,
-    MAX_DEPTH,
-    MAX_LOOKUPS,
-    MAX_OWN_MATCHES,
-    MAX_PER_LATER_SEARCH,
-    MAX_PER_SEARCH,
-    MIN_PROB,
-    MIN_UNSEEN,
-    NUM_PROMPT,
-    NUM_REQUEST_COLUMNS,
-    NUM_SETTINGS,
-    NUM_SOURCES,
-    OWN_WEIGHT,
-    SCALINGS,
-    SOURCES,
-    TEXT,
-    TEXT_LEN,
-    Model,
-    Trees,
-    Workspace,
-    grow_trees,
-)
+from laser_protocol.acceptance import Acceptance, Strict
+from laser_protocol.errors import InvalidRequest
+from laser_protocol.fingerprint import check_fingerprint
+from laser_protocol.pool_id import check_pool_id
+from laser_protocol.tree import MAX_NODES, MAX_VOCAB_SIZE, DraftTree
+from laser_retriever.calibration import Calibration, Key, key_of, no_scalings
+from laser_retriever.feedback import Feedback, begins_with_path, first_outside
 from laser_retriever.index import Sources
-from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS
-from laser_retriever.suffix_array import BEGIN_MARK, END_MARK
+from laser_retriever.pools import PoolStatus
+from laser_retriever.tree_drafter import Draft, DraftBatch, DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 
-# In place of a number of nodes.
-NOT_GROWN = -1
-
-
-def fitted_coefficients() -> tuple[float, ...]:
-    """The coefficients shipped with this package."""
-    return tuple(json.loads((Path(__file__).parent / "coefficients.json").read_bytes()))
-
-
-@dataclass(frozen=True, slots=True)
-class DraftParams:
-    """How matches become probabilities. Chosen by `benchmarks/replay.py` on users 1-680 of the user corpus.
-
-    Attributes:
-        coefficients: of the features of `growth.describe_children`; empty: those of `coefficients.json`.
-        level_lengths: the shortest match length of each level.
-        own_weight: what an occurrence in the sequence itself counts against one in its pool.
-        ancestor_weight: the same for an occurrence in an ancestor, per generation.
-        begin_bonus: tokens by which a match that reaches the documents' begin counts as longer.
-        min_prob: nodes less probable are not grown.
-        max_matches: most occurrences looked at for one tree.
-        max_per_search: most of them from the pools between one match length searched for and the next, at the root.
-        max_per_later_search: the same at other nodes.
-        max_own_matches: most of them from the sequence itself.
-        enough: once matches weigh this much, shorter ones are left out.
-        max_lookups: most lookups for one tree: at its root, then at nodes where fewer matches than `enough` are left
-            and `min_unseen` says yes.
-        max_depth: longest path.
-        min_unseen: a node is looked up if it is reached, and left by none of its known children, with this probability.
-    """
-
-    coefficients: tuple[float, ...] = ()
-    level_lengths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 11, 16, 24, 32)
-    own_weight: float = 1.0
-    ancestor_weight: float = 0.7
-    begin_bonus: int = 16
-    min_prob: float = 0.001
-    max_matches: int = 2048
-    max_per_search: int = 128
-    max_per_later_search: int = 32
-    max_own_matches: int = 64
-    enough: float = 16.0
-    max_lookups: int = 8
-    max_depth: int = 48
-    min_unseen: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not self.coefficients:
-            object.__setattr__(self, "coefficients", fitted_coefficients())
-        needed = num_features(len(self.level_lengths))
-        if len(self.coefficients) != needed:
-            raise ValueError(f"coefficients has {len(self.coefficients)} values, must have {needed}")
-        if self.level_lengths[0] != 1 or list(self.level_lengths) != sorted(set(self.level_lengths)):
-            raise ValueError(f"level_lengths is {self.level_lengths}, must rise strictly from 1")
+# Trees grown together: a sequence keeps the arrays of its last batch, so these stay small.
+MAX_TREES_PER_BATCH = 64
+# Trees of one kernel call: many enough to make the call cheap, few enough to look at the clock between them.
+MAX_TREES_PER_CALL = 8
+# Below so many a message is not worth a second thread.
+MIN_TREES_PER_THREAD = 4
 
 
-class TokenBuffer:
-    """A sequence's tokens: prompt and output so far, and an end mark behind them, in a buffer that grows by doubling.
+class SourceProvider(Protocol):
+    """Where a sequence's sources come from; `Pools` is one."""
 
-    Attributes:
-        num_prompt_tokens: how many are prompt.
-        num_tokens: how many there are: the position.
-        address: of the first; changes when the buffer grows.
-    """
-
-    __slots__ = ("_tokens", "address", "num_prompt_tokens", "num_tokens")
-
-    def __init__(self, num_prompt_tokens: int) -> None:
-        self.num_prompt_tokens = num_prompt_tokens
-        self.num_tokens = 0
-        self._tokens = np.full(512, END_MARK, np.int32)
-        self.address: int = self._tokens.ctypes.data
-
-    def extend(self, token_ids: NDArray[np.int32]) -> None:
-        """Appends tokens."""
-        end = self.num_tokens + len(token_ids)
-        if end >= len(self._tokens):
-            grown = np.empty(max(end + 1, 2 * len(self._tokens)), np.int32)
-            grown[: self.num_tokens] = self._tokens[: self.num_tokens]
-            self._tokens = grown
-            self.address = grown.ctypes.data
-        self._tokens[self.num_tokens : end] = token_ids
-        self._tokens[end] = END_MARK
-        self.num_tokens = end
-
-    @property
-    def tokens(self) -> NDArray[np.int32]:
-        """int32[num_tokens] (view)."""
-        return self._tokens[: self.num_tokens]
-
-    def tail(self) -> NDArray[np.int32]:
-        """int32[<= MAX_MATCH_LENGTH]: the tail that pools are searched for: the output behind its begin mark."""
-        start = max(self.num_prompt_tokens - 1, self.num_tokens - MAX_MATCH_LENGTH)
-        tail = self._tokens[start : self.num_tokens].copy()
-        if start < self.num_prompt_tokens:
-            tail[0] = BEGIN_MARK
-        return tail
+    def sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]: ...
 
 
-# Not frozen, as values elsewhere are: there is one for every tree, and making it would take three times as long.
 @dataclass(slots=True, eq=False)
-class DraftRequest:
-    """A tree asked for.
+class _Sequence:
+    buffer: TokenBuffer
+    pool: str
+    calibration_key: Key
+    last_draft: Draft | None = None
+
+
+# Not frozen, as values elsewhere are: there is one for every tree, and that would make them three times as dear.
+@dataclass(slots=True, eq=False)
+class _Outcome:
+    """What a verifier found of a tree; see `Drafter.advance`."""
+
+    sequence: _Sequence
+    draft: Draft
+    num_verified_nodes: int
+    accepted_node_idx: int
+    num_emitted: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Begun:
+    """Trees that helpers have begun with, to be finished by `Drafter.finish`.
 
     Attributes:
-        buffer: at least one token.
-        sources: what its pool gives; the buffer's own tokens are matched beside them.
-        node_budget: most nodes.
-        scalings: of a `Calibration`; None: none.
+        sequences: theirs, in the batch's order.
+        batch: the trees.
+        helped: what the helpers do.
+        deadline_s: see `Drafter.begin`.
     """
 
-    buffer: TokenBuffer
-    sources: Sources
-    node_budget: int
-    scalings: Scalings | None = None
+    sequences: list[_Sequence]
+    batch: DraftBatch
+    helped: list[Future[None]]
+    deadline_s: float
 
 
-class DraftBatch:
-    """Trees asked for together and the room for them; any number of threads grow them, each with its `TreeDrafter`.
+class Drafter:
+    """The sequences of one draft stream. Not thread-safe: one call at a time.
 
     Args:
-        requests: one or more.
-        no_scalings: for requests without.
+        provider: gives each sequence's sources, asked anew for every tree.
+        fingerprint: tokenizer of the stream's sequences.
+        vocab_size: token ids of trees are below it.
+        params: how matches become probabilities.
+        max_sequences: most open at once.
+        num_threads: most that draft for the stream at once.
+        calibration: shared by all streams of a process; None: one of its own.
 
     Attributes:
-        table: int64[B, NUM_REQUEST_COLUMNS], the requests as the kernels want them.
-        trees, num_nodes: see `grow_trees`; NOT_GROWN where no thread has grown the tree.
-        next_tree: int64[1], the first that no thread has taken.
+        feedback: what became of the trees.
+        num_late: trees left empty because the deadline had passed.
+
+    Raises:
+        InvalidRequest: fingerprint or vocab_size is out of range.
     """
 
-    def __init__(self, requests: Sequence[DraftRequest], no_scalings: Scalings) -> None:
-        self._requests = requests
-        self.table = np.array([_row(request, no_scalings) for request in requests], np.int64)
-        self.trees = Trees.room(len(requests), max(request.node_budget for request in requests))
-        self.num_nodes = np.full(len(requests), NOT_GROWN, np.int64)
-        self.next_tree = np.zeros(1, np.int64)
+    def __init__(
+        self,
+        provider: SourceProvider,
+        fingerprint: str,
+        vocab_size: int,
+        params: DraftParams | None = None,
+        max_sequences: int = 4096,
+        num_threads: int = 1,
+        calibration: Calibration | None = None,
+    ) -> None:
+        check_fingerprint(fingerprint)
+        if not 1 <= vocab_size <= MAX_VOCAB_SIZE:
+            raise InvalidRequest(f"vocab_size is {vocab_size}, must be from 1 to {MAX_VOCAB_SIZE}", field="vocab_size")
+        self._provider = provider
+        self._fingerprint = fingerprint
+        self._vocab_size = vocab_size
+        params = params or DraftParams()
+        self._no_scalings = no_scalings(len(params.level_lengths))
+        self._tree_drafters = [TreeDrafter(params, vocab_size) for _ in range(num_threads)]
+        # The first is the caller's; the helpers take the others in turns.
+        self._idle_tree_drafters = self._tree_drafters[1:]
+        self._calibration = Calibration(len(params.level_lengths)) if calibration is None else calibration
+        self._max_sequences = max_sequences
+        self._sequences: dict[int, _Sequence] = {}
+        self._outcomes: list[_Outcome] = []
+        self.feedback = Feedback()
+        self.num_late = 0
 
     def __len__(self) -> int:
-        return len(self._requests)
+        return len(self._sequences)
 
-    @property
-    def is_taken(self) -> bool:
-        """Whether every tree has been taken up by some thread."""
-        return bool(self.next_tree[0] >= len(self._requests))
+    def open(
+        self,
+        sequence_id: int,
+        pool: str,
+        token_ids: ArrayLike,
+        num_prompt_tokens: int,
+        *,
+        model: str = "",
+        acceptance: Acceptance | None = None,
+    ) -> PoolStatus:
+        """Takes up a sequence.
 
-    @property
-    def num_late(self) -> int:
-        """Trees that no thread has grown."""
-        return int(np.count_nonzero(self.num_nodes == NOT_GROWN))
+        Args:
+            sequence_id: not open yet.
+            pool: pool id, or "": drafted from the sequence itself only.
+            token_ids: int32[T], prompt and output so far, copied.
+            num_prompt_tokens: how many of them are prompt, 1 to T.
+            model, acceptance: what probabilities are calibrated for.
 
-    def drafts(self) -> list[Draft]:
-        """The trees; those that no thread has grown have no nodes."""
-        return [
-            Draft(self.trees, i, max(n, 0), request.buffer.num_tokens)
-            for i, (request, n) in enumerate(zip(self._requests, self.num_nodes.tolist(), strict=True))
-        ]
+        Returns:
+            What became of the pool.
 
+        Raises:
+            InvalidRequest: names the field and what would be right.
+        """
+        if sequence_id in self._sequences:
+            raise InvalidRequest(f"sequence_id {sequence_id} is open already", field="sequence_id")
+        if len(self._sequences) >= self._max_sequences:
+            raise InvalidRequest(
+                f"sequence_id {sequence_id} is one too many: at most {self._max_sequences} may be open on a stream",
+                field="sequence_id",
+            )
+        if pool:
+            check_pool_id(pool)
+        tokens = self._check_tokens(token_ids)
+        if not 1 <= num_prompt_tokens <= len(tokens):
+            raise InvalidRequest(
+                f"num_prompt_tokens is {num_prompt_tokens}, must be from 1 to the {len(tokens)} token_ids",
+                field="num_prompt_tokens",
+            )
+        buffer = TokenBuffer(num_prompt_tokens)
+        buffer.extend(tokens)
+        self._sequences[sequence_id] = _Sequence(buffer, pool, key_of(model, acceptance or Strict(), pool))
+        return self._provider.sources(pool, self._fingerprint)[0]
 
-def _row(request: DraftRequest, no_scalings: Scalings) -> list[int]:
-    row = [0] * NUM_REQUEST_COLUMNS
-    buffer, sources = request.buffer, request.sources
-    row[TEXT], row[TEXT_LEN], row[NUM_PROMPT] = buffer.address, buffer.num_tokens, buffer.num_prompt_tokens
-    row[SOURCES], row[NUM_SOURCES] = sources.address, len(sources.table)
-    row[SCALINGS], row[BUDGET] = (request.scalings or no_scalings).address, request.node_budget
-    return row
+    def advance(
+        self,
+        sequence_id: int,
+        position: int,
+        token_ids: ArrayLike,
+        num_verified_nodes: int = 0,
+        accepted_node_idx: int = -1,
+    ) -> None:
+        """Appends what a step emitted, and notes what became of the last tree. A fault closes the sequence.
 
+        Args:
+            sequence_id: an open one.
+            position: its number of tokens before the step.
+            token_ids: int32[], at least one.
+            num_verified_nodes: how many nodes of the last tree were verified.
+            accepted_node_idx: the deepest accepted of them, or -1.
 
-@dataclass(slots=True, eq=False)
-class Draft:
-    """A tree of a batch and what its probabilities were made of, as arrays only when they are asked for.
+        Raises:
+            InvalidRequest: names the field and what would be right.
+        """
+        sequence = self._open_sequence(sequence_id)
+        try:
+            if position != sequence.buffer.num_tokens:
+                raise InvalidRequest(
+                    f"position is {position}, must be {sequence.buffer.num_tokens}, the tokens of the sequence so far",
+                    field="position",
+                )
+            tokens = self._check_tokens(token_ids)
+            self._note_outcome(sequence, tokens, num_verified_nodes, accepted_node_idx)
+        except InvalidRequest:
+            self.close(sequence_id)
+            raise
+        sequence.buffer.extend(tokens)
+        sequence.last_draft = None
 
-    Attributes:
-        batch: the trees that were grown together.
-        row: which of them it is.
-        num_nodes: of it.
-        position: number of tokens that it continues.
-    """
+    def draft(self, sequence_id: int, node_budget: int) -> DraftTree:
+        """The draft tree at the sequence's end, of at most `node_budget` nodes (0 to MAX_NODES); calibrates before.
 
-    batch: Trees
-    row: int
-    num_nodes: int
-    position: int
+        Raises:
+            InvalidRequest: unknown sequence, or the budget is out of range; the latter closes the sequence.
+        """
+        self.check_budget(sequence_id, node_budget)
+        self.calibrate()
+        return self.finish(self.begin([(sequence_id, node_budget)]))[0].tree
 
-    @property
-    def tree(self) -> DraftTree:
-        """The tree (views)."""
-        made, row, n = self.batch, self.row, self.num_nodes
-        return DraftTree(
-            self.position, made.token_ids[row, :n], made.parents[row, :n], made.probs[row, :n], made.origins[row, :n]
-        )
+    def check_budget(self, sequence_id: int, node_budget: int) -> None:
+        """What `begin` relies on.
 
-    @property
-    def evidence(self) -> Evidence:
-        """What its probabilities were made of (views)."""
-        made, row, n = self.batch, self.row, self.num_nodes
-        return Evidence(made.origins[row, :n], made.levels[row, :n], made.conditionals[row, :n])
+        Raises:
+            InvalidRequest: as for `draft`.
+        """
+        self._open_sequence(sequence_id)
+        if not 0 <= node_budget <= MAX_NODES:
+            self.close(sequence_id)
+            raise InvalidRequest(f"node_budget is {node_budget}, must be from 0 to {MAX_NODES}", field="node_budget")
 
+    def begin(
+        self, wanted: Sequence[tuple[int, int]], helpers: Executor | None = None, deadline_s: float = math.inf
+    ) -> list[Begun]:
+        """Has helpers begin with trees of several sequences. All that was begun must be finished, once.
 
-class TreeDrafter:
-    """Drafts trees from given sources. Not thread-safe: one per drafting thread.
+        Until then none of these sequences may be begun with again or advanced: helpers read its tokens by their
+        address, and advancing it may move them.
 
-    Args:
-        params: how matches become probabilities.
-        vocab_size: token ids of the trees are below it.
-    """
+        Args:
+            wanted: sequence ids and node budgets that `check_budget` let pass, each sequence once.
+            helpers: its threads draft beside the caller's as far as they have nothing else to do.
+            deadline_s: by `time.monotonic`; trees not begun then stay empty and count as late.
 
-    def __init__(self, params: DraftParams, vocab_size: int) -> None:
-        self._vocab_size = vocab_size
-        self._model = model_of(params)
-        self._work = Workspace.room(params.max_matches, MAX_NODES, params.max_depth)
-        self._no_scalings = no_scalings(len(params.level_lengths))
+        Returns:
+            What `finish` takes.
+        """
+        begun = []
+        for start in range(0, len(wanted), MAX_TREES_PER_BATCH):
+            part = wanted[start : start + MAX_TREES_PER_BATCH]
+            sequences = [self._sequences[sequence_id] for sequence_id, _ in part]
+            requests = [self._request(sequence, budget) for sequence, (_, budget) in zip(sequences, part, strict=True)]
+            batch = DraftBatch(requests, self._no_scalings)
+            num_helpers = min(len(self._tree_drafters), -(-len(batch) // MIN_TREES_PER_THREAD)) - 1
+            helped = [helpers.submit(self._help, batch, deadline_s) for _ in range(num_helpers)] if helpers else []
+            begun.append(Begun(sequences, batch, helped, deadline_s))
+        return begun
 
-    def grow(self, batch: DraftBatch, max_trees: int) -> None:
-        """Grows trees of the batch that no other thread has taken, at most so many."""
-        grow_trees(
-            batch.table, NUM_SCALING_ROWS, self._vocab_size, self._model, self._work, batch.trees, batch.num_nodes,
-            batch.next_tree, max_trees,
+    def finish(self, begun: Sequence[Begun]) -> list[Draft]:
+        """The trees that were begun, in that order, once all are grown or their time is over."""
+        for each in begun:
+            _grow(self._tree_drafters[0], each.batch, each.deadline_s)
+        drafts: list[Draft] = []
+        for each in begun:
+            for future in each.helped:
+                # One that has not begun has nothing left to do, and must not be waited for: its thread may wait for us.
+                if not future.cancel():
+                    future.result()
+            made = each.batch.drafts()
+            for sequence, draft in zip(each.sequences, made, strict=True):
+                sequence.last_draft = draft
+            drafts += made
+            self.num_late += each.batch.num_late
+            self.feedback.drafted(len(made) - each.batch.num_late, sum(draft.num_nodes for draft in made))
+        return drafts
+
+    def _help(self, batch: DraftBatch, deadline_s: float) -> None:
+        try:
+            tree_drafter = self._idle_tree_drafters.pop()
+        except IndexError:  # as many draft for this stream as may
+            return
+        try:
+            _grow(tree_drafter, batch, deadline_s)
+        finally:
+            self._idle_tree_drafters.append(tree_drafter)
+
+    def calibrate(self) -> None:
+        """Takes in what became of trees since the last time. Apart from `advance`, so that no tree waits for it."""
+        for outcome in self._outcomes:
+            tree = outcome.draft.tree
+            self.feedback.observe(tree, outcome.num_verified_nodes, outcome.accepted_node_idx)
+            self._calibration.observe(
+                outcome.sequence.calibration_key, tree.parents, outcome.draft.evidence,
+                outcome.num_verified_nodes, outcome.accepted_node_idx, outcome.num_emitted,
+            )  # fmt: skip
+        self._outcomes.clear()
+
+    def _request(self, sequence: _Sequence, node_budget: int) -> DraftRequest:
+        _, sources = self._provider.sources(sequence.pool, self._fingerprint)
+        return DraftRequest(
+            sequence.buffer, sources, node_budget, self._calibration.scalings(sequence.calibration_key)
         )  # fmt: skip
 
-    def draft(self, requests: Sequence[DraftRequest]) -> list[Draft]:
-        """The trees that continue the requests' tokens."""
-        batch = DraftBatch(requests, self._no_scalings)
-        self.grow(batch, len(requests))
-        return batch.drafts()
+    def close(self, sequence_id: int) -> None:
+        """Forgets a sequence; an unknown one is ignored."""
+        self._sequences.pop(sequence_id, None)
+
+    def _open_sequence(self, sequence_id: int) -> _Sequence:
+        try:
+            return self._sequences[sequence_id]
+        except KeyError:
+            raise InvalidRequest(
+                f"sequence_id {sequence_id} is not open, must be one of an Open on this stream", field="sequence_id"
+            ) from None
+
+    def _check_tokens(self, token_ids: ArrayLike) -> NDArray[np.int32]:
+        tokens = np.asarray(token_ids, np.int32)
+        if tokens.ndim != 1 or not len(tokens):
+            raise InvalidRequest("token_ids is empty, must hold at least one token", field="token_ids")
+        wrong = first_outside(tokens, self._vocab_size)
+        if wrong >= 0:
+            raise InvalidRequest(
+                f"token_ids[{wrong}] is {tokens[wrong]}, must be from 0 to {self._vocab_size - 1}",
+                field="token_ids",
+            )
+        return tokens
+
+    def _note_outcome(
+        self, sequence: _Sequence, tokens: NDArray[np.int32], num_verified_nodes: int, accepted_node_idx: int
+    ) -> None:
+        draft = sequence.last_draft
+        num_nodes = 0 if draft is None else draft.num_nodes
+        if not 0 <= num_verified_nodes <= num_nodes:
+            raise InvalidRequest(
+                f"num_verified_nodes is {num_verified_nodes}, must be from 0 to the {num_nodes} nodes of the last tree",
+                field="num_verified_nodes",
+            )
+        if not -1 <= accepted_node_idx < num_verified_nodes:
+            raise InvalidRequest(
+                f"accepted_node_idx is {accepted_node_idx}, must be from -1 to {num_verified_nodes - 1}",
+                field="accepted_node_idx",
+            )
+        if not num_verified_nodes or draft is None:
+            return
+        trees = draft.batch
+        if not begins_with_path(trees.parents, trees.token_ids, draft.row, accepted_node_idx, tokens):
+            raise InvalidRequest(
+                f"accepted_node_idx is {accepted_node_idx}, but the emitted token_ids do not begin with its path",
+                field="accepted_node_idx",
+            )
+        self._outcomes.append(_Outcome(sequence, draft, num_verified_nodes, accepted_node_idx, len(tokens)))
 
 
-def model_of(params: DraftParams) -> Model:
-    """The parameters as the kernels want them."""
-    settings = np.empty(NUM_SETTINGS)
-    settings[MIN_PROB] = params.min_prob
-    settings[ENOUGH] = params.enough
-    settings[MAX_LOOKUPS] = params.max_lookups
-    settings[OWN_WEIGHT] = params.own_weight
-    settings[MAX_OWN_MATCHES] = params.max_own_matches
-    settings[MAX_PER_SEARCH] = params.max_per_search
-    settings[MAX_PER_LATER_SEARCH] = params.max_per_later_search
-    settings[BEGIN_BONUS] = params.begin_bonus
-    settings[ANCESTOR_WEIGHT] = params.ancestor_weight
-    settings[MAX_DEPTH] = params.max_depth
-    settings[MIN_UNSEEN] = params.min_unseen
-    lengths = np.arange(params.level_lengths[-1] + 1)
-    levels = np.maximum(np.searchsorted(params.level_lengths, lengths, side="right") - 1, 0).astype(np.int64)
-    return Model(np.array(SEARCH_LENGTHS, np.int64), levels, np.array(params.coefficients), settings)
+def _grow(tree_drafter: TreeDrafter, batch: DraftBatch, deadline_s: float) -> None:
+    """Grows trees of a batch until none is left or the time is over."""
+    while not batch.is_taken and time.monotonic() <= deadline_s:
+        tree_drafter.grow(batch, MAX_TREES_PER_CALL)

@@ -89,20 +89,24 @@ class Disk:
         with self._opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
             self.sync(descriptor)
 
-    def make_directories(self, path: Path) -> None:
+    def make_directories(self, path: Path, within: Path) -> None:
         """Makes a directory and its missing parents, each durable in the one above.
+
+        Below `within` also where it is there already: who made it may have been killed before it was durable.
 
         Raises:
             NotADirectoryError, FileExistsError: a file stands in the way.
         """
-        if path.is_dir():
+        is_there = path.is_dir()
+        if is_there and within not in path.parents:
             return
-        self.make_directories(path.parent)
-        try:
-            self.make_directory(path)
-        except FileExistsError:
-            if not path.is_dir():  # else another process made it in the meantime
-                raise
+        if not is_there:
+            self.make_directories(path.parent, within)
+            try:
+                self.make_directory(path)
+            except FileExistsError:
+                if not path.is_dir():  # else another process made it in the meantime
+                    raise
         self.sync_directory(path.parent)
 
     def remove_tree(self, path: Path) -> None:

@@ -5,12 +5,13 @@ A document lies there as begin mark, tokens, end mark. Knows nothing of files or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from laser_retriever.kernel import kernel
 from laser_retriever.matching import DEAD, DISTANCE, NUM_COLUMNS, NUM_TOKENS, SKIP_FROM, SKIP_TO, SUFFIXES, TOKENS
 from laser_retriever.suffix_array import BEGIN_MARK, END_MARK, build_context_array
 
@@ -43,13 +44,22 @@ class TokenIndex:
         """int32[]: a document's tokens without its marks (view)."""
         return self.tokens[self.offsets[document_idx] + 1 : self.offsets[document_idx + 1] - 1]
 
-    def without(self, document_idxs: Iterable[int]) -> TokenIndex:
-        """The same index in which exactly these documents are deleted. T / 8 bytes."""
-        bits = np.zeros((len(self.tokens) + 7) // 8 * 8, bool)
-        for i in document_idxs:
-            bits[self.offsets[i] : self.offsets[i + 1]] = True
-        dead = np.packbits(bits, bitorder="little") if bits.any() else None
-        return TokenIndex(self.tokens, self.offsets, self.suffixes, dead)
+    def without(self, dead: NDArray[np.bool_]) -> TokenIndex:
+        """The same index in which exactly these documents, bool[D], are deleted. T / 8 bytes."""
+        bits = None
+        if dead.any():
+            bits = np.zeros((len(self.tokens) + 7) // 8, np.uint8)
+            mark_dead(self.offsets, dead, bits)
+        return TokenIndex(self.tokens, self.offsets, self.suffixes, bits)
+
+
+@kernel
+def mark_dead(offsets: NDArray[np.int64], dead: NDArray[np.bool_], bits: NDArray[np.uint8]) -> None:
+    """Sets the bits, lowest first, of all tokens `offsets[i]` to `offsets[i + 1]` of dead documents i."""
+    for i in range(len(dead)):
+        if dead[i]:
+            for token in range(offsets[i], offsets[i + 1]):
+                bits[token >> 3] |= 1 << (token & 7)
 
 
 def lay_out(documents: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

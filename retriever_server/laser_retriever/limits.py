@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,33 +35,24 @@ class PoolLimits:
             or (self.max_age_s and num_documents and oldest_ms < self._cutoff_ms(now_s))
         )
 
-    def evicted(self, documents: Iterable[tuple[str, int, int]], now_s: float) -> list[str]:
-        """Ids of the documents that must go.
+    def evicted(self, num_tokens: NDArray[np.int64], times_ms: NDArray[np.int64], now_s: float) -> NDArray[np.int64]:
+        """Which documents must go: all that are too old, then the oldest until the rest is within the limits.
 
         Args:
-            documents: (id, number of tokens, time in ms), oldest first.
+            num_tokens, times_ms: of each document, oldest first.
             now_s: seconds since 1970.
 
         Returns:
-            All that are too old, and of the others the oldest until the rest is within the limits.
+            int64[], their indices, rising.
         """
-        cutoff_ms = self._cutoff_ms(now_s) if self.max_age_s else None
-        gone: list[str] = []
-        young: list[tuple[str, int]] = []
-        for document_id, num_tokens, time_ms in documents:
-            if cutoff_ms is not None and time_ms < cutoff_ms:
-                gone.append(document_id)
-            else:
-                young.append((document_id, num_tokens))
-        num_documents, total = len(young), sum(num_tokens for _, num_tokens in young)
-        for document_id, num_tokens in young:
-            too_many = self.max_documents and num_documents > self.max_documents
-            if not too_many and not (self.max_tokens and total > self.max_tokens):
-                break
-            gone.append(document_id)
-            num_documents -= 1
-            total -= num_tokens
-        return gone
+        goes = times_ms < self._cutoff_ms(now_s) if self.max_age_s else np.zeros(len(times_ms), bool)
+        young = np.flatnonzero(~goes)
+        num_kept = min(len(young), self.max_documents) if self.max_documents else len(young)
+        if self.max_tokens:
+            tokens_of_newest = np.cumsum(num_tokens[young][::-1])
+            num_kept = min(num_kept, int(np.searchsorted(tokens_of_newest, self.max_tokens, side="right")))
+        goes[young[: len(young) - num_kept]] = True
+        return np.flatnonzero(goes)
 
     def _cutoff_ms(self, now_s: float) -> float:
         return (now_s - self.max_age_s) * 1000

@@ -77,7 +77,7 @@ class Pools:
         self._closing = threading.Event()
         self.counters = EventCounters()
         try:
-            config.pools.mkdir(parents=True, exist_ok=True)
+            self._disk.make_directories(config.pools.absolute(), config.pools.absolute())
             next(config.pools.iterdir(), None)
         except OSError as error:
             raise StorageUnavailable(f"pools is {str(config.pools)!r}, cannot be used: {error.strerror}") from error

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from laser_protocol.pool_id import ancestors
 from laser_retriever.clock import Clock
 from laser_retriever.index import TokenIndex, build_index
+from laser_retriever.segment import Segment
 from laser_retriever.snapshot import PoolSnapshot
 
 # However busy a root is and however long its sample takes, what was deleted below it is gone from it after this.
@@ -62,6 +64,7 @@ class Samples:
         self._interval_s = interval_s
         self._clock = clock
         self._samples: dict[str, Sample] = {}
+        self._hashes = _Hashes()
 
     def get(self, pool: str) -> Sample | None:
         """The sample of a pool that has descendants."""
@@ -86,6 +89,7 @@ class Samples:
                 built[made_of] = self._build(below[name])
             self._samples = {**self._samples, name: built[made_of]}
             yield
+        self._hashes.forget_but(snapshots)
 
     def _is_due(self, name: str, snapshots: Sequence[PoolSnapshot]) -> bool:
         known = self._samples.get(name)
@@ -101,35 +105,74 @@ class Samples:
         documents_of = {}
         for fingerprint in sorted({snapshot.fingerprint for snapshot in snapshots}):
             parts = [snapshot for snapshot in snapshots if snapshot.fingerprint == fingerprint]
-            smallest = _smallest(parts, self._max_documents)
+            smallest = _smallest(parts, self._max_documents, self._hashes)
             indexes[fingerprint] = build_index([index.document(i) for _, index, i in smallest])
             documents_of[fingerprint] = [path for path, _, _ in smallest]
         now_s = self._clock.monotonic_s()
         return Sample(indexes, documents_of, tuple(snapshots), now_s, now_s - started_s)
 
 
-def _smallest(snapshots: Sequence[PoolSnapshot], max_documents: int) -> list[tuple[tuple[str, ...], TokenIndex, int]]:
+class _Hashes:
+    """Hashes of documents' ids, those of each segment kept: a pool may hold a million, and its segments stay."""
+
+    def __init__(self) -> None:
+        self._of: dict[Segment, NDArray[np.uint64]] = {}
+
+    def of_segment(self, pool: str, segment: Segment) -> NDArray[np.uint64]:
+        """uint64[D]."""
+        if segment not in self._of:
+            self._of[segment] = self.of_ids(pool, segment.meta.ids)
+        return self._of[segment]
+
+    def of_ids(self, pool: str, ids: Sequence[str]) -> NDArray[np.uint64]:
+        """uint64[], not kept."""
+        base = hashlib.blake2b(pool.encode() + b"\0", digest_size=8)
+        digests = bytearray()
+        for document_id in ids:
+            state = base.copy()
+            state.update(document_id.encode())
+            digests += state.digest()
+        return np.frombuffer(digests, ">u8").astype(np.uint64)
+
+    def forget_but(self, snapshots: Sequence[PoolSnapshot]) -> None:
+        """Forgets segments that are none of these pools' any longer."""
+        there = {segment for snapshot in snapshots for segment in snapshot.segments}
+        self._of = {segment: hashes for segment, hashes in self._of.items() if segment in there}
+
+
+def _smallest(
+    snapshots: Sequence[PoolSnapshot], max_documents: int, known: _Hashes
+) -> list[tuple[tuple[str, ...], TokenIndex, int]]:
     """The documents with the smallest hashes, by pool path, then hash: (path, index, place in it) each.
 
-    Chosen by numpy, which lets other threads run; sorting as many in Python would hold them up for milliseconds.
+    Chosen by numpy, which lets other threads run; going over as many in Python would hold them up for milliseconds.
     """
     chosen: list[tuple[tuple[str, ...], TokenIndex, int]] = []
     found = [np.empty(0, np.uint64)]
     for snapshot in snapshots:
         path = tuple(snapshot.pool.split("/"))
-        base = hashlib.blake2b(snapshot.pool.encode() + b"\0", digest_size=8)
-        digests = bytearray()
-        for document_id, index, i in snapshot.documents():
-            state = base.copy()
-            state.update(document_id.encode())
-            digests += state.digest()
-            chosen.append((path, index, i))
-        found.append(np.frombuffer(digests, ">u8").astype(np.uint64))
+        parts = [
+            (index, np.flatnonzero(~dead), known.of_segment(snapshot.pool, segment))
+            for segment, dead, index in zip(snapshot.segments, snapshot.dead, snapshot.indexes, strict=True)
+        ]
+        tail_ids = snapshot.tail_ids
+        parts.append((snapshot.tail, np.arange(len(tail_ids)), known.of_ids(snapshot.pool, tail_ids)))
+        for index, live, hashes in parts:
+            kept = _smallest_idxs(hashes[live], max_documents)
+            chosen += [(path, index, i) for i in live[kept].tolist()]
+            found.append(hashes[live[kept]])
         # Not after every pool: there may be thousands of a few documents each.
         if len(chosen) > 2 * max_documents:
-            hashes = np.concatenate(found)
-            kept = np.argpartition(hashes, max_documents - 1)[:max_documents]
-            chosen, found = [chosen[i] for i in kept.tolist()], [hashes[kept]]
+            together = np.concatenate(found)
+            kept = _smallest_idxs(together, max_documents)
+            chosen, found = [chosen[i] for i in kept.tolist()], [together[kept]]
     in_order = [chosen[i] for i in np.argsort(np.concatenate(found), kind="stable")[:max_documents].tolist()]
     in_order.sort(key=lambda item: item[0])
     return in_order
+
+
+def _smallest_idxs(hashes: NDArray[np.uint64], most: int) -> NDArray[np.int64]:
+    """Where the smallest hashes are, at most so many, in no order."""
+    if len(hashes) <= most:
+        return np.arange(len(hashes))
+    return np.argpartition(hashes, most - 1)[:most].astype(np.int64)

@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 
 from laser_protocol.acceptance import Strict, acceptance_from_message
 from laser_protocol.errors import InvalidRequest, NotReady
+from laser_protocol.fingerprint import check_fingerprint
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.serving import LaserServer
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.calibration import Calibration
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.draft_threads import draft_executor
-from laser_retriever.drafter import Draft, DraftParams
+from laser_retriever.drafter import Begun, Drafter
 from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
 from laser_retriever.pools import Pools, PoolStatus
-from laser_retriever.sequence import Begun, Drafter
 from laser_retriever.snapshot import PoolSnapshot
+from laser_retriever.tree_drafter import Draft, DraftParams
 from laser_retriever.writer_lock import WriterLock
 
 logger = logging.getLogger(__name__)
@@ -402,10 +403,7 @@ def _same_target(pool: str, fingerprint: str, request: retriever_pb2.AddDocument
     """Pool and fingerprint of an AddDocuments call, given by its first message and contradicted by none."""
     if not pool:
         check_pool_id(request.pool)
-        if not request.tokenizer_fingerprint:
-            raise InvalidRequest(
-                "tokenizer_fingerprint is '', must be given in the first message", field="tokenizer_fingerprint"
-            )
+        check_fingerprint(request.tokenizer_fingerprint)
         return request.pool, request.tokenizer_fingerprint
     for field, first, now in (
         ("pool", pool, request.pool),

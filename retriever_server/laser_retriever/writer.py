@@ -24,8 +24,8 @@ from laser_retriever.config import RetrieverConfig
 from laser_retriever.contents import (
     FORMAT_VERSION,
     IDENTITY_NAME,
+    LiveDocuments,
     PoolReader,
-    live_documents,
     read_fingerprint,
     segment_names,
 )
@@ -112,8 +112,9 @@ class PoolWriter:
         """
         with self._as_writer() as log:
             # Chosen under the mutex: a document replaced in the meantime is no longer an old one.
-            documents = live_documents(self._reader.poll())
-            num_evicted = self._bury(log, self._config.limits.evicted(documents, self._clock.unix_s()))
+            live = LiveDocuments.of(self._reader.poll())
+            gone = self._config.limits.evicted(live.num_tokens, live.times_ms, self._clock.unix_s())
+            num_evicted = self._bury(log, live.ids(gone))
         if num_evicted:
             logger.info("pool.evicted pool=%s documents=%d", self._pool, num_evicted)
         return num_evicted
@@ -139,7 +140,7 @@ class PoolWriter:
         with self._building:
             self._seal()
             contents = self._reader.poll()
-            dead = any(contents.hidden[segment.name] or segment.meta.tombstones for segment in contents.segments)
+            dead = any(contents.hidden[segment.name].any() or segment.meta.tombstones for segment in contents.segments)
             if len(contents.segments) > 1 or dead:
                 self._merge(len(contents.segments))
 
@@ -198,9 +199,11 @@ class PoolWriter:
 
     def _take_over(self, founding: str) -> LogWriter:
         """Takes the lock, recovers the log, removes what an earlier writer did not finish."""
-        self._check_fingerprint(read_fingerprint(self._directory), founding)
+        stored = read_fingerprint(self._directory)
+        self._check_fingerprint(stored, founding)
         try:
-            self._disk.make_directories(self._directory)
+            # Of a pool that exists its founder has made them durable.
+            self._disk.make_directories(self._directory, self._directory if stored else self._config.pools)
         except (NotADirectoryError, FileExistsError) as error:
             raise InvalidRequest(f"pool {self._pool!r} has the name of a file in a pool", field="pool") from error
         self._lock = WriterLock.acquire(self._disk, self._directory, self._pool, self._address())

@@ -13,6 +13,9 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from laser_retriever.config import RetrieverConfig
+from laser_retriever.metrics import RetrieverMetrics
+from laser_retriever.pools import Pools
 from laser_verifier.learning import LearnCounters
 from laser_verifier.metrics import VerifierMetrics
 from laser_verifier.remote_drafts import DraftCounters, ShardState
@@ -37,7 +40,11 @@ def names(registry: CollectorRegistry) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def known() -> set[str]:
+def known(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The metrics of both servers."""
+    pools = Pools(RetrieverConfig(pools=tmp_path_factory.mktemp("pools")), started=False)
+    of_retriever = names(RetrieverMetrics(pools).registry)
+    pools.close()
     metrics = VerifierMetrics("tiny", 8)
     cost = StepCost(np.asarray([1, 2]), np.asarray([1.0, 2.0]))
     policy = SimpleNamespace(cost=LearnedCost(cost))
@@ -45,7 +52,7 @@ def known() -> set[str]:
     metrics.watch_engine(cast(Any, engine))
     metrics.watch_drafts(lambda: [ShardState("a", True, 0)], DraftCounters())
     metrics.watch_learning(LearnCounters())
-    return names(metrics.registry)
+    return names(metrics.registry) | of_retriever
 
 
 def dashboard_expressions() -> list[str]:
@@ -58,7 +65,7 @@ def alert_expressions() -> list[str]:
     return [rule["expr"] for rule in rules]
 
 
-def test_the_dashboard_asks_for_metrics_that_a_verifier_has(known: set[str]) -> None:
+def test_the_dashboard_asks_for_metrics_that_the_servers_have(known: set[str]) -> None:
     asked = {name for expression in dashboard_expressions() for name in _METRIC.findall(expression)}
     assert len(asked) > 20 and asked <= known, asked - known
 
@@ -71,7 +78,7 @@ def test_no_expression_matches_the_labels_of_a_number() -> None:
         assert not _MATCHES_NUMBER.search(expression), expression
 
 
-def test_the_alerts_ask_for_metrics_that_a_verifier_has(known: set[str]) -> None:
+def test_the_alerts_ask_for_metrics_that_the_servers_have(known: set[str]) -> None:
     asked = {name for expression in alert_expressions() for name in _METRIC.findall(expression)}
     assert asked and asked <= known, asked - known
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf8"))

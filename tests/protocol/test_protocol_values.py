@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from laser_protocol.acceptance import Relaxed, Strict, acceptance_from_message, acceptance_to_message
 from laser_protocol.errors import InvalidRequest
+from laser_protocol.fingerprint import check_fingerprint
 from laser_protocol.packing import pack_token_ids, unpack_token_ids
 from laser_protocol.pool_id import ancestors, check_pool_id
 from laser_protocol.tree import DraftTree, MalformedTree, tree_from_message, tree_to_message
@@ -95,7 +96,17 @@ def test_no_text_gets_through_that_could_leave_the_pool_directory(pool):
 def test_acceptance_settings_come_back_as_the_caller_wrote_them(top_k, thousandths):
     relaxed = Relaxed(top_k=top_k, min_prob=thousandths / 1000)
     assert acceptance_from_message(acceptance_to_message(relaxed)) == relaxed
+    small = Relaxed(top_k=top_k, min_prob=thousandths / 1e9)
+    assert acceptance_from_message(acceptance_to_message(small)) == small
     assert acceptance_from_message(acceptance_to_message(Strict())) == Strict()
+
+
+@pytest.mark.parametrize("fingerprint", ["", "x" * 129, "x\n", "\u00fc"])
+def test_a_fingerprint_that_no_error_could_carry_is_refused(fingerprint):
+    check_fingerprint("f" * 64)
+    with pytest.raises(InvalidRequest, match="tokenizer_fingerprint is") as caught:
+        check_fingerprint(fingerprint)
+    assert caught.value.field == "tokenizer_fingerprint"
 
 
 def test_an_acceptance_without_kind_or_out_of_range_is_refused():

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from laser_protocol import serving
 from laser_protocol.channel import CHANNEL_OPTIONS
@@ -40,6 +44,7 @@ class Line:
 
     def __init__(self, port: int) -> None:
         self.port = 0
+        self.num_connections = 0
         self._to_port = port
         self._is_whole = asyncio.Event()
         self._is_whole.set()
@@ -60,6 +65,7 @@ class Line:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.num_connections += 1
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
         for source, target in ((reader, to_writer), (to_reader, writer)):
             self._tasks.add(asyncio.create_task(self._pass_on(source, target)))
@@ -117,3 +123,53 @@ def test_a_client_ends_the_idle_stream_of_a_server_that_is_gone_without_a_word()
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
     asyncio.run(run())
+
+
+def test_a_server_has_clients_connect_anew_now_and_then_and_cuts_no_call_for_it() -> None:
+    """Else a client that was there first never finds the servers that a name has got since."""
+
+    async def run() -> None:
+        server = LaserServer(
+            ListenConfig("127.0.0.1:0", grace_s=0.0),
+            ["laser.v1.Retriever"],
+            lambda to: retriever_pb2_grpc.add_RetrieverServicer_to_server(Watching(), to),
+            max_connection_age_s=0.5,
+        )
+        port = await server.start()
+        async with Line(port) as line, grpc.aio.insecure_channel(f"127.0.0.1:{line.port}") as channel:
+            call = retriever_pb2_grpc.RetrieverStub(channel).Draft()
+            health = health_pb2_grpc.HealthStub(channel)
+            deadline = asyncio.get_running_loop().time() + WAIT_S
+            while line.num_connections < 3:
+                assert asyncio.get_running_loop().time() < deadline, "connected once and for all"
+                await health.Check(health_pb2.HealthCheckRequest())
+                await call.write(retriever_pb2.DraftRequest())
+                await call.read()
+                await asyncio.sleep(0.01)
+            call.cancel()
+        await server.stop()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("loops", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_still_loading_ends_at_once(loops: str, number: signal.Signals) -> None:
+    program = f"""
+import asyncio, time, {loops}
+from laser_protocol.serving import end_at_signals
+
+async def load():
+    print("loading", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+
+end_at_signals()
+{loops}.run(load())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "loading\n"
+        process.send_signal(number)
+        try:
+            assert process.wait(WAIT_S) == 128 + number
+        finally:
+            process.kill()

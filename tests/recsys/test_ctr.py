@@ -165,6 +165,8 @@ def test_a_decision_runs_the_seeds_its_spread_asks_for_and_no_more_than_the_limi
     evaluation.run(["deepfm"], ["plain", "other"], 5)
     later = evaluation.decide("deepfm", "other", said.append, num_pilot=2, max_seeds=4)
     assert later == compared, "and seeds that were run since do not join in"
+    row = next(row for row in evaluation.rows(["deepfm"]) if row.knowledge == "other")
+    assert row.auc == later and len(row.runs) == row.log_loss.num_seeds == 4, "in no cell of the row"
     with pytest.raises(ValueError, match="'plain' is the reference itself"):
         evaluation.decide("deepfm", "plain", said.append, num_pilot=2)
     runs = pq.read_table(tmp_path / "runs.parquet").to_pylist()

@@ -14,13 +14,14 @@ import grpc
 import pyarrow.parquet as pq
 import pytest
 
-from laser_client import Unauthenticated
+from laser_client import Model, Strict, Unauthenticated
 from laser_protocol.v1 import verifier_pb2
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge import job
 from laser_recsys.knowledge.job import JobConfig, JobFailed
-from laser_recsys.knowledge.ledger import LedgerError, open_ledger
+from laser_recsys.knowledge.ledger import LedgerError, alone_in, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
+from laser_recsys.knowledge.ray_job import run_ray_job
 from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task
 from laser_recsys.knowledge.session import IncompleteJob, run_session
 from tests.recsys.scripted import EchoVerifier, serving
@@ -211,6 +212,15 @@ def test_a_job_without_any_verifier_left_ends_after_its_patience_and_keeps_what_
     assert len(verifier.requests) == 3
 
 
+def test_a_dead_verifier_does_not_end_a_job_whose_other_one_is_slow(tmp_path: Path) -> None:
+    """Slower than the patience that dead ones are given."""
+    slow = Verifier()
+    slow.pause_s = 0.8
+    with serving(slow) as address:
+        run(tmp_path, tasks(6), address, "127.0.0.1:9", patience_s=0.3, concurrency=2)
+    assert len(ids(tmp_path)) == 6
+
+
 def test_a_prompt_at_which_the_server_breaks_every_time_is_given_up_and_the_rest_is_done(tmp_path: Path) -> None:
     with serving(Verifier()) as address, pytest.raises(IncompleteJob, match="1 of 3 prompts were given up"):
         run(tmp_path, [*tasks(2), Task(Prompt("2", "user", "kar", "fail"), "p")], address)
@@ -253,6 +263,22 @@ def test_verifiers_of_different_models_are_refused(tmp_path: Path) -> None:
         pytest.raises(JobFailed, match=r"has name 'other', the job has 'tiny': must be the same"),
     ):
         run(tmp_path, tasks(3), first, second)
+
+
+def test_two_ray_jobs_do_not_write_one_output(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    output = tmp_path / "made" / "knowledge.parquet"
+    output.parent.mkdir()
+    unfinished = tmp_path / "made" / ".knowledge.parquet.partial"
+    unfinished.mkdir()
+    config = JobConfig(("127.0.0.1:9",), STRICT)
+    model = Model("tiny", "llama", "f" * 64, 40, 64, 1, False, (), "float32", "cpu", Strict())
+    with (
+        alone_in(output, tmp_path / "made" / ".knowledge.parquet.lock"),
+        pytest.raises(LedgerError, match=r"another process runs the job in .*knowledge\.parquet"),
+    ):
+        run_ray_job(config, [], output, model)
+    assert unfinished.exists()
 
 
 def test_two_processes_do_not_run_one_job(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from retriever_oracles import FixedSources
 from laser_protocol.acceptance import Relaxed, Strict
 from laser_protocol.tree import DraftTree
 from laser_retriever.calibration import SHIFT, SLOPE, Calibration, CalibrationParams, Evidence, key_of
+from laser_retriever.drafter import Drafter
 from laser_retriever.index import Source, Sources, build_index
 from laser_retriever.pools import PoolStatus
-from laser_retriever.sequence import Drafter
 
 NUM_LEVELS = 10
 STRICT = key_of("m", Strict(), "root/a")

@@ -13,7 +13,7 @@ from retriever_oracles import FixedSources, common_suffix_len, occurrences
 
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.tree import DraftTree
-from laser_retriever.drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
+from laser_retriever.drafter import Drafter
 from laser_retriever.fitting import Examples, fit
 from laser_retriever.index import Source, Sources, TokenIndex, build_index
 from laser_retriever.matching import (
@@ -24,7 +24,7 @@ from laser_retriever.matching import (
     collect_own_matches,
     collect_segment_matches,
 )
-from laser_retriever.sequence import Drafter
+from laser_retriever.tree_drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 
 VOCAB_SIZE = 50
 token_lists = st.lists(st.integers(0, 4), min_size=1, max_size=40)
@@ -174,7 +174,7 @@ def test_tokens_outside_the_vocabulary_are_never_drafted() -> None:
 
 def test_deleted_documents_are_never_drafted_from() -> None:
     index = index_of([1, 2, 3], [1, 4, 5])
-    drafter = drafter_on(index.without([0]))
+    drafter = drafter_on(index.without(np.array([True, False])))
     drafter.open(0, "p", [30, 1], 1)
     assert 2 not in drafter.draft(0, 32).token_ids
     assert 4 in drafter.draft(0, 32).token_ids

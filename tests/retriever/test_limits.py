@@ -46,8 +46,9 @@ def test_what_is_left_is_within_all_limits_and_nothing_goes_without_need(
     limits = PoolLimits(max_documents, max_tokens, max_age_s)
     now_s = 9.0
     listed = [(str(i), num_tokens, second * 1000) for i, (num_tokens, second) in enumerate(documents)]
-    gone = limits.evicted(listed, now_s)
-    kept = [document for document in listed if document[0] not in gone]
+    num_tokens, times_ms = (np.array([entry[i] for entry in listed], np.int64) for i in (1, 2))
+    gone = limits.evicted(num_tokens, times_ms, now_s).tolist()
+    kept = [document for i, document in enumerate(listed) if i not in gone]
     oldest_ms = min((time_ms for _, _, time_ms in kept), default=0)
     assert not limits.exceeded(len(kept), sum(n for _, n, _ in kept), oldest_ms, now_s)
     young = [document for document in listed if not max_age_s or document[2] >= (now_s - max_age_s) * 1000]

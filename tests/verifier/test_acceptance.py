@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.tree import DraftTree
-from laser_verifier.acceptance import inverse_cdf, top_tokens, verify
+from laser_verifier.acceptance import SampledRows, inverse_cdf, target_tokens, top_tokens, verify
 from laser_verifier.batch import StepInput, pack
 from laser_verifier.sampling import uniform
 from tests import oracles
@@ -138,6 +138,29 @@ def test_uniforms_of_neighbouring_seeds_are_spread_and_uncorrelated() -> None:
     assert abs(values.std() - np.sqrt(1 / 12)) < 0.01
     correlations = np.corrcoef(values) - np.eye(20)
     assert np.abs(correlations).max() < 0.2
+
+
+def test_what_is_sampled_does_not_depend_on_how_many_rows_are_looked_at_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = torch.randn(11, VOCAB_SIZE, generator=torch.Generator().manual_seed(5))
+    rows = torch.tensor([0, 1, 2, 4, 5, 6, 7, 9, 10])
+    uniforms = torch.tensor([uniform(7, t) for t in range(len(rows))], dtype=torch.float64)
+    sampled = SampledRows(rows, torch.full((len(rows),), 1.3), uniforms)
+    expected = target_tokens(logits, sampled)
+    assert not torch.equal(expected, target_tokens(logits, None))
+    monkeypatch.setattr("laser_verifier.acceptance._SAMPLED_ROWS", 4)
+    assert torch.equal(target_tokens(logits, sampled), expected)
+
+
+def test_top_k_of_one_is_strict_beside_any_other_where_logits_tie() -> None:
+    logits = np.zeros((3, VOCAB_SIZE), np.float32)  # the argmax is the first token
+    for token in range(1, VOCAB_SIZE):
+        inputs = [
+            step_input(0, make_tree(4, [token], [-1]), Relaxed(top_k=1, min_prob=0.0)),
+            step_input(1, make_tree(4, [], []), Relaxed(top_k=5, min_prob=0.0)),
+        ]
+        assert run(inputs, logits)[0] == [-1, -1]
 
 
 def test_inverse_cdf_draws_tokens_as_often_as_their_probability_says() -> None:

@@ -11,6 +11,7 @@ import pytest
 from laser_protocol.acceptance import Relaxed
 from laser_protocol.errors import EngineDead, NotReady, Overloaded
 from laser_protocol.tree import DraftTree
+from laser_verifier.draft_policy import DraftPolicy
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.engine import run_engine
 from laser_verifier.sequence import DraftStatus, FinishReason
@@ -244,6 +245,34 @@ def test_a_model_that_ignores_our_attention_is_refused() -> None:
     network = tiny_network("bloom")
     with pytest.raises(ValueError, match="bloom"):
         TinyServer(tiny_model(network), NoDrafts())
+
+
+@pytest.mark.parametrize("architecture", ["falcon_h1", "doge", "llama4_text"])
+def test_a_model_that_knows_earlier_tokens_by_more_than_attention_is_refused(architecture: str) -> None:
+    with pytest.raises(ValueError, match=rf"model type '{architecture}' is not supported"):
+        TinyServer(tiny_model(tiny_network(architecture)), NoDrafts())
+
+
+def test_a_model_ends_where_its_rotations_would_change_for_the_whole_batch() -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    stretched = tiny_network("phi3", original_max_position_embeddings=64, rope_parameters=rope)
+    assert tiny_model(stretched).context_len == 64
+    assert tiny_model(tiny_network("llama")).context_len == 512
+
+
+def test_a_tree_of_more_nodes_than_asked_for_is_dropped_and_counted(
+    network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Greedy(RandomDrafts):
+        def _tree(self, sequence_id: int, token_ids: list[int]) -> DraftTree:
+            return make_tree(len(token_ids), [1, 2, 3, 4, 5], list(range(-1, 4)))
+
+    monkeypatch.setattr(DraftPolicy, "node_budget", lambda policy: 4)
+    server = TinyServer(tiny_model(network), Greedy(VOCAB_SIZE), max_draft_nodes=8)
+    outcome = server.submit(PROMPT, 6)
+    server.run()
+    assert outcome.token_ids == plain_decoding(network, PROMPT, 6)
+    assert server.engine.counters.num_malformed_trees > 3 and server.engine.counters.num_draft_tokens == 0
 
 
 def test_the_value_policy_drafts_where_it_pays_and_changes_no_output(network: Any) -> None:

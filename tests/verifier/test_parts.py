@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +19,17 @@ from transformers import PreTrainedTokenizerFast
 
 from laser_protocol.acceptance import Strict
 from laser_verifier.calibration import Calibration, isotonic
+from laser_verifier.cli import load_runner
 from laser_verifier.config import EngineConfig, ModelConfig, RetrieverConfig
 from laser_verifier.draft_budget import choose_nodes
-from laser_verifier.model import check_model_path, tokenizer_fingerprint
+from laser_verifier.model import check_model_path, load_model, tokenizer_fingerprint
 from laser_verifier.schedule import share_room
 from laser_verifier.sequence import Request
 from laser_verifier.sequence import Sequence as RunningSequence
 from laser_verifier.shards import choose_shard, rendezvous_order
 from laser_verifier.step_cost import LearnedCost, StepCost
 from laser_verifier.text import TextStream
+from tests.verifier.tiny import tiny_network, tiny_tokenizer
 
 FREE = StepCost(np.asarray([1, 512]), np.asarray([1.0, 1.0]))
 LINEAR = StepCost(np.asarray([1, 512]), np.asarray([1.0, 512.0]))
@@ -257,6 +261,24 @@ def test_a_wrong_setting_is_refused_by_name(make: Any, field: str) -> None:
 def test_a_model_path_that_does_not_exist_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"model '/no/such/model': no such directory"):
         check_model_path("/no/such/model")
+
+
+def test_damaged_weights_are_refused_with_the_models_name(tmp_path: Path) -> None:
+    tiny_network().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    for content in (weights.read_bytes()[:-100], b"version https://git-lfs.github.com/spec/v1"):
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"model '{re.escape(str(tmp_path))}' cannot be loaded: \w"):
+            load_model(ModelConfig(str(tmp_path), device="cpu", dtype="float32"))
+
+
+def test_a_cache_that_no_memory_holds_is_refused_with_its_settings(tmp_path: Path) -> None:
+    large = {"num_hidden_layers": 64, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 16}
+    tiny_network(max_position_embeddings=2**20, **large).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    settings = EngineConfig(max_sequences=4096, max_model_len=2**20, max_step_tokens=4096)
+    with pytest.raises(ValueError, match="max_sequences is 4096 and max_model_len 1048576, too much"):
+        load_runner(ModelConfig(str(tmp_path), device="cpu", dtype="float32"), settings)
 
 
 def test_fingerprints_tell_vocabularies_apart_and_ignore_their_order() -> None:

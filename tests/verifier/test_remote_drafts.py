@@ -167,6 +167,16 @@ def loop() -> Iterator[Loop]:
     loop.close()
 
 
+def lost_shard(loop: Loop, shard: ScriptedShard) -> tuple[RemoteDrafts, int]:
+    """Drafts that had this one shard and have lost it, and the port it was at."""
+    server = loop.serve(shard)
+    drafts = loop.drafts(server.port)
+    port = server.port
+    loop.run(server.stop())
+    until(lambda: not drafts.connected())
+    return drafts, port
+
+
 def opened(sequence_id: int, num_tokens: int = 3, pool: str = POOL) -> Opened:
     return Opened(sequence_id, pool, np.arange(num_tokens, dtype=np.int32), Strict(), 32)
 
@@ -323,11 +333,7 @@ def test_a_dead_shard_costs_no_wait_and_its_sequences_move_with_all_their_tokens
 
 def test_without_any_shard_nothing_waits_and_sequences_are_taken_up_when_one_comes_back(loop: Loop) -> None:
     shard = ScriptedShard("s")
-    server = loop.serve(shard)
-    drafts = loop.drafts(server.port)
-    port = server.port
-    loop.run(server.stop())
-    until(lambda: not drafts.connected())
+    drafts, port = lost_shard(loop, shard)
     drafts.open(opened(1))
     started = time.monotonic()
     assert drafts.collect({1: 3}, 1.0) == {}
@@ -374,7 +380,8 @@ def test_the_pool_state_becomes_the_draft_status(loop: Loop, state: Any, status:
     shard.pool_state = state
     drafts = loop.drafts(loop.serve(shard).port)
     drafts.open(opened(1))
-    until(lambda: drafts.status(1) is status)
+    until(lambda: drafts.status(1) is not DraftStatus.NO_RETRIEVER)
+    assert drafts.status(1) is status
 
 
 def test_advances_that_could_not_be_sent_yet_join_so_that_a_stalled_shard_costs_no_memory(loop: Loop) -> None:
@@ -407,11 +414,7 @@ def test_what_finds_no_room_in_a_message_stays_for_the_next_one_and_nothing_is_s
 def test_sequences_that_are_together_too_large_for_a_message_are_all_taken_over(loop: Loop) -> None:
     """As when a shard comes back, or another one's sequences come over, all at once."""
     shard = ScriptedShard("s")
-    server = loop.serve(shard)
-    drafts = loop.drafts(server.port)
-    port = server.port
-    loop.run(server.stop())
-    until(lambda: not drafts.connected())
+    drafts, port = lost_shard(loop, shard)
     for i in range(6):
         drafts.open(Opened(i, POOL, np.zeros(1_000_000, np.int32), Strict(), 32))
     loop.serve(shard, f"127.0.0.1:{port}")
@@ -455,6 +458,30 @@ def test_an_output_that_finds_the_queue_full_is_counted(loop: Loop, monkeypatch:
         pools.learn(POOL, str(i), [7])
     until(lambda: pools.counters.num_dropped == 3)
     assert pools._waiting.qsize() == 2 and pools.counters.num_learned == 0
+
+
+def test_a_fault_while_learning_costs_those_outputs_and_not_the_next(
+    loop: Loop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = ScriptedShard("s")
+    endpoint = Endpoint(f"127.0.0.1:{loop.serve(shard).port}")
+    pools = loop.pools(RetrieverConfig(), lambda: {"s": endpoint})
+    add = RemotePools._add
+    faults: list[BaseException] = [ZeroDivisionError(), asyncio.CancelledError()]
+
+    async def fail_twice(*arguments: Any) -> None:
+        if faults:
+            raise faults.pop(0)
+        await add(*arguments)
+
+    monkeypatch.setattr(RemotePools, "_add", fail_twice)
+    for i in range(3):
+        pools.learn(POOL, str(i), [7])
+        until(lambda i=i: pools.counters.num_learned + pools.counters.num_dropped == i + 1)
+    assert (pools.counters.num_learned, pools.counters.num_dropped) == (1, 2)
+    assert [document.id for document in shard.documents] == ["2"]
+    (record,) = [record for record in caplog.records if record.getMessage().startswith("learn.failed")]
+    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
 
 
 def test_draining_waits_for_the_batch_under_way_and_counts_it_if_the_time_is_over(loop: Loop) -> None:

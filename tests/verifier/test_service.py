@@ -14,12 +14,13 @@ import grpc
 import numpy as np
 import pytest
 
-from laser_client import InvalidRequest, LaserClient, Relaxed, Strict
+from laser_client import DeadlineExceeded, InvalidRequest, LaserClient, Relaxed, Strict
 from laser_protocol.acceptance import Acceptance, acceptance_to_message
 from laser_protocol.errors import EngineDead, Overloaded, from_rpc_error
 from laser_protocol.packing import pack_token_ids, unpack_token_ids
 from laser_protocol.serving import LaserServer, ListenConfig
 from laser_protocol.v1 import acceptance_pb2, verifier_pb2, verifier_pb2_grpc
+from laser_verifier import service
 from laser_verifier.config import EngineConfig
 from laser_verifier.drafts import DraftSource, NoDrafts
 from laser_verifier.engine import Engine, run_engine
@@ -222,6 +223,23 @@ def test_a_deadline_that_passes_frees_the_slot_for_others(network: Any) -> None:
             time.sleep(0.01)
         assert engine.num_running == 0
         assert list(stub.Generate(request(), timeout=10))[-1].HasField("finished")
+
+
+def test_a_long_prompt_is_no_silence_and_an_engine_that_hangs_is(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_QUEUED_INTERVAL_S", 0.05)
+    hangs = threading.Event()
+    step = ModelRunner.run
+
+    def slowly(runner: ModelRunner, inputs: Any) -> Any:
+        time.sleep(2.0 if hangs.is_set() else 0.1)
+        return step(runner, inputs)
+
+    monkeypatch.setattr(ModelRunner, "run", slowly)
+    with serving(network, NoDrafts(), max_step_tokens=2) as (target, _), LaserClient(target) as client:
+        assert client.generate([1] * 30, max_new_tokens=2, timeout=0.6).stats.prefill_ms > 1400
+        hangs.set()
+        with pytest.raises(DeadlineExceeded, match="silent"):
+            client.generate([1] * 30, max_new_tokens=2, timeout=0.6)
 
 
 def test_a_full_queue_is_resource_exhausted_with_the_time_to_come_back(network: Any) -> None:

@@ -43,16 +43,23 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {**_COMMON, "sliding_window": 7},
     "gemma2": {**_COMMON, "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16},
     "gemma3_text": {**_COMMON, "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16},
+    "phi3": _COMMON,
     "gpt2": {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512,
              "bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
 }  # fmt: skip
-# Its attention (ALiBi) takes no function from outside.
+# bloom's attention (ALiBi) takes no function from outside; the others take it, and know earlier tokens by more: a state
+# space model in every layer, a mask learned from the values, a mask of chunks.
 UNSUPPORTED: dict[str, dict[str, Any]] = {
-    "bloom": {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 2, "n_head": 4}
-}
+    "bloom": {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "falcon_h1": {**_COMMON, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8,
+                  "mamba_n_groups": 1, "mamba_chunk_size": 8, "head_dim": 8},
+    "doge": {**_COMMON, "keep_window_size": 4},
+    "llama4_text": {**_COMMON, "head_dim": 16, "intermediate_size_mlp": 48, "num_local_experts": 2,
+                    "attention_chunk_size": 8},
+}  # fmt: skip
 
 
-def tiny_network(architecture: str = "llama", seed: int = 0, eos_token_ids: Sequence[int] = (), **changed: int) -> Any:
+def tiny_network(architecture: str = "llama", seed: int = 0, eos_token_ids: Sequence[int] = (), **changed: Any) -> Any:
     """A random causal LM in float64, eval mode, transformers' eager attention; `changed` settings of its config."""
     torch.manual_seed(seed)
     settings = {**ARCHITECTURES, **UNSUPPORTED}[architecture]

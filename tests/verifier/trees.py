@@ -47,17 +47,20 @@ class ScriptedDrafts:
         self.rng = np.random.default_rng(seed)
         self.sequences: dict[int, list[int]] = {}
         self.pools: dict[int, str] = {}
+        self.budgets: dict[int, int] = {}
         self.num_accepted = 0
         self.advanced: list[Advanced] = []
 
     def open(self, opened: Opened) -> None:
         self.sequences[opened.sequence_id] = opened.token_ids.tolist()
         self.pools[opened.sequence_id] = opened.pool
+        self.budgets[opened.sequence_id] = opened.node_budget
 
     def advance(self, steps: list[Advanced]) -> None:
         for step in steps:
             assert step.position == len(self.sequences[step.sequence_id])
             self.sequences[step.sequence_id].extend(step.token_ids.tolist())
+            self.budgets[step.sequence_id] = step.node_budget
             self.num_accepted += len(step.token_ids) - 1
         self.advanced.extend(steps)
 
@@ -111,7 +114,8 @@ class GoodDrafts(ScriptedDrafts):
                 tokens.append(value)
                 parents.append(last)
             last = len(tokens) - 1 if tokens[-1] == token_id else len(tokens) - 2
-        return make_tree(n, tokens, parents)
+        budget = self.budgets[sequence_id]
+        return make_tree(n, tokens[:budget], parents[:budget])
 
 
 class HostileDrafts(ScriptedDrafts):

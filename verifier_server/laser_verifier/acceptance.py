@@ -17,6 +17,8 @@ from torch import Tensor
 
 # Tokens whose largest logit is taken at once: near the square root of a vocabulary.
 _BLOCK = 256
+# Rows that are sampled for at once: in float64 one of 128,000 tokens takes a megabyte.
+_SAMPLED_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,10 @@ def target_tokens(logits: Tensor, sampled: SampledRows | None) -> Tensor:
     """
     targets = top_tokens(logits, 1).squeeze(-1)
     if sampled is not None:
-        targets[sampled.rows] = inverse_cdf(logits[sampled.rows], sampled.temperatures, sampled.uniforms)
+        for start in range(0, len(sampled.rows), _SAMPLED_ROWS):
+            part = slice(start, start + _SAMPLED_ROWS)
+            rows = sampled.rows[part]
+            targets[rows] = inverse_cdf(logits[rows], sampled.temperatures[part], sampled.uniforms[part])
     return targets
 
 

@@ -24,13 +24,16 @@ class TreeAttention:
         cache: where keys and values live.
 
     `places` and `groups` must be set before each forward.
+
+    Attributes:
+        windows: of the layers that have called so far, by index: the sliding window each asked for.
     """
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
         self.places: Tensor | None = None
         self.groups: list[AttentionGroup] = []
-        self.num_calls = 0
+        self.windows: dict[int, int | None] = {}
 
     def __call__(
         self,
@@ -56,8 +59,8 @@ class TreeAttention:
             [1, M, Hq, D] and no weights.
         """
         assert self.places is not None
-        self.num_calls += 1
         cache, layer_idx = self._cache, int(module.layer_idx)  # type: ignore[arg-type]
+        self.windows[layer_idx] = sliding_window
         cache.write(layer_idx, self.places, key[0].transpose(0, 1), value[0].transpose(0, 1))
         query = query[0].transpose(0, 1)
         out = torch.empty_like(query)

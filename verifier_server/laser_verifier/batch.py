@@ -158,8 +158,12 @@ def _pack_trees(
 def _relaxed_rows(
     entries: list[StepInput], parents: list[int], sequence_rows: list[int], root_rows: list[int], device: torch.device
 ) -> RelaxedRows | None:
-    settings = [entry.acceptance if isinstance(entry.acceptance, Relaxed) else None for entry in entries]
-    if not any(setting is not None and setting.top_k > 1 for setting in settings):
+    # One with top_k 1 is strict: of equal logits topk may find another first than argmax does.
+    settings = [
+        entry.acceptance if isinstance(entry.acceptance, Relaxed) and entry.acceptance.top_k > 1 else None
+        for entry in entries
+    ]
+    if not any(settings):
         return None
     # Only rows with children: a softmax over the vocabulary is too dear to take for leaves.
     roots = set(root_rows)

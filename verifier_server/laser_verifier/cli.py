@@ -25,11 +25,19 @@ from typing import Any
 
 import numpy as np
 from prometheus_client import start_http_server
+from torch import OutOfMemoryError
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.channel import Endpoint
 from laser_protocol.errors import InvalidRequest
-from laser_protocol.serving import LaserServer, ListenConfig, read_token, serving_metrics, until_signal
+from laser_protocol.serving import (
+    LaserServer,
+    ListenConfig,
+    catch_signals,
+    end_at_signals,
+    read_token,
+    serving_metrics,
+)
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
 from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
@@ -48,6 +56,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds that finished outputs get to reach their pools after the last request.
 _DRAIN_S = 5.0
+# Clients that spread their calls over all verifiers of a name find those that were added within this time.
+_MAX_CONNECTION_AGE_S = 300.0
 _EPILOG = """example:
   laser-retriever serve --pools ./pools --listen 127.0.0.1:50051
   laser-verifier serve --model ./smollm2 --retriever 127.0.0.1:50051 --listen 127.0.0.1:50052
@@ -69,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         engine_config = _engine_config(arguments)
         retriever_config = _retriever_config(arguments)
         check_model_path(arguments.model)
+        end_at_signals()
         asyncio.run(_serve(listen, model_config, engine_config, retriever_config))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -93,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
                             f"at most {defaults.max_model_len})")  # fmt: skip
     serve.add_argument("--max-queue", type=int, default=defaults.max_queue, metavar="N",
                        help="requests that may wait (default: %(default)s)")  # fmt: skip
+    serve.add_argument("--max-step-tokens", type=int, default=None, metavar="N",
+                       help="tokens of prompts and last tokens that one forward takes; more may fill a GPU better "
+                            f"(default: {defaults.max_step_tokens}, at least S)")  # fmt: skip
     serve.add_argument("--max-slowdown", type=float, default=defaults.max_slowdown, metavar="X",
                        help="with prompts beside decoding sequences a step takes at most X times as long as one in "
                             "which all that run decode (default: %(default)s)")  # fmt: skip
@@ -130,10 +144,13 @@ def _parser() -> argparse.ArgumentParser:
 def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
     relaxed = Relaxed(top_k=arguments.top_k, min_prob=arguments.min_prob)
     acceptance: Acceptance = relaxed if arguments.acceptance == "relaxed" else Strict()
+    max_step_tokens = arguments.max_step_tokens
+    if max_step_tokens is None:
+        max_step_tokens = max(EngineConfig().max_step_tokens, arguments.max_sequences)
     config = EngineConfig(
         max_sequences=arguments.max_sequences,
         max_queue=arguments.max_queue,
-        max_step_tokens=max(EngineConfig().max_step_tokens, arguments.max_sequences),
+        max_step_tokens=max_step_tokens,
         max_slowdown=arguments.max_slowdown,
         prefix_reuse=not arguments.no_prefix_reuse,
         max_draft_nodes=arguments.max_draft_nodes,
@@ -180,6 +197,7 @@ def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
     prompt's rows see each other, and are priced by the same curve.
     """
     context = min(256, runner.slot_len // 4)
+    # Larger steps are prompts', which cost no more a token; as a tree they would ask for logits by the gigabyte.
     sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if size <= min(max_tokens, runner.slot_len // 2)]
 
     def run(num_tokens: int) -> None:
@@ -195,12 +213,28 @@ def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
     return measure_step_cost(run, sizes if len(sizes) > 1 else [1, 2])
 
 
-def _load(model_config: ModelConfig, engine_config: EngineConfig) -> tuple[Any, EngineConfig, ModelRunner, StepCost]:
-    """Tokenizer, the configuration that fits the model, its runner and what a forward of it costs."""
+def load_runner(
+    model_config: ModelConfig, engine_config: EngineConfig
+) -> tuple[Any, EngineConfig, ModelRunner, StepCost]:
+    """Tokenizer, the configuration that fits the model, its runner and what a forward of it costs.
+
+    Raises:
+        ValueError: the model cannot be loaded or used, or the configuration is too large for it or for the memory.
+    """
     tokenizer, model = load_tokenizer(model_config.model), load_model(model_config)
     config = _fit_to_model(engine_config, model)
-    runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
-    return tokenizer, config, runner, measure_runner(runner, config.max_step_tokens)
+    try:
+        runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
+        cost = measure_runner(runner, config.max_step_tokens)
+    except (MemoryError, RuntimeError) as error:
+        # On processors torch has no class of its own for it.
+        if not isinstance(error, MemoryError | OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        raise ValueError(
+            f"max_sequences is {config.max_sequences} and max_model_len {config.max_model_len}, too much for this "
+            f"memory: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
+    return tokenizer, config, runner, cost
 
 
 async def _serve(
@@ -214,11 +248,12 @@ async def _serve(
     # All of torch on one thread: each that ran an operator keeps a team of OpenMP threads, and as soon as all teams
     # together are more than the processors, none of them spins any more. Measured: a third of the processors idle.
     loop, device = asyncio.get_running_loop(), ThreadPoolExecutor(1, "engine")
-    tokenizer, config, runner, cost = await loop.run_in_executor(device, _load, model_config, engine_config)
+    tokenizer, config, runner, cost = await loop.run_in_executor(device, load_runner, model_config, engine_config)
     model = runner.model
     logger.info(
-        "model.ready name=%s type=%s dtype=%s device=%s kv_cache_bytes=%d step_ms=%s",
-        model.name, model.model_type, model.dtype, model.device, runner.cache_size_bytes,
+        "model.ready name=%s type=%s dtype=%s device=%s forward=%s kv_cache_bytes=%d step_ms=%s",
+        model.name, model.model_type, model.dtype, model.device,
+        "transformers" if model.packed is None else "packed", runner.cache_size_bytes,
         ",".join(f"{size}:{seconds * 1e3:.1f}" for size, seconds in zip(cost.sizes, cost.seconds, strict=True)),
     )  # fmt: skip
     fingerprint = tokenizer_fingerprint(tokenizer.get_vocab())
@@ -231,20 +266,9 @@ async def _serve(
         if isinstance(drafts, RemoteDrafts):
             metrics.watch_drafts(drafts.shards, drafts.counters)
         stack.enter_context(serving_metrics(listen, functools.partial(start_http_server, registry=metrics.registry)))
-        description = ModelDescription(
-            name=model.name,
-            model_type=model.model_type,
-            tokenizer_fingerprint=fingerprint,
-            vocab_size=model.vocab_size,
-            max_model_len=config.max_model_len,
-            max_sequences=config.max_sequences,
-            eos_token_ids=model.eos_token_ids,
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=model.device.type,
-            default_acceptance=config.default_acceptance,
-        )
-        service = VerifierService(engine, tokenizer, description)
-        server = LaserServer(listen, [SERVICE_NAME], functools.partial(register, service))
+        service = VerifierService(engine, tokenizer, _describe(model, config, fingerprint))
+        signalled = catch_signals()
+        server = LaserServer(listen, [SERVICE_NAME], functools.partial(register, service), _MAX_CONNECTION_AGE_S)
         port = await server.start()
         stopping, died = threading.Event(), asyncio.Event()
         # A dead engine ends the process: whoever runs it starts it again.
@@ -252,7 +276,7 @@ async def _serve(
         await server.set_serving(True)
         logger.info("laser_verifier.listening address=%s port=%d", listen.listen, port)
         try:
-            await _first_of(until_signal(), died.wait())
+            await _first_of(signalled.wait(), died.wait())
             logger.info("laser_verifier.stopping")
             await server.stop()
         finally:
@@ -261,6 +285,22 @@ async def _serve(
         await pools.drain(_DRAIN_S)
         if died.is_set():
             raise OSError("the engine ended after a fault, see the log")
+
+
+def _describe(model: TargetModel, config: EngineConfig, fingerprint: str) -> ModelDescription:
+    """What GetModel tells."""
+    return ModelDescription(
+        name=model.name,
+        model_type=model.model_type,
+        tokenizer_fingerprint=fingerprint,
+        vocab_size=model.vocab_size,
+        max_model_len=config.max_model_len,
+        max_sequences=config.max_sequences,
+        eos_token_ids=model.eos_token_ids,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=model.device.type,
+        default_acceptance=config.default_acceptance,
+    )
 
 
 async def _first_of(*coroutines: Coroutine[Any, Any, object]) -> None:

@@ -47,7 +47,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("max_sequences", 1, 4096),
-            ("max_model_len", 2, 2**20),
+            ("max_model_len", 4, 2**20),
             ("max_queue", 0, 2**20),
             ("max_step_tokens", 1, 2**20),
             ("max_slowdown", 1, 1000),

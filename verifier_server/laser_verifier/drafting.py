@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from laser_protocol.tree import DraftTree, MalformedTree
-from laser_verifier.config import EngineConfig
 from laser_verifier.counters import EngineCounters
 from laser_verifier.draft_budget import Choice
 from laser_verifier.draft_policy import DraftPolicy
@@ -49,14 +48,12 @@ class Drafting:
     def __init__(
         self,
         source: DraftSource,
-        config: EngineConfig,
         policy: DraftPolicy,
         vocab_size: int,
         counters: EngineCounters,
         observer: Observer,
     ) -> None:
         self._source = source
-        self._config = config
         self._policy = policy
         self._vocab_size = vocab_size
         self._counters = counters
@@ -103,7 +100,7 @@ class Drafting:
             self._observer.dropped_tree("stale")
             return False
         try:
-            tree.check(self._config.max_draft_nodes, self._vocab_size)
+            tree.check(sequence.node_budget, self._vocab_size)
         except MalformedTree as error:
             self._counters.num_malformed_trees += 1
             self._observer.dropped_tree("malformed")

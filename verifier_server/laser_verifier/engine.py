@@ -70,7 +70,7 @@ class Engine:
         self._learn = learn
         self._observer: Observer = observer or NoObserver()
         vocab_size = runner.model.vocab_size
-        self._drafting = Drafting(drafts, config, self.policy, vocab_size, self.counters, self._observer)
+        self._drafting = Drafting(drafts, self.policy, vocab_size, self.counters, self._observer)
         self._eos_token_ids = frozenset(runner.model.eos_token_ids)
         self._running: list[Sequence] = []
         self._free_slots = list(range(runner.num_slots))

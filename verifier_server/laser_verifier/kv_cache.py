@@ -45,6 +45,10 @@ class KVCache:
         """Bytes allocated."""
         return self._data.numel() * self._data.element_size()
 
+    def clear(self) -> None:
+        """Sets all of it to zero."""
+        self._data.zero_()
+
     def write(self, layer_idx: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Writes the step's keys and values.
 

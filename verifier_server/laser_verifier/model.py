@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from laser_verifier.config import ModelConfig
@@ -25,7 +26,7 @@ class TargetModel:
         network: the transformers model, in eval mode on `device`, float type `dtype`.
         kv_shape: of its cache.
         vocab_size: columns of its logits.
-        context_len: tokens it was made for, or None where its configuration does not say.
+        context_len: tokens it can take, or None where its configuration does not say.
         eos_token_ids: of its generation_config; nothing else of that is used.
         packed: its weights for the processor's own forward; `network` has lost its linear layers then. Else None.
     """
@@ -56,7 +57,7 @@ def load_model(config: ModelConfig) -> TargetModel:
     dtype = _dtype(config.dtype, device)
     try:
         network = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(_not_loaded(config.model, error)) from error
     return wrap_model(network.to(device), Path(config.model).name)
 
@@ -80,12 +81,23 @@ def wrap_model(network: Any, name: str) -> TargetModel:
         network=network,
         kv_shape=shape,
         vocab_size=network.get_output_embeddings().weight.shape[0],
-        context_len=getattr(text_config, "max_position_embeddings", None),
+        context_len=_context_len(text_config),
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
         dtype=network.dtype,
         device=network.device,
         packed=pack(network, shape),
     )
+
+
+def _context_len(config: Any) -> int | None:
+    """Tokens that a model was made for. With `longrope` all tokens of a step are rotated otherwise once one of them is
+    behind the original length, and those in the cache are not: so it ends there."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = None
+    if rope.get("rope_type") == "longrope":
+        name = "original_max_position_embeddings"
+        original = rope.get(name) or getattr(config, name, None)
+    return original or getattr(config, "max_position_embeddings", None)
 
 
 def load_tokenizer(model: str) -> Any:

@@ -70,7 +70,7 @@ class RemotePools:
             self._num_sending = len(batch)
             for pool in dict.fromkeys(entry.pool for entry in batch):
                 documents = [entry for entry in batch if entry.pool == pool]
-                await self._send(pool, documents)
+                await self._send_or_drop(pool, documents)
                 self._num_sending -= len(documents)
             for _ in batch:
                 self._waiting.task_done()
@@ -89,6 +89,20 @@ class RemotePools:
             await asyncio.wait_for(self._waiting.join(), timeout_s)
         except TimeoutError:
             self.counters.drop(self._waiting.qsize() + self._num_sending, "stopping")
+
+    async def _send_or_drop(self, pool: str, documents: list[_Finished]) -> None:
+        """What no one thought of costs these documents, never the learning of those that come after them."""
+        try:
+            await self._send(pool, documents)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # gRPC says so of a call whose connection was lost at an unlucky moment.
+            self.counters.drop(len(documents), f"the call to add those of pool {pool} was cut off")
+        except Exception:
+            logger.exception("learn.failed pool=%s", pool)
+            self.counters.drop(len(documents), f"a fault while adding those of pool {pool}")
 
     async def _send(self, pool: str, documents: list[_Finished]) -> None:
         holder: str | None = None

@@ -27,7 +27,7 @@ from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Event, Finis
 
 logger = logging.getLogger(__name__)
 
-_QUEUED_INTERVAL_S = 1.0
+_QUEUED_INTERVAL_S = 0.5
 _MAX_STOP = 16
 _MAX_STOP_CHARS = 256
 _MAX_ID_BYTES = 256
@@ -125,15 +125,22 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 self._engine.cancel(checked.request_id)
 
     async def _events(self, events: asyncio.Queue[Event], request_id: str) -> AsyncIterator[Event | int]:
-        """The engine's events; until admission also, every few seconds, the number of requests ahead."""
-        admitted = False
+        """The engine's events; before the first tokens also, every few seconds, the number of requests ahead.
+
+        Once the request is admitted, only while the engine makes steps: that one of them hangs must not go unnoticed.
+        """
+        admitted = emits = False
+        num_steps = 0
         while True:
             try:
-                event = await asyncio.wait_for(events.get(), None if admitted else _QUEUED_INTERVAL_S)
+                event = await asyncio.wait_for(events.get(), None if emits else _QUEUED_INTERVAL_S)
             except TimeoutError:
-                yield self._engine.num_ahead(request_id)
+                before, num_steps = num_steps, self._engine.counters.num_steps
+                if not admitted or num_steps > before:
+                    yield self._engine.num_ahead(request_id)
                 continue
             admitted = True
+            emits = emits or isinstance(event, Emitted)
             yield event
             if isinstance(event, Finished | LaserError):
                 return

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from laser_protocol.acceptance import Strict
-from laser_protocol.tree import DraftTree
 from laser_verifier.attention import TreeAttention, needs_distances
 from laser_verifier.attention_groups import attention_groups
-from laser_verifier.batch import StepBatch, StepInput, pack
+from laser_verifier.batch import StepBatch, pack
 from laser_verifier.kv_cache import KVCache
 from laser_verifier.model import TargetModel
+from laser_verifier.probe import check_logits, own_logits, probe_steps, probe_text
 
 
 class TransformersForward:
     """Runs a model over a cache of its own. Used by one thread.
 
     Args:
-        model: loaded; its attention is replaced by ours. num_slots: S. slot_len: places per slot.
+        model: loaded; its attention is replaced by ours. num_slots: S. slot_len: places per slot, at least 4.
 
     Raises:
-        ValueError: the architecture takes no attention function from outside; its own would ignore the trees.
+        ValueError: the architecture takes no attention function from outside, or knows earlier tokens by more than
+            that: trees would be verified wrongly.
     """
 
     def __init__(self, model: TargetModel, num_slots: int, slot_len: int) -> None:
@@ -36,22 +37,41 @@ class TransformersForward:
         # transformers finds attention functions by name in a table of its own; one name per cache keeps them apart.
         self._name = f"laser_{id(self)}"
         AttentionInterface.register(self._name, self._attention)
+        vocab_size = min(model.vocab_size, model.network.get_input_embeddings().weight.shape[0])
+        text = probe_text(vocab_size, slot_len, model.context_len)
         try:
+            model.network.set_attn_implementation("eager")
+            expected = own_logits(model.network, text)
             model.network.set_attn_implementation(self._name)
         except (ValueError, ImportError) as error:
             raise ValueError(f"model type {model.model_type!r} takes no attention function: {error}") from error
-        self._check_attention()
+        before, step = (pack(inputs, model.device) for inputs in probe_steps(text, num_slots))
+        self.logits(before)
+        found = self.logits(step)
+        self.cache.clear()  # of what a model that overflows left: nothing times NaN is NaN
+        self._check_layers(config)
+        check_logits(found[::2], expected, model.model_type)
 
-    def _check_attention(self) -> None:
-        """transformers only warns where a model ignores the function: one token shows whether it was asked."""
-        probe = StepInput(0, 0, np.zeros(1, np.int32), DraftTree.empty(1), Strict(), 0.0, 0, 0, 1)
-        self.logits(pack([probe], self._model.device))
-        calls, layers = self._attention.num_calls, self._model.kv_shape.num_layers
-        if calls != layers:
+    def _check_layers(self, config: Any) -> None:
+        """transformers only warns where a model ignores our function, and does not where it makes windows itself."""
+        windows, layers = self._attention.windows, self._model.kv_shape.num_layers
+        model_type = self._model.model_type
+        if len(windows) != layers:
             raise ValueError(
-                f"model type {self._model.model_type!r} is not supported: {calls} of its {layers} layers took our "
+                f"model type {model_type!r} is not supported: {len(windows)} of its {layers} layers took our "
                 "attention; must be a causal LM with attention in every layer, through transformers' AttentionInterface"
             )
+        kinds = getattr(config, "layer_types", None)
+        is_windowed = self._needs_distances and getattr(config, "use_sliding_window", True)
+        if kinds is None and is_windowed and not any(windows.values()):
+            kinds = ["sliding_attention"] * layers
+        for layer_idx, kind in enumerate(kinds or ()):
+            is_known = kind == "full_attention" or (kind == "sliding_attention" and windows[layer_idx] is not None)
+            if not is_known:
+                raise ValueError(
+                    f"model type {model_type!r} is not supported: its layer {layer_idx} has {kind}, and hides earlier "
+                    "tokens by a mask of its own; must be full_attention, or a sliding window that it passes on"
+                )
 
     @torch.inference_mode()
     def logits(self, batch: StepBatch) -> Tensor:

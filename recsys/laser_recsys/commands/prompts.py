@@ -29,7 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--framework", default="kar", metavar="NAME_OR_FILE", help="default: %(default)s")
     parser.add_argument("--kinds", nargs="+", choices=("user", "item"), default=["user", "item"], help="default: both")
     parser.add_argument("--model", metavar="PATH_OR_HUB_ID", help="whose tokenizer measures the prompts")
-    parser.add_argument("--max-model-len", type=int, default=1024, metavar="T", help="default: %(default)s")
+    parser.add_argument("--max-model-len", type=int, default=1024, metavar="T",
+                        help="tokens of prompt and output together, at most the verifier's, which `laser model` tells; "
+                             "a longer prompt loses its oldest history (default: %(default)s)")  # fmt: skip
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="kept free (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: DIR/prompts-FRAMEWORK.parquet")
 

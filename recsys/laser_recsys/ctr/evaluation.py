@@ -150,8 +150,8 @@ class Evaluation:
 
     def compare(self, network: str, name: str) -> Comparison:
         """AUC of a row against the reference, over the seeds that both have; of a decided one, over those it ran."""
-        needed, num_seeds = self._decided.get((network, name), (None, math.inf))
-        ours, reference = self._paired(network, name, num_seeds)
+        needed, _ = self._decided.get((network, name), (None, math.inf))
+        ours, reference = self._paired(network, name)
         return compare([run.auc for run in ours], [run.auc for run in reference], num_needed=needed)
 
     def rows(self, networks: Sequence[str]) -> list[Row]:
@@ -170,7 +170,13 @@ class Evaluation:
             compare([run.log_loss for run in ours], [run.log_loss for run in reference]),
         )
 
-    def _paired(self, network: str, name: str, num_seeds: float = math.inf) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    def _paired(
+        self, network: str, name: str, num_seeds: float | None = None
+    ) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+        """A row's runs and the reference's, over the first `num_seeds` seeds as far as both have them; None: over
+        all, of a decided row over those that its decision ran."""
+        if num_seeds is None:
+            _, num_seeds = self._decided.get((network, name), (None, math.inf))
         seeds = sorted(
             seed for net, row, seed in self._runs if (net, row) == (network, name) and seed < num_seeds
         )  # fmt: skip

@@ -57,7 +57,7 @@ class JobConfig:
         concurrency: prompts open at a time at each verifier, at least 1.
         part_rows: a part is written when so many rows are waiting, at least 1.
         part_s: and at the latest so many seconds after the first of them, above 0: what a kill costs at most.
-        patience_s: give up when no verifier has finished anything for so long while failing, above 0.
+        patience_s: give up when every verifier has failed for so long without finishing a text, above 0.
         connection: keyword arguments of AsyncLaserClient: token and TLS.
 
     Raises:
@@ -227,7 +227,7 @@ class _Job:
         self._failures: dict[TaskKey, Counter[str]] = {}
         self._checked: set[str] = set()  # serve the job's model, as far as we know
         self._seen: set[str] = set()  # did so once
-        self._last_success = time.monotonic()
+        self._failing: dict[str, tuple[float, float]] = {}  # first and last failure since the last success, by address
         self.refused: list[Refused] = []
 
     async def run(self) -> None:
@@ -266,7 +266,7 @@ class _Job:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
                 pause_s = _FIRST_PAUSE_S
-                self._last_success = time.monotonic()
+                self._failing.pop(address, None)
                 self._rows.append(make_row(task, made, self._config.mode, self._model.name))
                 self._progress.finished(made)
                 self._ended()
@@ -325,11 +325,15 @@ class _Job:
                 return
         self._returned.append(task)
         self._ended()
-        silent_s = time.monotonic() - self._last_success
-        if silent_s > self._config.patience_s:
+        now_s = time.monotonic()
+        self._failing[address] = self._failing.get(address, (now_s, 0.0))[0], now_s
+        # One that is back, or has never failed, may take longer than our patience for a text.
+        spans_s = [last_s - first_s for first_s, last_s in self._failing.values()]
+        failing_s = min(spans_s) if len(spans_s) == len(set(self._config.verifiers)) else 0.0
+        if failing_s > self._config.patience_s:
             raise JobFailed(
-                f"no verifier has finished a text for {silent_s:.0f} s; the last said: {error}. What was done is kept: "
-                "run the same command again once they serve"
+                f"no verifier has finished a text for {failing_s:.0f} s; the last said: {error}. What was done is "
+                "kept: run the same command again once they serve"
             ) from error
 
     async def _write_parts(self) -> None:

@@ -97,17 +97,29 @@ def open_ledger(folder: Path, settings: Mapping[str, object]) -> Iterator[Ledger
         OSError: the folder cannot be written.
     """
     (folder / "parts").mkdir(parents=True, exist_ok=True)
-    with (folder / "job.lock").open("w") as lock:
+    with alone_in(folder, folder / "job.lock"):
+        for unfinished in (folder / "parts").glob(".*"):
+            shutil.rmtree(unfinished)  # a part that a killed process was writing
+        _check_settings(folder / "job.json", json.loads(json.dumps(settings)))
+        yield Ledger(folder)
+
+
+@contextmanager
+def alone_in(folder: Path, lock_path: Path) -> Iterator[None]:
+    """While the body runs, no other process of this host runs a job that goes to `folder`, by a lock on a file.
+
+    Raises:
+        LedgerError: another one does.
+        OSError: the lock's file cannot be written.
+    """
+    with lock_path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LedgerError(
                 f"another process runs the job in {folder}: wait for it, or name another folder"
             ) from None
-        for unfinished in (folder / "parts").glob(".*"):
-            shutil.rmtree(unfinished)  # a part that a killed process was writing
-        _check_settings(folder / "job.json", json.loads(json.dumps(settings)))
-        yield Ledger(folder)
+        yield
 
 
 def _check_settings(path: Path, settings: dict[str, object]) -> None:

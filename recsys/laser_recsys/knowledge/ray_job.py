@@ -19,6 +19,7 @@ import pyarrow
 
 from laser_client import Generation, LaserError, Model
 from laser_recsys.knowledge.job import JobConfig, JobFailed, run_job, served_model
+from laser_recsys.knowledge.ledger import alone_in
 from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
 from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row
 from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, read_rows
@@ -76,7 +77,7 @@ def run_ray_session(
     """`run_ray_job` as a user sees it.
 
     Raises:
-        JobFailed, IncompleteJob, ValueError: see there.
+        JobFailed, IncompleteJob, LedgerError, ValueError: see there.
     """
     model = asyncio.run(served_model(config))
     num_rows = run_ray_job(config, prompts, output, model, num_workers, address)
@@ -106,20 +107,35 @@ def run_ray_job(
 
     Raises:
         ValueError: num_workers is below 1, `output` exists, or a prompt stands twice.
+        LedgerError: another process of this host writes `output`.
         JobFailed: no verifier served, or the cluster failed.
         IncompleteJob: some prompts were given up; `output` holds the rest.
+    """
+    if num_workers < 1:
+        raise ValueError(f"num_workers is {num_workers}, must be at least 1")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with alone_in(output, output.with_name(f".{output.name}.lock")):
+        if output.exists():
+            raise ValueError(f"output {output} exists: name another, or remove it")
+        tasks = PromptFiles(prompts)  # each stands once
+        partial = output.with_name(f".{output.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        _generate(config, prompts, partial, model, num_workers, address)
+        return _publish(partial, output, tasks)
+
+
+def _generate(
+    config: JobConfig, prompts: Sequence[Path], partial: Path, model: Model, num_workers: int, address: str | None
+) -> None:
+    """Has the cluster write the texts of all prompts to a directory.
+
+    Raises:
+        JobFailed: no verifier served, or the cluster failed.
     """
     import ray
     from ray.exceptions import RayError
 
-    if num_workers < 1:
-        raise ValueError(f"num_workers is {num_workers}, must be at least 1")
-    if output.exists():
-        raise ValueError(f"output {output} exists: name another, or remove it")
-    tasks = PromptFiles(prompts)  # each stands once
     share = replace(config, concurrency=max(config.concurrency // num_workers, 1))
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     ray.init(address=address, include_dashboard=False, log_to_driver=False)
     # Else what a worker raised is lost on the way here.
     ray.data.DataContext.get_current().raise_original_map_exception = True
@@ -138,7 +154,6 @@ def run_ray_job(
         raise JobFailed(f"Ray: {getattr(error, 'cause', None) or error}") from error
     finally:
         ray.shutdown()
-    return _publish(partial, output, tasks)
 
 
 def _publish(partial: Path, output: Path, tasks: PromptFiles) -> int:
