@@ -48,7 +48,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
              "bos_token_id": None, "eos_token_id": None, "pad_token_id": None},
 }  # fmt: skip
 # bloom's attention (ALiBi) takes no function from outside; the others take it, and know earlier tokens by more: a state
-# space model in every layer, a mask learned from the values, a mask of chunks.
+# space model in every layer, a mask learned from the values, a mask of chunks; or keys of another shape (MLA).
 UNSUPPORTED: dict[str, dict[str, Any]] = {
     "bloom": {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     "falcon_h1": {**_COMMON, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8,
@@ -56,6 +56,8 @@ UNSUPPORTED: dict[str, dict[str, Any]] = {
     "doge": {**_COMMON, "keep_window_size": 4},
     "llama4_text": {**_COMMON, "head_dim": 16, "intermediate_size_mlp": 48, "num_local_experts": 2,
                     "attention_chunk_size": 8},
+    "deepseek_v2": {**_COMMON, "kv_lora_rank": 8, "q_lora_rank": None, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+                    "v_head_dim": 8, "first_k_dense_replace": 3},
 }  # fmt: skip
 
 

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from prometheus_client import start_http_server
-from torch import OutOfMemoryError
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.channel import Endpoint
@@ -43,6 +42,7 @@ from laser_verifier.batch import StepInput
 from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
 from laser_verifier.drafts import DraftSource, NoDrafts
 from laser_verifier.engine import Engine, run_engine
+from laser_verifier.kv_cache import is_out_of_memory
 from laser_verifier.learning import NoPools
 from laser_verifier.metrics import VerifierMetrics
 from laser_verifier.model import TargetModel, check_model_path, load_model, load_tokenizer, tokenizer_fingerprint
@@ -227,8 +227,7 @@ def load_runner(
         runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
         cost = measure_runner(runner, config.max_step_tokens)
     except (MemoryError, RuntimeError) as error:
-        # On processors torch has no class of its own for it.
-        if not isinstance(error, MemoryError | OutOfMemoryError) and "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         raise ValueError(
             f"max_sequences is {config.max_sequences} and max_model_len {config.max_model_len}, too much for this "

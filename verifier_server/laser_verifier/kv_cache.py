@@ -77,3 +77,8 @@ class KVCache:
         rows, from_places, to_places = torch.tensor((slots, sources, targets), device=self._data.device)
         moved = self._data.index_select(2, rows * self.slot_len + from_places)
         self._data.index_copy_(2, rows * self.slot_len + to_places, moved)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch found no room; on processors it has no class of its own for that."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

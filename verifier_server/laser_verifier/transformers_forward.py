@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 from laser_verifier.attention import TreeAttention, needs_distances
 from laser_verifier.attention_groups import attention_groups
 from laser_verifier.batch import StepBatch, pack
-from laser_verifier.kv_cache import KVCache
+from laser_verifier.kv_cache import KVCache, is_out_of_memory
 from laser_verifier.model import TargetModel
 from laser_verifier.probe import check_logits, own_logits, probe_steps, probe_text
 
@@ -39,15 +39,20 @@ class TransformersForward:
         AttentionInterface.register(self._name, self._attention)
         vocab_size = min(model.vocab_size, model.network.get_input_embeddings().weight.shape[0])
         text = probe_text(vocab_size, slot_len, model.context_len)
+        before, step = (pack(inputs, model.device) for inputs in probe_steps(text, num_slots))
         try:
             model.network.set_attn_implementation("eager")
             expected = own_logits(model.network, text)
             model.network.set_attn_implementation(self._name)
+            self.logits(before)
+            found = self.logits(step)
         except (ValueError, ImportError) as error:
             raise ValueError(f"model type {model.model_type!r} takes no attention function: {error}") from error
-        before, step = (pack(inputs, model.device) for inputs in probe_steps(text, num_slots))
-        self.logits(before)
-        found = self.logits(step)
+        except RuntimeError as error:  # keys and values of another shape than its configuration says, say
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"model type {model.model_type!r} does not run with our attention: {reason}") from error
         self.cache.clear()  # of what a model that overflows left: nothing times NaN is NaN
         self._check_layers(config)
         check_logits(found[::2], expected, model.model_type)
