@@ -61,6 +61,17 @@ def test_output_is_plain_decoding_for_every_architecture_tree_and_batch(
         assert server.engine.counters.num_draft_tokens > 0
 
 
+def test_output_is_plain_decoding_where_two_slots_far_apart_are_left(
+    network: Any, plain: dict[tuple[int, ...], list[int]]
+) -> None:
+    server = TinyServer(tiny_model(network), RandomDrafts(VOCAB_SIZE), max_sequences=len(plain))
+    lengths = [24 if i in (0, len(plain) - 1) else 2 for i in range(len(plain))]
+    outcomes = [server.submit(prompt, length) for prompt, length in zip(plain, lengths, strict=True)]
+    server.run()
+    expected = [output[:length] for output, length in zip(plain.values(), lengths, strict=True)]
+    assert [outcome.token_ids for outcome in outcomes] == expected
+
+
 class DrawnDrafts(ScriptedDrafts):
     """Trees that Hypothesis draws."""
 

@@ -67,7 +67,7 @@ class TreeAttention:
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         sinks = kwargs.get("s_aux")
         for group in self.groups:
-            keys, values = cache.read(layer_idx, group.first_slot, group.num_slots, group.length)
+            keys, values = cache.read(layer_idx, group.slots, group.length)
             mask = group.mask
             if sliding_window is not None:
                 assert group.distances is not None

@@ -15,10 +15,11 @@ from laser_verifier.batch import StepBatch, StepInput
 
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
-    """Sequences attended in one call: neighbouring slots, queries padded to the longest.
+    """Sequences attended in one call: queries padded to the longest.
 
     Attributes:
-        first_slot, num_slots: the slots B that are read.
+        slots: the slots B that are read: all from the first to the last, idle ones between them too; or, where fewer
+            than half of those would be used, int64[B], the used ones alone, to be copied.
         length: places read per slot.
         gather: int64[B, q], row of the packed step for each padded query.
         scatter: int64[m], place in the flattened [B * q] of each of the group's rows.
@@ -27,8 +28,7 @@ class AttentionGroup:
         distances: int64[B, 1, shared * q, length], position of the query minus that of the place, for sliding windows.
     """
 
-    first_slot: int
-    num_slots: int
+    slots: slice | Tensor
     length: int
     gather: Tensor
     scatter: Tensor
@@ -76,8 +76,10 @@ def _attention_group(
     shared: int,
     positions: list[NDArray[np.int64]] | None,
 ) -> AttentionGroup:
-    first_slot = min(entry.slot_idx for entry in members)
-    num_slots = max(entry.slot_idx for entry in members) - first_slot + 1
+    used = [entry.slot_idx for entry in members]
+    read = range(min(used), max(used) + 1)
+    is_dense = 2 * len(used) >= len(read)
+    num_slots = len(read) if is_dense else len(used)
     longest = max(entry.num_tokens for entry in members)
     length = max(entry.num_cached + entry.num_tokens for entry in members)
     gather = np.zeros((num_slots, longest), np.int64)
@@ -88,7 +90,7 @@ def _attention_group(
     rows: list[NDArray[np.int64]] = []
     scatter: list[NDArray[np.int64]] = []
     for k, (entry, start) in enumerate(zip(members, starts, strict=True)):
-        row, n, cached = entry.slot_idx - first_slot, entry.num_tokens, entry.num_cached
+        row, n, cached = entry.slot_idx - read.start if is_dense else k, entry.num_tokens, entry.num_cached
         gather[row, :n] = np.arange(start, start + n)
         rows.append(np.arange(start, start + n))
         scatter.append(row * longest + np.arange(n))
@@ -103,8 +105,7 @@ def _attention_group(
         return torch.from_numpy(array).to(device)
 
     return AttentionGroup(
-        first_slot,
-        num_slots,
+        slice(read.start, read.stop) if is_dense else to_device(np.array(used, np.int64)),
         length,
         to_device(gather),
         to_device(np.concatenate(scatter)),

@@ -58,12 +58,12 @@ class KVCache:
         self._data[layer_idx, 0].index_copy_(0, places, keys)
         self._data[layer_idx, 1].index_copy_(0, places, values)
 
-    def read(self, layer_idx: int, first_slot: int, num_slots: int, length: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first `length` places of neighbouring slots: two views [num_slots, H, length, D]."""
-        start = first_slot * self.slot_len
-        both = self._data[layer_idx, :, start : start + num_slots * self.slot_len]
-        both = both.view(2, num_slots, self.slot_len, *both.shape[2:])[:, :, :length].transpose(2, 3)
-        return both[0], both[1]
+    def read(self, layer_idx: int, slots: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `length` places of slots: [B, H, length, D] each, views of neighbouring slots (a
+        slice), copies of others (int64[B])."""
+        both = self._data[layer_idx].view(2, self.num_slots, self.slot_len, *self._data.shape[3:])
+        keys, values = both[0][slots, :length], both[1][slots, :length]
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
     def copy_prefix(self, source_idx: int, target_idx: int, num_tokens: int) -> None:
         """Copies the keys and values of a slot's first tokens to another slot."""

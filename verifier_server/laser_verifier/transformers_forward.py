@@ -37,6 +37,12 @@ class TransformersForward:
         # transformers finds attention functions by name in a table of its own; one name per cache keeps them apart.
         self._name = f"laser_{id(self)}"
         AttentionInterface.register(self._name, self._attention)
+        self._try_out(num_slots, slot_len)
+
+    def _try_out(self, num_slots: int, slot_len: int) -> None:
+        """Gives the model our attention, once its own has said what is right; see `probe.py`."""
+        model = self._model
+        config = model.network.config.get_text_config()
         vocab_size = min(model.vocab_size, model.network.get_input_embeddings().weight.shape[0])
         text = probe_text(vocab_size, slot_len, model.context_len)
         before, step = (pack(inputs, model.device) for inputs in probe_steps(text, num_slots))
