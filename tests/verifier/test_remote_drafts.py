@@ -446,7 +446,7 @@ def test_learned_outputs_go_to_the_shard_that_writes_the_pool(loop: Loop) -> Non
     until(lambda: holder.documents)
     assert holder.documents[0].id == "user 1"
     assert unpack_token_ids(holder.documents[0].token_ids) == [4, 5, 6]
-    assert pools.counters.num_learned == 1
+    until(lambda: pools.counters.num_learned == 1)
 
 
 def test_an_output_that_finds_the_queue_full_is_counted(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
