@@ -253,20 +253,19 @@ class LiveDocuments:
     @staticmethod
     def of(contents: PoolContents) -> LiveDocuments:
         """In operations that let other threads run."""
+        sizes: list[NDArray[np.int64]] = []
+        times: list[NDArray[np.int64]] = []
+        parts: list[tuple[Sequence[str], NDArray[np.int64]]] = []
+        for segment in contents.segments:
+            live = np.flatnonzero(~contents.dead(segment))
+            sizes.append(np.diff(segment.index.offsets)[live] - MARKS_PER_DOCUMENT)
+            times.append(segment.times_ms[live])
+            parts.append((segment.meta.ids, live))
         log = contents.logged_documents
-        live = [np.flatnonzero(~contents.dead(segment)) for segment in contents.segments]
-        sizes = [np.diff(segment.index.offsets)[idxs] for segment, idxs in zip(contents.segments, live, strict=True)]
-        times = [segment.times_ms[idxs] for segment, idxs in zip(contents.segments, live, strict=True)]
-        logged = [len(record.token_ids) for _, record in log if record.token_ids is not None]
-        parts: list[tuple[Sequence[str], NDArray[np.int64]]] = [
-            (segment.meta.ids, idxs) for segment, idxs in zip(contents.segments, live, strict=True)
-        ]
+        sizes.append(np.array([len(record.token_ids) for _, record in log if record.token_ids is not None], np.int64))
+        times.append(np.array([record.time_ms for _, record in log], np.int64))
         parts.append(([key for key, _ in log], np.arange(len(log))))
-        return LiveDocuments(
-            np.concatenate([*(size - MARKS_PER_DOCUMENT for size in sizes), np.array(logged, np.int64)]),
-            np.concatenate([*times, np.array([record.time_ms for _, record in log], np.int64)]),
-            tuple(parts),
-        )
+        return LiveDocuments(np.concatenate(sizes), np.concatenate(times), tuple(parts))
 
     def ids(self, idxs: NDArray[np.int64]) -> list[str]:
         """Ids of some of them, by their indices, which rise."""

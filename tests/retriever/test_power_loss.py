@@ -207,3 +207,20 @@ def test_no_sync_can_be_left_out(memory_path: Path, caplog: pytest.LogCaptureFix
         except Lost:
             pass
     assert not superfluous, "\n".join(superfluous)
+
+
+def test_directories_are_made_durable_also_where_a_killed_founder_left_them(tmp_path: Path) -> None:
+    synced: list[str] = []
+
+    class Noting(Disk):
+        def sync_directory(self, path: Path) -> None:
+            synced.append(path.name)
+
+    root = tmp_path / "pools"
+    (root / "shop").mkdir(parents=True)
+    Noting().make_directories(root / "shop" / "user", root)
+    assert synced == ["pools", "shop"]
+    Noting().make_directories(root / "shop" / "user", root)
+    assert synced == ["pools", "shop", "shop"]
+    Noting().make_directories(root, root)
+    assert len(synced) == 3, "what holds the root is not ours, and may not be readable"
