@@ -1,12 +1,12 @@
 """Corrects the drafter's probabilities by what became of the nodes that were verified.
 
 The coefficients were fitted on one model's outputs; another model, a relaxed acceptance, other texts have other odds.
-So each (model, acceptance, root of the pool) has a table of scalings, slope and a shift of a node's log-odds given its
-parent, by what speaks for the node (the sequence itself, the pool, its n-th ancestor) and the match length. That is
-Platt scaling ("Probabilistic outputs for support vector machines", 1999), learned on the way by Bayesian logistic
-regression with exponential forgetting (McCormick, Raftery, Madigan and Burd, "Dynamic logistic regression and dynamic
-model averaging for binary classification", 2012): per cell one Newton step for each tree, shrunk to slope 1 and shift 0
-by a normal prior.
+So each (model, acceptance, temperature, root of the pool) has a table of scalings, slope and a shift of a node's
+log-odds given its parent, by what speaks for the node (the sequence itself, the pool, its n-th ancestor) and the match
+length. That is Platt scaling ("Probabilistic outputs for support vector machines", 1999), learned on the way by
+Bayesian logistic regression with exponential forgetting (McCormick, Raftery, Madigan and Burd, "Dynamic logistic
+regression and dynamic model averaging for binary classification", 2012): per cell one Newton step for each tree, shrunk
+to slope 1 and shift 0 by a normal prior.
 
 What comes back is another process's word: it is checked before it comes here, no scaling leaves its bounds, and of many
 keys only the latest used are kept. Knows nothing of streams or pools.
@@ -84,8 +84,8 @@ class Evidence:
     conditionals: NDArray[np.float32]
 
 
-# What has scalings of its own: the model, the acceptance, the root of the pool.
-Key: TypeAlias = tuple[str, Acceptance, str]
+# What has scalings of its own: the model, the acceptance, the temperature, the root of the pool.
+Key: TypeAlias = tuple[str, Acceptance, float, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,9 +120,9 @@ def no_scalings(num_levels: int) -> Scalings:
     return Scalings.of(scalings)
 
 
-def key_of(model: str, acceptance: Acceptance, pool: str) -> Key:
-    """The key of a sequence."""
-    return model[:MAX_NAME], acceptance, pool.partition("/")[0]
+def key_of(model: str, acceptance: Acceptance, pool: str, temperature: float = 0.0) -> Key:
+    """The key of a sequence. Temperatures of one tenth share it: sampled tokens are met less often than greedy ones."""
+    return model[:MAX_NAME], acceptance, round(temperature, 1), pool.partition("/")[0]
 
 
 class Calibration:

@@ -137,6 +137,7 @@ class Drafter:
         *,
         model: str = "",
         acceptance: Acceptance | None = None,
+        temperature: float = 0.0,
     ) -> PoolStatus:
         """Takes up a sequence.
 
@@ -145,7 +146,7 @@ class Drafter:
             pool: pool id, or "": drafted from the sequence itself only.
             token_ids: int32[T], prompt and output so far, copied.
             num_prompt_tokens: how many of them are prompt, 1 to T.
-            model, acceptance: what probabilities are calibrated for.
+            model, acceptance, temperature: what probabilities are calibrated for.
 
         Returns:
             What became of the pool.
@@ -168,9 +169,12 @@ class Drafter:
                 f"num_prompt_tokens is {num_prompt_tokens}, must be from 1 to the {len(tokens)} token_ids",
                 field="num_prompt_tokens",
             )
+        if not (math.isfinite(temperature) and temperature >= 0.0):
+            raise InvalidRequest(f"temperature is {temperature}, must be a number from 0", field="temperature")
         buffer = TokenBuffer(num_prompt_tokens)
         buffer.extend(tokens)
-        self._sequences[sequence_id] = _Sequence(buffer, pool, key_of(model, acceptance or Strict(), pool))
+        key = key_of(model, acceptance or Strict(), pool, temperature)
+        self._sequences[sequence_id] = _Sequence(buffer, pool, key)
         return self._provider.sources(pool, self._fingerprint)[0]
 
     def advance(

@@ -380,6 +380,7 @@ def _open(drafter: Drafter, message: retriever_pb2.OpenSequence) -> PoolStatus:
         message.num_prompt_tokens,
         model=message.model,
         acceptance=acceptance_from_message(message.acceptance) if has_acceptance else Strict(),
+        temperature=message.temperature,
     )
 
 

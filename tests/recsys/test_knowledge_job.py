@@ -14,7 +14,7 @@ import grpc
 import pyarrow.parquet as pq
 import pytest
 
-from laser_client import Model, Strict, Unauthenticated
+from laser_client import Model, NotReady, Strict, Unauthenticated
 from laser_protocol.v1 import verifier_pb2
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge import job
@@ -23,7 +23,7 @@ from laser_recsys.knowledge.ledger import LedgerError, alone_in, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
 from laser_recsys.knowledge.ray_job import run_ray_job
 from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task
-from laser_recsys.knowledge.session import IncompleteJob, run_session
+from laser_recsys.knowledge.session import IncompleteJob, ProgressBar, run_session
 from tests.recsys.scripted import EchoVerifier, serving
 
 NUM_TASKS = 40
@@ -210,6 +210,15 @@ def test_a_job_without_any_verifier_left_ends_after_its_patience_and_keeps_what_
         with pytest.raises(IncompleteJob, match="1 of 4"):
             run(tmp_path, [*tasks(3), Task(Prompt("x", "user", "kar", "invalid"), "p")], address)
     assert len(verifier.requests) == 3
+
+
+def test_a_log_does_not_tell_every_retry(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar(NUM_TASKS, 0, 0.0)
+    for _ in range(100):
+        bar.retried("localhost:1", NotReady("nobody listens"))
+    bar.close()
+    assert bar.num_retries == {"localhost:1": 100}
+    assert 1 <= capsys.readouterr().err.count("nobody listens") <= 2
 
 
 def test_a_dead_verifier_does_not_end_a_job_whose_other_one_is_slow(tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ def test_only_the_key_the_source_and_the_length_that_were_observed_move() -> Non
     moved = calibration.scalings(STRICT).values
     assert np.argwhere(moved[..., SHIFT]).tolist() == [[1, 2]]
     assert calibration.scalings(key_of("m", Strict(), "root/b")).values is moved, "pools below one root share a table"
-    for other in (("n", Strict(), "root"), ("m", Relaxed(), "root"), ("m", Strict(), "other")):
+    for other in (
+        ("n", Strict(), "root"), ("m", Relaxed(), "root"), ("m", Strict(), "other"), ("m", Strict(), "root", 0.7),
+    ):  # fmt: skip
         assert not calibration.scalings(key_of(*other)).values[..., SHIFT].any()
 
 

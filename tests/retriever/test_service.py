@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -277,6 +278,8 @@ def test_a_fault_closes_one_sequence_and_the_others_go_on(stream: Stream) -> Non
         (opening(1, [1, VOCAB_SIZE]), f"token_ids[1] is {VOCAB_SIZE}"),
         (opening(1, [1], num_prompt_tokens=2), "num_prompt_tokens is 2"),
         (opening(1, [1], node_budget=257), "node_budget is 257"),
+        (opening(1, [1], temperature=-0.5), "temperature is -0.5"),
+        (opening(1, [1], temperature=math.nan), "temperature is nan"),
         (retriever_pb2.OpenSequence(sequence_id=1, token_ids=b"abc", num_prompt_tokens=1), "token_ids has 3 bytes"),
     ],
 )

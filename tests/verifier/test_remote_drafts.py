@@ -178,7 +178,7 @@ def lost_shard(loop: Loop, shard: ScriptedShard) -> tuple[RemoteDrafts, int]:
 
 
 def opened(sequence_id: int, num_tokens: int = 3, pool: str = POOL) -> Opened:
-    return Opened(sequence_id, pool, np.arange(num_tokens, dtype=np.int32), Strict(), 32)
+    return Opened(sequence_id, pool, np.arange(num_tokens, dtype=np.int32), Strict(), 0.5, 32)
 
 
 def advanced(sequence_id: int, position: int, *token_ids: int) -> Advanced:
@@ -322,6 +322,7 @@ def test_a_dead_shard_costs_no_wait_and_its_sequences_move_with_all_their_tokens
     (moved,) = shards[other].opened
     assert unpack_token_ids(moved.token_ids) == [0, 1, 2, 8, 9]
     assert moved.num_prompt_tokens == 3
+    assert moved.temperature == 0.5
     assert set(drafts.collect({1: 5}, WAIT_S)) == {1}
     assert drafts.counters.num_failovers == 1
     # What became of the dead shard's tree is no business of the other's.
@@ -416,7 +417,7 @@ def test_sequences_that_are_together_too_large_for_a_message_are_all_taken_over(
     shard = ScriptedShard("s")
     drafts, port = lost_shard(loop, shard)
     for i in range(6):
-        drafts.open(Opened(i, POOL, np.zeros(1_000_000, np.int32), Strict(), 32))
+        drafts.open(Opened(i, POOL, np.zeros(1_000_000, np.int32), Strict(), 0.0, 32))
     loop.serve(shard, f"127.0.0.1:{port}")
     until(lambda: all(drafts.status(i) is DraftStatus.OK for i in range(6)))
     assert len(shard.opened) == 6 and drafts.counters.num_failovers == 0

@@ -63,7 +63,9 @@ class Drafting:
         """Begins a sequence: its first tree is asked for."""
         request = sequence.request
         budget = self.ask(sequence)
-        self._source.open(Opened(sequence.sequence_id, request.pool, sequence.prompt, request.acceptance, budget))
+        self._source.open(
+            Opened(sequence.sequence_id, request.pool, sequence.prompt, request.acceptance, request.temperature, budget)
+        )
 
     def ask(self, sequence: Sequence) -> int:
         """Nodes to ask for in the sequence's next tree."""

@@ -21,6 +21,7 @@ class Opened:
     Attributes:
         pool: pool id or empty.
         token_ids: int32[T], the prompt.
+        acceptance, temperature: of the request.
         node_budget: largest tree wanted.
     """
 
@@ -28,6 +29,7 @@ class Opened:
     pool: str
     token_ids: NDArray[np.int32]
     acceptance: Acceptance
+    temperature: float
     node_budget: int
 
 

@@ -23,6 +23,7 @@ class RemoteSequence:
     sequence_id: int
     pool: str
     acceptance: Acceptance
+    temperature: float
     num_prompt_tokens: int
     token_ids: list[int]
     node_budget: int
@@ -90,6 +91,7 @@ class Outbox:
                 num_prompt_tokens=sequence.num_prompt_tokens,
                 model=model,
                 acceptance=acceptance_to_message(sequence.acceptance),
+                temperature=sequence.temperature,
                 node_budget=sequence.node_budget,
             )
             size_bytes += opened.ByteSize()

@@ -144,6 +144,7 @@ class RemoteDrafts:
             opened.sequence_id,
             opened.pool,
             opened.acceptance,
+            opened.temperature,
             len(opened.token_ids),
             opened.token_ids.tolist(),
             opened.node_budget,

@@ -26,65 +26,65 @@ from laser_protocol.v1 import acceptance_pb2 as laser__protocol_dot_v1_dot_accep
 from laser_protocol.v1 import draft_tree_pb2 as laser__protocol_dot_v1_dot_draft__tree__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!laser_protocol/v1/retriever.proto\x12\x08laser.v1\x1a\"laser_protocol/v1/acceptance.proto\x1a\"laser_protocol/v1/draft_tree.proto\"\x9a\x01\n\x0c\x44raftRequest\x12&\n\thandshake\x18\x01 \x01(\x0b\x32\x13.laser.v1.Handshake\x12%\n\x05opens\x18\x02 \x03(\x0b\x32\x16.laser.v1.OpenSequence\x12+\n\x08\x61\x64vances\x18\x03 \x03(\x0b\x32\x19.laser.v1.AdvanceSequence\x12\x0e\n\x06\x63loses\x18\x04 \x03(\r\"U\n\tHandshake\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rverifier_name\x18\x03 \x01(\t\"\xad\x01\n\x0cOpenSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\x12(\n\nacceptance\x18\x06 \x01(\x0b\x32\x14.laser.v1.Acceptance\x12\x13\n\x0bnode_budget\x18\x07 \x01(\r\"\x97\x01\n\x0f\x41\x64vanceSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x1a\n\x12num_verified_nodes\x18\x04 \x01(\r\x12\x19\n\x11\x61\x63\x63\x65pted_node_idx\x18\x05 \x01(\x05\x12\x13\n\x0bnode_budget\x18\x06 \x01(\r\"\xb3\x01\n\rDraftResponse\x12+\n\thandshake\x18\x01 \x01(\x0b\x32\x18.laser.v1.HandshakeReply\x12(\n\x06opened\x18\x02 \x03(\x0b\x32\x18.laser.v1.SequenceOpened\x12\"\n\x05trees\x18\x03 \x03(\x0b\x32\x13.laser.v1.DraftTree\x12\'\n\x06\x66\x61ults\x18\x04 \x03(\x0b\x32\x17.laser.v1.SequenceFault\"\x1e\n\x0eHandshakeReply\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x0eSequenceOpened\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\'\n\npool_state\x18\x02 \x01(\x0e\x32\x13.laser.v1.PoolState\"5\n\rSequenceFault\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\")\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\"i\n\x13\x41\x64\x64\x44ocumentsRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\x12%\n\tdocuments\x18\x03 \x03(\x0b\x32\x12.laser.v1.Document\"A\n\x14\x41\x64\x64\x44ocumentsResponse\x12\x15\n\rnum_documents\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\x04\"3\n\x16\x44\x65leteDocumentsRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\".\n\x17\x44\x65leteDocumentsResponse\x12\x13\n\x0bnum_deleted\x18\x01 \x01(\x04\" \n\x10ListPoolsRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\"=\n\x11ListPoolsResponse\x12(\n\x05pools\x18\x01 \x03(\x0b\x32\x19.laser.v1.PoolDescription\"#\n\x13\x44\x65scribePoolRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"F\n\x14\x44\x65scribePoolResponse\x12.\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x19.laser.v1.PoolDescription\"\xc5\x02\n\x0fPoolDescription\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\x12\x15\n\rnum_documents\x18\x03 \x01(\x04\x12\x12\n\nnum_tokens\x18\x04 \x01(\x04\x12\x14\n\x0cnum_segments\x18\x05 \x01(\r\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x19\n\x11num_log_documents\x18\x07 \x01(\x04\x12\x17\n\x0fnum_dead_tokens\x18\x08 \x01(\x04\x12\x16\n\x0elog_size_bytes\x18\t \x01(\x04\x12\x16\n\x0eoldest_unix_ms\x18\n \x01(\x04\x12\x16\n\x0enewest_unix_ms\x18\x0b \x01(\x04\x12\x0e\n\x06writer\x18\x0c \x01(\t\x12$\n\x06limits\x18\r \x01(\x0b\x32\x14.laser.v1.PoolLimits\"J\n\nPoolLimits\x12\x15\n\rmax_documents\x18\x01 \x01(\x04\x12\x12\n\nmax_tokens\x18\x02 \x01(\x04\x12\x11\n\tmax_age_s\x18\x03 \x01(\x01\"\x1f\n\x0f\x44ropPoolRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"\x12\n\x10\x44ropPoolResponse\"\"\n\x12\x43ompactPoolRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"E\n\x13\x43ompactPoolResponse\x12.\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x19.laser.v1.PoolDescription\"&\n\x16\x45xportDocumentsRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"p\n\x17\x45xportDocumentsResponse\x12.\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x19.laser.v1.PoolDescription\x12%\n\tdocuments\x18\x02 \x03(\x0b\x32\x12.laser.v1.Document*u\n\tPoolState\x12\x1a\n\x16POOL_STATE_UNSPECIFIED\x10\x00\x12\x11\n\rPOOL_STATE_OK\x10\x01\x12\x16\n\x12POOL_STATE_NO_POOL\x10\x02\x12!\n\x1dPOOL_STATE_TOKENIZER_MISMATCH\x10\x03\x32\xf0\x04\n\tRetriever\x12<\n\x05\x44raft\x12\x16.laser.v1.DraftRequest\x1a\x17.laser.v1.DraftResponse(\x01\x30\x01\x12O\n\x0c\x41\x64\x64\x44ocuments\x12\x1d.laser.v1.AddDocumentsRequest\x1a\x1e.laser.v1.AddDocumentsResponse(\x01\x12V\n\x0f\x44\x65leteDocuments\x12 .laser.v1.DeleteDocumentsRequest\x1a!.laser.v1.DeleteDocumentsResponse\x12\x44\n\tListPools\x12\x1a.laser.v1.ListPoolsRequest\x1a\x1b.laser.v1.ListPoolsResponse\x12M\n\x0c\x44\x65scribePool\x12\x1d.laser.v1.DescribePoolRequest\x1a\x1e.laser.v1.DescribePoolResponse\x12\x41\n\x08\x44ropPool\x12\x19.laser.v1.DropPoolRequest\x1a\x1a.laser.v1.DropPoolResponse\x12J\n\x0b\x43ompactPool\x12\x1c.laser.v1.CompactPoolRequest\x1a\x1d.laser.v1.CompactPoolResponse\x12X\n\x0f\x45xportDocuments\x12 .laser.v1.ExportDocumentsRequest\x1a!.laser.v1.ExportDocumentsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!laser_protocol/v1/retriever.proto\x12\x08laser.v1\x1a\"laser_protocol/v1/acceptance.proto\x1a\"laser_protocol/v1/draft_tree.proto\"\x9a\x01\n\x0c\x44raftRequest\x12&\n\thandshake\x18\x01 \x01(\x0b\x32\x13.laser.v1.Handshake\x12%\n\x05opens\x18\x02 \x03(\x0b\x32\x16.laser.v1.OpenSequence\x12+\n\x08\x61\x64vances\x18\x03 \x03(\x0b\x32\x19.laser.v1.AdvanceSequence\x12\x0e\n\x06\x63loses\x18\x04 \x03(\r\"U\n\tHandshake\x12\x1d\n\x15tokenizer_fingerprint\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rverifier_name\x18\x03 \x01(\t\"\xc2\x01\n\x0cOpenSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\r\n\x05model\x18\x05 \x01(\t\x12(\n\nacceptance\x18\x06 \x01(\x0b\x32\x14.laser.v1.Acceptance\x12\x13\n\x0bnode_budget\x18\x07 \x01(\r\x12\x13\n\x0btemperature\x18\x08 \x01(\x02\"\x97\x01\n\x0f\x41\x64vanceSequence\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x01(\x0c\x12\x1a\n\x12num_verified_nodes\x18\x04 \x01(\r\x12\x19\n\x11\x61\x63\x63\x65pted_node_idx\x18\x05 \x01(\x05\x12\x13\n\x0bnode_budget\x18\x06 \x01(\r\"\xb3\x01\n\rDraftResponse\x12+\n\thandshake\x18\x01 \x01(\x0b\x32\x18.laser.v1.HandshakeReply\x12(\n\x06opened\x18\x02 \x03(\x0b\x32\x18.laser.v1.SequenceOpened\x12\"\n\x05trees\x18\x03 \x03(\x0b\x32\x13.laser.v1.DraftTree\x12\'\n\x06\x66\x61ults\x18\x04 \x03(\x0b\x32\x17.laser.v1.SequenceFault\"\x1e\n\x0eHandshakeReply\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x0eSequenceOpened\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\'\n\npool_state\x18\x02 \x01(\x0e\x32\x13.laser.v1.PoolState\"5\n\rSequenceFault\x12\x13\n\x0bsequence_id\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\")\n\x08\x44ocument\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\"i\n\x13\x41\x64\x64\x44ocumentsRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\x12%\n\tdocuments\x18\x03 \x03(\x0b\x32\x12.laser.v1.Document\"A\n\x14\x41\x64\x64\x44ocumentsResponse\x12\x15\n\rnum_documents\x18\x01 \x01(\x04\x12\x12\n\nnum_tokens\x18\x02 \x01(\x04\"3\n\x16\x44\x65leteDocumentsRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\t\".\n\x17\x44\x65leteDocumentsResponse\x12\x13\n\x0bnum_deleted\x18\x01 \x01(\x04\" \n\x10ListPoolsRequest\x12\x0c\n\x04root\x18\x01 \x01(\t\"=\n\x11ListPoolsResponse\x12(\n\x05pools\x18\x01 \x03(\x0b\x32\x19.laser.v1.PoolDescription\"#\n\x13\x44\x65scribePoolRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"F\n\x14\x44\x65scribePoolResponse\x12.\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x19.laser.v1.PoolDescription\"\xc5\x02\n\x0fPoolDescription\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x1d\n\x15tokenizer_fingerprint\x18\x02 \x01(\t\x12\x15\n\rnum_documents\x18\x03 \x01(\x04\x12\x12\n\nnum_tokens\x18\x04 \x01(\x04\x12\x14\n\x0cnum_segments\x18\x05 \x01(\r\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x19\n\x11num_log_documents\x18\x07 \x01(\x04\x12\x17\n\x0fnum_dead_tokens\x18\x08 \x01(\x04\x12\x16\n\x0elog_size_bytes\x18\t \x01(\x04\x12\x16\n\x0eoldest_unix_ms\x18\n \x01(\x04\x12\x16\n\x0enewest_unix_ms\x18\x0b \x01(\x04\x12\x0e\n\x06writer\x18\x0c \x01(\t\x12$\n\x06limits\x18\r \x01(\x0b\x32\x14.laser.v1.PoolLimits\"J\n\nPoolLimits\x12\x15\n\rmax_documents\x18\x01 \x01(\x04\x12\x12\n\nmax_tokens\x18\x02 \x01(\x04\x12\x11\n\tmax_age_s\x18\x03 \x01(\x01\"\x1f\n\x0f\x44ropPoolRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"\x12\n\x10\x44ropPoolResponse\"\"\n\x12\x43ompactPoolRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"E\n\x13\x43ompactPoolResponse\x12.\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x19.laser.v1.PoolDescription\"&\n\x16\x45xportDocumentsRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\"p\n\x17\x45xportDocumentsResponse\x12.\n\x0b\x64\x65scription\x18\x01 \x01(\x0b\x32\x19.laser.v1.PoolDescription\x12%\n\tdocuments\x18\x02 \x03(\x0b\x32\x12.laser.v1.Document*u\n\tPoolState\x12\x1a\n\x16POOL_STATE_UNSPECIFIED\x10\x00\x12\x11\n\rPOOL_STATE_OK\x10\x01\x12\x16\n\x12POOL_STATE_NO_POOL\x10\x02\x12!\n\x1dPOOL_STATE_TOKENIZER_MISMATCH\x10\x03\x32\xf0\x04\n\tRetriever\x12<\n\x05\x44raft\x12\x16.laser.v1.DraftRequest\x1a\x17.laser.v1.DraftResponse(\x01\x30\x01\x12O\n\x0c\x41\x64\x64\x44ocuments\x12\x1d.laser.v1.AddDocumentsRequest\x1a\x1e.laser.v1.AddDocumentsResponse(\x01\x12V\n\x0f\x44\x65leteDocuments\x12 .laser.v1.DeleteDocumentsRequest\x1a!.laser.v1.DeleteDocumentsResponse\x12\x44\n\tListPools\x12\x1a.laser.v1.ListPoolsRequest\x1a\x1b.laser.v1.ListPoolsResponse\x12M\n\x0c\x44\x65scribePool\x12\x1d.laser.v1.DescribePoolRequest\x1a\x1e.laser.v1.DescribePoolResponse\x12\x41\n\x08\x44ropPool\x12\x19.laser.v1.DropPoolRequest\x1a\x1a.laser.v1.DropPoolResponse\x12J\n\x0b\x43ompactPool\x12\x1c.laser.v1.CompactPoolRequest\x1a\x1d.laser.v1.CompactPoolResponse\x12X\n\x0f\x45xportDocuments\x12 .laser.v1.ExportDocumentsRequest\x1a!.laser.v1.ExportDocumentsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'laser_protocol.v1.retriever_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLSTATE']._serialized_start=2284
-  _globals['_POOLSTATE']._serialized_end=2401
+  _globals['_POOLSTATE']._serialized_start=2305
+  _globals['_POOLSTATE']._serialized_end=2422
   _globals['_DRAFTREQUEST']._serialized_start=120
   _globals['_DRAFTREQUEST']._serialized_end=274
   _globals['_HANDSHAKE']._serialized_start=276
   _globals['_HANDSHAKE']._serialized_end=361
   _globals['_OPENSEQUENCE']._serialized_start=364
-  _globals['_OPENSEQUENCE']._serialized_end=537
-  _globals['_ADVANCESEQUENCE']._serialized_start=540
-  _globals['_ADVANCESEQUENCE']._serialized_end=691
-  _globals['_DRAFTRESPONSE']._serialized_start=694
-  _globals['_DRAFTRESPONSE']._serialized_end=873
-  _globals['_HANDSHAKEREPLY']._serialized_start=875
-  _globals['_HANDSHAKEREPLY']._serialized_end=905
-  _globals['_SEQUENCEOPENED']._serialized_start=907
-  _globals['_SEQUENCEOPENED']._serialized_end=985
-  _globals['_SEQUENCEFAULT']._serialized_start=987
-  _globals['_SEQUENCEFAULT']._serialized_end=1040
-  _globals['_DOCUMENT']._serialized_start=1042
-  _globals['_DOCUMENT']._serialized_end=1083
-  _globals['_ADDDOCUMENTSREQUEST']._serialized_start=1085
-  _globals['_ADDDOCUMENTSREQUEST']._serialized_end=1190
-  _globals['_ADDDOCUMENTSRESPONSE']._serialized_start=1192
-  _globals['_ADDDOCUMENTSRESPONSE']._serialized_end=1257
-  _globals['_DELETEDOCUMENTSREQUEST']._serialized_start=1259
-  _globals['_DELETEDOCUMENTSREQUEST']._serialized_end=1310
-  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_start=1312
-  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_end=1358
-  _globals['_LISTPOOLSREQUEST']._serialized_start=1360
-  _globals['_LISTPOOLSREQUEST']._serialized_end=1392
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=1394
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=1455
-  _globals['_DESCRIBEPOOLREQUEST']._serialized_start=1457
-  _globals['_DESCRIBEPOOLREQUEST']._serialized_end=1492
-  _globals['_DESCRIBEPOOLRESPONSE']._serialized_start=1494
-  _globals['_DESCRIBEPOOLRESPONSE']._serialized_end=1564
-  _globals['_POOLDESCRIPTION']._serialized_start=1567
-  _globals['_POOLDESCRIPTION']._serialized_end=1892
-  _globals['_POOLLIMITS']._serialized_start=1894
-  _globals['_POOLLIMITS']._serialized_end=1968
-  _globals['_DROPPOOLREQUEST']._serialized_start=1970
-  _globals['_DROPPOOLREQUEST']._serialized_end=2001
-  _globals['_DROPPOOLRESPONSE']._serialized_start=2003
-  _globals['_DROPPOOLRESPONSE']._serialized_end=2021
-  _globals['_COMPACTPOOLREQUEST']._serialized_start=2023
-  _globals['_COMPACTPOOLREQUEST']._serialized_end=2057
-  _globals['_COMPACTPOOLRESPONSE']._serialized_start=2059
-  _globals['_COMPACTPOOLRESPONSE']._serialized_end=2128
-  _globals['_EXPORTDOCUMENTSREQUEST']._serialized_start=2130
-  _globals['_EXPORTDOCUMENTSREQUEST']._serialized_end=2168
-  _globals['_EXPORTDOCUMENTSRESPONSE']._serialized_start=2170
-  _globals['_EXPORTDOCUMENTSRESPONSE']._serialized_end=2282
-  _globals['_RETRIEVER']._serialized_start=2404
-  _globals['_RETRIEVER']._serialized_end=3028
+  _globals['_OPENSEQUENCE']._serialized_end=558
+  _globals['_ADVANCESEQUENCE']._serialized_start=561
+  _globals['_ADVANCESEQUENCE']._serialized_end=712
+  _globals['_DRAFTRESPONSE']._serialized_start=715
+  _globals['_DRAFTRESPONSE']._serialized_end=894
+  _globals['_HANDSHAKEREPLY']._serialized_start=896
+  _globals['_HANDSHAKEREPLY']._serialized_end=926
+  _globals['_SEQUENCEOPENED']._serialized_start=928
+  _globals['_SEQUENCEOPENED']._serialized_end=1006
+  _globals['_SEQUENCEFAULT']._serialized_start=1008
+  _globals['_SEQUENCEFAULT']._serialized_end=1061
+  _globals['_DOCUMENT']._serialized_start=1063
+  _globals['_DOCUMENT']._serialized_end=1104
+  _globals['_ADDDOCUMENTSREQUEST']._serialized_start=1106
+  _globals['_ADDDOCUMENTSREQUEST']._serialized_end=1211
+  _globals['_ADDDOCUMENTSRESPONSE']._serialized_start=1213
+  _globals['_ADDDOCUMENTSRESPONSE']._serialized_end=1278
+  _globals['_DELETEDOCUMENTSREQUEST']._serialized_start=1280
+  _globals['_DELETEDOCUMENTSREQUEST']._serialized_end=1331
+  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_start=1333
+  _globals['_DELETEDOCUMENTSRESPONSE']._serialized_end=1379
+  _globals['_LISTPOOLSREQUEST']._serialized_start=1381
+  _globals['_LISTPOOLSREQUEST']._serialized_end=1413
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=1415
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=1476
+  _globals['_DESCRIBEPOOLREQUEST']._serialized_start=1478
+  _globals['_DESCRIBEPOOLREQUEST']._serialized_end=1513
+  _globals['_DESCRIBEPOOLRESPONSE']._serialized_start=1515
+  _globals['_DESCRIBEPOOLRESPONSE']._serialized_end=1585
+  _globals['_POOLDESCRIPTION']._serialized_start=1588
+  _globals['_POOLDESCRIPTION']._serialized_end=1913
+  _globals['_POOLLIMITS']._serialized_start=1915
+  _globals['_POOLLIMITS']._serialized_end=1989
+  _globals['_DROPPOOLREQUEST']._serialized_start=1991
+  _globals['_DROPPOOLREQUEST']._serialized_end=2022
+  _globals['_DROPPOOLRESPONSE']._serialized_start=2024
+  _globals['_DROPPOOLRESPONSE']._serialized_end=2042
+  _globals['_COMPACTPOOLREQUEST']._serialized_start=2044
+  _globals['_COMPACTPOOLREQUEST']._serialized_end=2078
+  _globals['_COMPACTPOOLRESPONSE']._serialized_start=2080
+  _globals['_COMPACTPOOLRESPONSE']._serialized_end=2149
+  _globals['_EXPORTDOCUMENTSREQUEST']._serialized_start=2151
+  _globals['_EXPORTDOCUMENTSREQUEST']._serialized_end=2189
+  _globals['_EXPORTDOCUMENTSRESPONSE']._serialized_start=2191
+  _globals['_EXPORTDOCUMENTSRESPONSE']._serialized_end=2303
+  _globals['_RETRIEVER']._serialized_start=2425
+  _globals['_RETRIEVER']._serialized_end=3049
 # @@protoc_insertion_point(module_scope)

@@ -43,7 +43,7 @@ class Handshake(_message.Message):
     def __init__(self, tokenizer_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., verifier_name: _Optional[str] = ...) -> None: ...
 
 class OpenSequence(_message.Message):
-    __slots__ = ("sequence_id", "pool", "token_ids", "num_prompt_tokens", "model", "acceptance", "node_budget")
+    __slots__ = ("sequence_id", "pool", "token_ids", "num_prompt_tokens", "model", "acceptance", "node_budget", "temperature")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     POOL_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class OpenSequence(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_FIELD_NUMBER: _ClassVar[int]
     NODE_BUDGET_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     pool: str
     token_ids: bytes
@@ -58,7 +59,8 @@ class OpenSequence(_message.Message):
     model: str
     acceptance: _acceptance_pb2.Acceptance
     node_budget: int
-    def __init__(self, sequence_id: _Optional[int] = ..., pool: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., model: _Optional[str] = ..., acceptance: _Optional[_Union[_acceptance_pb2.Acceptance, _Mapping]] = ..., node_budget: _Optional[int] = ...) -> None: ...
+    temperature: float
+    def __init__(self, sequence_id: _Optional[int] = ..., pool: _Optional[str] = ..., token_ids: _Optional[bytes] = ..., num_prompt_tokens: _Optional[int] = ..., model: _Optional[str] = ..., acceptance: _Optional[_Union[_acceptance_pb2.Acceptance, _Mapping]] = ..., node_budget: _Optional[int] = ..., temperature: _Optional[float] = ...) -> None: ...
 
 class AdvanceSequence(_message.Message):
     __slots__ = ("sequence_id", "position", "token_ids", "num_verified_nodes", "accepted_node_idx", "node_budget")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -37,7 +40,12 @@ class ProgressBar:
     """
 
     def __init__(self, num_tasks: int, num_done: int, plain_tokens_per_second: float) -> None:
-        self._bar: Any = tqdm(total=num_tasks, initial=num_done, unit="text", desc="knowledge", dynamic_ncols=True)
+        self._shown_every_s = 0.1 if sys.stderr.isatty() else 10.0  # a log keeps every line
+        self._bar: Any = tqdm(
+            total=num_tasks, initial=num_done, unit="text", desc="knowledge", dynamic_ncols=True,
+            mininterval=self._shown_every_s,
+        )  # fmt: skip
+        self._retry_shown_s = -math.inf
         self._plain = plain_tokens_per_second
         self._num_tokens = self._num_steps = 0
         self.num_retries: Counter[str] = Counter()
@@ -52,7 +60,10 @@ class ProgressBar:
     def retried(self, verifier: str, error: LaserError) -> None:
         """See `Progress`."""
         self.num_retries[verifier] += 1
-        self._bar.set_postfix_str(f"{verifier}: {error}; trying again")
+        # All that wait at a dead verifier come here, again and again.
+        if (now_s := time.monotonic()) >= self._retry_shown_s + self._shown_every_s:
+            self._retry_shown_s = now_s
+            self._bar.set_postfix_str(f"{verifier}: {error}; trying again")
 
     def rates(self) -> str:
         """What was reached in this run."""
