@@ -92,6 +92,7 @@ class PoolReader:
         self._seen: tuple[object, ...] = ()
         self._log_reader = LogReader(directory / LOG_NAME)
         self._log: dict[str, Record] = {}
+        self._log_changed = False  # since the contents were made
         self._log_sequences: dict[str, int] = {}
         self._corrupt: set[str] = set()
 
@@ -130,13 +131,13 @@ class PoolReader:
             fingerprint = ""
             logger.error("pool.unreadable file=%s reason=%s; the pool is not served",
                          self._directory / IDENTITY_NAME, error)  # fmt: skip
-        log_changed = self._read_log()
+        self._log_changed |= self._read_log()
         segments = self._read_segments(old.segments) if fingerprint else ()
         same_segments = segments == old.segments
         end_sequence = max((segment.meta.end_sequence for segment in segments), default=0)
         for document_id in [key for key, sequence in self._log_sequences.items() if sequence < end_sequence]:
             del self._log[document_id], self._log_sequences[document_id]
-        if log_changed or not same_segments or fingerprint != old.fingerprint:
+        if self._log_changed or not same_segments or fingerprint != old.fingerprint:
             self._contents = PoolContents(
                 fingerprint=fingerprint,
                 segments=segments,
@@ -144,6 +145,7 @@ class PoolReader:
                 log=dict(self._log) if fingerprint else {},
                 log_size_bytes=self._log_reader.size_bytes,
             )
+            self._log_changed = False
 
     def _read_log(self) -> bool:
         restarted, records = self._log_reader.poll()

@@ -16,6 +16,11 @@ from pathlib import Path
 MAX_WRITE_BYTES = 1 << 18
 
 
+def unfinished(name: str) -> str:
+    """What a file is called while it is written, and stays called if that fails."""
+    return f"{name}.tmp"
+
+
 class Disk:
     """File operations on a local or network file system. Stateless; every method may raise OSError."""
 
@@ -79,7 +84,7 @@ class Disk:
 
     def replace_file(self, path: Path, data: bytes) -> None:
         """Writes a file so that at every moment either the old or the new content stands there, whole. Durable."""
-        temporary = path.with_name(path.name + ".tmp")
+        temporary = path.with_name(unfinished(path.name))
         self.write_file(temporary, data)
         self.rename(temporary, path)
         self.sync_directory(path.parent)

@@ -192,15 +192,15 @@ class LogReader:
                 if header == self._header and restarted:
                     logger.error("log.shrunk path=%s: %d bytes that were there are gone, and the documents in them",
                                  self._path, self._offset - size_bytes)  # fmt: skip
-                if restarted:
-                    self._header, self._offset, self._next_sequence = header, HEADER_SIZE, 0
-                file.seek(self._offset)
+                file.seek(HEADER_SIZE if restarted else self._offset)
                 data = file.read()
         except (FileNotFoundError, NotADirectoryError):
             return self._forget(), []
         except UnreadableLog as error:
             logger.error("log.unreadable path=%s: %s; its documents are not served", self._path, error)
             return self._forget(), []
+        if restarted:  # noted only now: a read that failed must find it again
+            self._header, self._offset, self._next_sequence = header, HEADER_SIZE, 0
         records, valid_end = scan_frames(data, str(self._path))
         self._offset += valid_end
         self.size_bytes = size_bytes

@@ -29,7 +29,7 @@ from laser_retriever.contents import (
     read_fingerprint,
     segment_names,
 )
-from laser_retriever.durable import Disk
+from laser_retriever.durable import Disk, unfinished
 from laser_retriever.log import HEADER_SIZE, LOG_NAME, Record
 from laser_retriever.log_writer import LogWriter, storage_error
 from laser_retriever.segment import PREFIX, UNFINISHED, SegmentContent, write_segment
@@ -101,6 +101,7 @@ class PoolWriter:
             UnknownPool
         """
         with self._as_writer() as log:
+            log.heal()  # what a failed delete wrote is read, but is gone with the next write
             contents = self._reader.poll()
             return self._bury(log, [document_id for document_id in dict.fromkeys(ids) if contents.has(document_id)])
 
@@ -111,6 +112,7 @@ class PoolWriter:
             UnknownPool
         """
         with self._as_writer() as log:
+            log.heal()
             # Chosen under the mutex: a document replaced in the meantime is no longer an old one.
             live = LiveDocuments.of(self._reader.poll())
             gone = self._config.limits.evicted(live.num_tokens, live.times_ms, self._clock.unix_s())
@@ -153,11 +155,13 @@ class PoolWriter:
         with self._building, self._as_writer():
             # Without its identity a pool does not exist: whatever a crash leaves is removed before it exists again.
             self._disk.unlink(self._directory / IDENTITY_NAME)
-            self._disk.sync_directory(self._directory)
-            self._remove_remains()
-            # Before the lock is given up: who waits for it finds that the file is gone, and makes a new one.
-            self._disk.unlink(self._directory / LOCK_NAME)
-            self._release()
+            try:
+                self._disk.sync_directory(self._directory)
+                self._remove_remains()
+                # Before the lock is given up: who waits for it finds that the file is gone, and makes a new one.
+                self._disk.unlink(self._directory / LOCK_NAME)
+            finally:
+                self._release()  # also after a failure: what is added next is added to a pool founded anew
             self._remove_empty_directories()
 
     def tidy(self) -> None:
@@ -234,7 +238,7 @@ class PoolWriter:
         self._remove_remains()
         identity = {"format_version": FORMAT_VERSION, "tokenizer_fingerprint": fingerprint}
         path = self._directory / IDENTITY_NAME
-        temporary = path.with_name(f"{IDENTITY_NAME}.tmp")
+        temporary = path.with_name(unfinished(IDENTITY_NAME))
         self._disk.write_file(temporary, checked_json.encode(identity))
         self._disk.rename(temporary, path)  # durable together with the log, which is made next
         self._fingerprint = fingerprint
@@ -308,8 +312,10 @@ class PoolWriter:
         """Removes segments and log of a pool that does not exist (any more)."""
         for path in self._directory.glob(f"{PREFIX}*"):
             self._disk.remove_tree(path)
-        if (self._directory / LOG_NAME).exists():
-            self._disk.unlink(self._directory / LOG_NAME)
+        # Beside them, what a failed replacement left: it holds documents too.
+        for name in (LOG_NAME, unfinished(LOG_NAME), unfinished(IDENTITY_NAME)):
+            if (self._directory / name).exists():
+                self._disk.unlink(self._directory / name)
         self._disk.sync_directory(self._directory)
 
     def _remove_empty_directories(self) -> None:

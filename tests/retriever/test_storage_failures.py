@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from retriever_disks import FailingDisk, UnsyncedDisk
 from laser_protocol.errors import StorageUnavailable
 from laser_retriever import checked_json
 from laser_retriever.config import RetrieverConfig
-from laser_retriever.contents import FORMAT_VERSION, IDENTITY_NAME
+from laser_retriever.contents import FORMAT_VERSION, IDENTITY_NAME, PoolReader
 from laser_retriever.counters import Event
+from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
 from laser_retriever.pools import Pools
 from laser_retriever.writer_lock import WriterLock
@@ -25,6 +28,7 @@ READ_ONLY = OSError(errno.EROFS, "Read-only file system")
 REASONS = {errno.ENOSPC: "disk full", errno.EROFS: "not writable"}
 
 Model = dict[str, list[int]]
+Change = dict[str, list[int] | None]  # None: deleted
 
 
 def add(pool: Pool, documents: Model) -> None:
@@ -39,7 +43,7 @@ def contents(pool: Pool) -> Model:
 def live(root: Path, disk: FailingDisk) -> tuple[Pool, list[str]]:
     """A pool's life in which any step may fail. Gives what the failures said. Checks every step against a dict."""
     pool = Pool("a/b", RetrieverConfig(pools=root, max_segments=2, unlink_after_s=0), str, disk)
-    model: Model = {}
+    model: Change = {}
     doubtful: dict[str, list[list[int] | None]] = {}  # what a failed write may or may not have left
     said: list[str] = []
 
@@ -47,7 +51,7 @@ def live(root: Path, disk: FailingDisk) -> tuple[Pool, list[str]]:
         found = contents(pool)
         return all(found.get(key) in doubtful.get(key, [model.get(key)]) for key in {*found, *model, *doubtful})
 
-    def step(change: Model, work: Callable[[], object]) -> None:
+    def step(change: Change, work: Callable[[], object]) -> None:
         try:
             work()
         except StorageUnavailable as error:
@@ -64,6 +68,9 @@ def live(root: Path, disk: FailingDisk) -> tuple[Pool, list[str]]:
         step({"x": [i]}, lambda i=i: add(pool, {"x": [i]}))
         if i > 0 and model:
             step({}, pool.writer.seal)
+    for _ in range(2):  # what failed is asked for again
+        step({"1": None}, lambda: pool.writer.delete(["1"]))
+    step({"y": [5]}, lambda: add(pool, {"y": [5]}))
     step({}, pool.writer.compact)
     step({}, pool.writer.tidy)
     step({"last": [9]}, lambda: add(pool, {"last": [9]}))
@@ -93,6 +100,85 @@ def test_from_any_operation_on_all_writes_are_refused_and_reads_go_on(memory_pat
         add(pool, {"after": [1]})
         assert contents(pool)["after"] == [1]
         pool.writer.close()
+
+
+@pytest.mark.parametrize("how", ["delete", "evict"])
+def test_a_long_deletion_that_failed_in_its_middle_is_made_when_it_is_asked_for_again(
+    memory_path: Path, how: str
+) -> None:
+    """Its first pieces may be on the disk, and read, without having been acknowledged."""
+    disk = FailingDisk()
+    pool = Pool("p", RetrieverConfig(pools=memory_path, limits=PoolLimits(max_documents=1)), str, disk)
+    documents: Model = {f"{i:0100}": [i] for i in range(2_000)}
+    gone = list(documents)[:-1]
+
+    def remove() -> int:
+        return pool.writer.delete(gone) if how == "delete" else pool.writer.evict()
+
+    add(pool, documents)
+    disk.error, disk.num_operations, disk._at, disk._for_good = NO_SPACE, 0, 1, True
+    with pytest.raises(StorageUnavailable, match="disk full"):
+        remove()
+    assert disk.num_operations > 1, "more than one piece"
+    with pytest.raises(StorageUnavailable, match="disk full"):
+        remove()
+    disk.error = None
+    assert remove() == len(gone)
+    add(pool, {"y": [1]})
+    assert contents(pool) == {f"{1_999:0100}": [1_999], "y": [1]}
+
+
+def test_what_is_added_after_a_drop_that_failed_anywhere_is_kept(memory_path: Path) -> None:
+    at = 0
+    while True:
+        config, disk = RetrieverConfig(pools=memory_path / str(at)), FailingDisk()
+        pool = Pool("p", config, str, disk)
+        add(pool, {"sealed": [1]})
+        pool.writer.seal()
+        add(pool, {"logged": [2]})
+        disk.error, disk.num_operations, disk._at = NO_SPACE, 0, at
+        with contextlib.suppress(StorageUnavailable):
+            pool.writer.drop()
+        was_hit, disk.error = disk.num_operations > at, None
+        add(pool, {"new": [3]})
+        before = {"sealed": [1], "logged": [2]} if at == 0 else {}
+        assert contents(pool) == {**before, "new": [3]}
+        pool.writer.close()
+        assert contents(Pool("p", config, str, UnsyncedDisk())) == {**before, "new": [3]}
+        if not was_hit:
+            break
+        at += 1
+    assert at > 8
+
+
+def test_a_drop_removes_what_a_failed_replacement_of_the_log_left(memory_path: Path) -> None:
+    disk = FailingDisk()
+    pool = Pool("p", RetrieverConfig(pools=memory_path), str, disk)
+    add(pool, {"a": [77_777]})
+    disk.error, disk.num_operations, disk._at, disk._for_good = NO_SPACE, 0, 0, True
+    with pytest.raises(StorageUnavailable):
+        add(pool, {"b": [1]})
+    disk.num_operations, disk._at = 0, 2  # the new log is written, and not synced
+    with pytest.raises(StorageUnavailable):
+        add(pool, {"b": [1]})
+    assert len(list((memory_path / "p").glob("log.wal*"))) == 2
+    disk.error = None
+    pool.writer.drop()
+    assert not list(memory_path.iterdir())
+
+
+def test_records_read_before_the_directory_could_not_be_are_there_the_next_time(
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool("p", RetrieverConfig(pools=memory_path), str, UnsyncedDisk())
+    add(pool, {"a": [1]})
+    reader = PoolReader("p", memory_path / "p")
+    assert reader.poll().has("a")
+    add(pool, {"b": [2]})
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Too many"):
+        patched.setattr(PoolReader, "_read_segments", Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+        reader.poll()
+    assert reader.poll().has("b")
 
 
 @pytest.mark.parametrize("at", range(3), ids=["open", "truncate", "write"])
