@@ -7,13 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from laser_protocol.acceptance import Relaxed
+from laser_protocol.acceptance import Relaxed, Strict
 from laser_protocol.errors import EngineDead, NotReady, Overloaded
 from laser_protocol.tree import DraftTree
+from laser_verifier.batch import StepInput
+from laser_verifier.cli import run_largest_step
 from laser_verifier.draft_policy import DraftPolicy
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.engine import run_engine
+from laser_verifier.model import wrap_model
+from laser_verifier.runner import ModelRunner
 from laser_verifier.sequence import DraftStatus, FinishReason
 from laser_verifier.step_cost import StepCost
 from tests.oracles import plain_decoding
@@ -134,8 +139,11 @@ def test_a_cancelled_waiting_request_never_runs(network: Any) -> None:
     server = TinyServer(tiny_model(network), NoDrafts(), max_sequences=1)
     server.submit(PROMPT, 5)
     waiting = server.submit(PROMPT, 5, request_id="waiting")
-    assert server.engine.num_ahead("waiting") == 1
+    server.submit(PROMPT, 5, request_id="last")
+    assert [server.engine.num_ahead(request_id) for request_id in ("waiting", "last", "unknown")] == [1, 2, 0]
     server.engine.cancel("waiting")
+    server.engine.step()
+    assert server.engine.num_ahead("last") == 0
     server.run()
     assert waiting.events == []
 
@@ -302,3 +310,38 @@ def test_the_cache_has_the_size_its_shape_gives(network: Any) -> None:
     model = tiny_model(network)
     server = TinyServer(model, NoDrafts(), max_sequences=3, max_model_len=50, max_draft_nodes=8)
     assert server.engine.cache_size_bytes == 2 * 3 * (3 * 58) * 2 * 8 * 8
+
+
+def test_a_drafted_token_that_overflows_in_float16_changes_nothing_for_the_others() -> None:
+    """Token 7 alone has a part that the first layer's values multiply by more than float16 holds."""
+    network = tiny_network()
+    with torch.no_grad():
+        network.model.embed_tokens.weight[:, 0] = 0.0
+        network.model.embed_tokens.weight[7, 0] = 50.0
+        network.model.layers[0].self_attn.v_proj.weight[:, 0] = 6e4
+    runner = ModelRunner(wrap_model(network.half(), "tiny"), 2, 64, 8)
+    prompt, nodes = np.arange(8, 28, dtype=np.int32), np.asarray([-1, -1, 0], np.int32)
+
+    def logits(drafted: int) -> Any:
+        """Of the prompt's end, and of another slot's that held a drafted token in places it does not use now."""
+        tree = DraftTree(20, np.asarray([drafted, 5, 6], np.int32), nodes, np.ones(3, np.float32))
+        first = runner.logits([StepInput(0, 0, prompt, tree, Strict(), 0.0, 0, 0, 9)])
+        none = DraftTree.empty(5)
+        short = StepInput(0, 0, prompt[:5], none, Strict(), 0.0, 0, 0, 9)
+        second = runner.logits([short, StepInput(1, 0, prompt, DraftTree.empty(20), Strict(), 0.0, 0, 0, 9)])
+        return torch.cat((first[[0, 2]], second))
+
+    assert torch.isfinite(logits(4)).all()
+    assert torch.equal(logits(7), logits(4))
+
+
+def test_the_largest_step_that_may_come_is_run_at_the_start_where_memory_can_be_missing(network: Any) -> None:
+    sizes: list[int] = []
+
+    class Noting(ModelRunner):
+        def run(self, inputs: Any) -> Any:
+            sizes.append(sum(entry.num_tokens for entry in inputs))
+            return super().run(inputs)
+
+    run_largest_step(Noting(tiny_model(network), 5, 64, 8), 8)
+    assert sizes == [5 * 9]

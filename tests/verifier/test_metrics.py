@@ -117,9 +117,11 @@ def test_dropped_trees_and_requests_that_did_not_finish_are_counted_with_their_r
     for _ in range(12):
         server.engine.step()
     server.engine.cancel("second")
+    server.submit(PROMPT, 10, request_id="third")
+    server.engine.cancel("third")
     server.run()
     assert value(metrics.registry, "laser_requests_ended_total", reason="overloaded") == 1
-    assert value(metrics.registry, "laser_requests_ended_total", reason="cancelled") == 1
+    assert value(metrics.registry, "laser_requests_ended_total", reason="cancelled") == 2, "running, and waiting"
     assert value(metrics.registry, "laser_draft_dropped_trees_total", reason="stale") > 0
     assert value(metrics.registry, "laser_draft_dropped_trees_total", reason="malformed") > 0
     assert value(metrics.registry, "vllm:request_success_total", finished_reason=FinishReason.LENGTH.value) == 1

@@ -192,7 +192,7 @@ BYTES = byte_tokenizer()
 
 def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
     """Llama 2's kind: bytes as tokens <0x00> ... <0xFF>, which in a random order form no valid UTF-8."""
-    vocabulary = {"<unk>": 0, "\u2581": 1, **{f"<0x{i:02X}>": i + 2 for i in range(256)}}
+    vocabulary = {"<unk>": 0, "\u2581": 1, **{f"<0x{i:02X}>": i + 2 for i in range(256)}, "\u2581a": 258, "b": 259}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
     tokenizer.decoder = Sequence([Replace("\u2581", " "), ByteFallback(), Fuse(), Strip(" ", 1, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
@@ -207,6 +207,25 @@ def test_bytes_that_form_no_character_never_stop_the_stream() -> None:
             assert not stream.push(token_id)
             pieces.append(stream.take())
         assert "".join([*pieces, stream.finish(stopped=False)])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (["<0xC3>", "<0xA9>", "<0xE2>", "\u2581a", "b"], "\u00e9\ufffd ab"),
+        (["<0xC3>", "<0xA9>", "<0xE2>", "<0x82>", "b", "\u2581a"], "\u00e9\ufffd\ufffdb a"),
+        (["<0xC3>", "<0xA9>", "<0xE2>"], "\u00e9\ufffd"),
+        (["<0xE2>", "\u2581a"], "\ufffd a"),
+    ],
+)
+def test_bytes_that_form_no_character_are_replaced_and_eat_nothing_beside_them(tokens: list[str], text: str) -> None:
+    tokenizer = byte_fallback_tokenizer()
+    stream = TextStream(tokenizer, ())
+    pieces = []
+    for token_id in tokenizer.convert_tokens_to_ids(tokens):
+        assert not stream.push(token_id)
+        pieces.append(stream.take())
+    assert "".join([*pieces, stream.finish(stopped=False)]) == text
 
 
 def test_a_long_stop_string_costs_no_more_than_the_text_is_long() -> None:
@@ -277,7 +296,7 @@ def test_a_cache_that_no_memory_holds_is_refused_with_its_settings(tmp_path: Pat
     tiny_network(max_position_embeddings=2**20, **large).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     settings = EngineConfig(max_sequences=4096, max_model_len=2**20, max_step_tokens=4096)
-    with pytest.raises(ValueError, match="max_sequences is 4096 and max_model_len 1048576, too much"):
+    with pytest.raises(ValueError, match="max_sequences is 4096, max_model_len 1048576 and max_draft_nodes "):
         load_runner(ModelConfig(str(tmp_path), device="cpu", dtype="float32"), settings)
 
 

@@ -177,8 +177,8 @@ def lost_shard(loop: Loop, shard: ScriptedShard) -> tuple[RemoteDrafts, int]:
     return drafts, port
 
 
-def opened(sequence_id: int, num_tokens: int = 3, pool: str = POOL) -> Opened:
-    return Opened(sequence_id, pool, np.arange(num_tokens, dtype=np.int32), Strict(), 0.5, 32)
+def opened(sequence_id: int, num_tokens: int = 3, pool: str = POOL, node_budget: int = 32) -> Opened:
+    return Opened(sequence_id, pool, np.arange(num_tokens, dtype=np.int32), Strict(), 0.5, node_budget)
 
 
 def advanced(sequence_id: int, position: int, *token_ids: int) -> Advanced:
@@ -248,11 +248,16 @@ def test_a_slow_shard_is_waited_for_three_times_and_then_no_more(loop: Loop) -> 
 
 
 def test_a_shard_that_is_quick_again_is_waited_for_again_though_nobody_waited_for_its_trees(loop: Loop) -> None:
-    """An engine that does not wait asks and collects at once: no tree is ever there then, however quick the shard."""
+    """An engine that does not wait asks and collects at once: no tree is ever there then, however quick the shard.
+
+    That a sequence of which no tree is asked for gets none says nothing about the shard.
+    """
     shard = ScriptedShard("s")
     shard.delay_s = 0.6
+    shard.silent_on = {2}
     drafts = loop.drafts(loop.serve(shard).port)
     drafts.open(opened(1))
+    drafts.open(opened(2, node_budget=0))
     until(lambda: shard.opened)
     for _ in range(3):
         assert drafts.collect({1: 3}, 0.1) == {}
@@ -399,7 +404,7 @@ def test_advances_that_could_not_be_sent_yet_join_so_that_a_stalled_shard_costs_
 def test_what_finds_no_room_in_a_message_stays_for_the_next_one_and_nothing_is_sent_twice() -> None:
     outbox = Outbox()
     for i in range(10):
-        outbox.open(RemoteSequence(i, POOL, Strict(), 1, [7] * 1000, 32))
+        outbox.open(RemoteSequence(i, POOL, Strict(), 0.0, 1, [7] * 1000, 32))
     for i in range(100, 110):
         outbox.advance(advanced(i, 3, *range(1000)))
     outbox.close(200)

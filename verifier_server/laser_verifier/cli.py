@@ -213,6 +213,18 @@ def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
     return measure_step_cost(run, sizes if len(sizes) > 1 else [1, 2])
 
 
+def run_largest_step(runner: ModelRunner, max_draft_nodes: int) -> None:
+    """One step with as many logits as any may have: memory that they do not fit into is then missing at the start."""
+    tree = DraftTree(
+        1,
+        np.zeros(max_draft_nodes, np.int32),
+        np.full(max_draft_nodes, -1, np.int32),
+        np.ones(max_draft_nodes, np.float32),
+    )
+    last = np.zeros(1, np.int32)
+    runner.run([StepInput(slot, 0, last, tree, Relaxed(), 0.0, 0, 0, 1) for slot in range(runner.num_slots)])
+
+
 def load_runner(
     model_config: ModelConfig, engine_config: EngineConfig
 ) -> tuple[Any, EngineConfig, ModelRunner, StepCost]:
@@ -226,12 +238,15 @@ def load_runner(
     try:
         runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
         cost = measure_runner(runner, config.max_step_tokens)
+        if model.device.type != "cpu":  # whose memory ends without a word
+            run_largest_step(runner, config.max_draft_nodes)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"max_sequences is {config.max_sequences} and max_model_len {config.max_model_len}, too much for this "
-            f"memory: {(str(error) or type(error).__name__).splitlines()[0]}"
+            f"max_sequences is {config.max_sequences}, max_model_len {config.max_model_len} and max_draft_nodes "
+            f"{config.max_draft_nodes}, too much for this memory: {reason}"
         ) from error
     return tokenizer, config, runner, cost
 

@@ -100,7 +100,8 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """Ends a request without a further event: at once if it waits, at the next step if it runs."""
-        self._waiting.cancel(request_id)
+        if self._waiting.cancel(request_id):
+            self._observer.ended("cancelled")
         self._work.set()
 
     def num_ahead(self, request_id: str) -> int:

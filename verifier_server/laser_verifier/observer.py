@@ -64,7 +64,7 @@ def count_sources(chosen: Iterable[tuple[DraftTree, Sequence[int]]]) -> tuple[in
 
 
 class Observer(Protocol):
-    """Called by the engine thread, of dropped trees also by the event loop; must not block."""
+    """Called by the engine thread, of ended requests and dropped trees also by others; must not block."""
 
     def step(self, record: StepRecord) -> None:
         """A step ended."""

@@ -151,7 +151,9 @@ class RemoteDrafts:
         )
         with self._condition:
             self._unassigned.add(opened.sequence_id)
-            self._asked_s[opened.sequence_id] = time.monotonic()
+            # Without a budget no tree is asked for, and none can be late.
+            if opened.node_budget:
+                self._asked_s[opened.sequence_id] = time.monotonic()
         self._loop.call_soon_threadsafe(self._on_open, remote)
 
     def advance(self, steps: list[Advanced]) -> None:
@@ -159,7 +161,6 @@ class RemoteDrafts:
         now_s = time.monotonic()
         with self._condition:
             for step in steps:
-                # Without a budget no tree is asked for, and none can be late.
                 self._asked_s.pop(step.sequence_id, None)
                 if step.node_budget:
                     self._asked_s[step.sequence_id] = now_s

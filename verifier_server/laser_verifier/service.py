@@ -232,8 +232,11 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         kind = request.WhichOneof("prompt")
         if kind == "text":
             token_ids = self._encode(request.text)
+        elif kind == "tokens":
+            self._check_length(len(request.tokens.token_ids) // 4)  # before millions of them become objects
+            token_ids = unpack_token_ids(request.tokens.token_ids)
         else:
-            token_ids = unpack_token_ids(request.tokens.token_ids) if kind == "tokens" else []
+            token_ids = []
         if not token_ids:
             raise InvalidRequest("prompt is empty, must be text or token ids", field="prompt")
         wrong = next((token_id for token_id in token_ids if not 0 <= token_id < self._model.vocab_size), None)
@@ -254,16 +257,19 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
             self._tokenizer, prompt.text, prompt.raw, prompt.system if prompt.HasField("system") else None
         )
 
-    def _check_limits(self, request: verifier_pb2.GenerateRequest, num_prompt_tokens: int) -> None:
-        if request.max_new_tokens < 1:
-            raise InvalidRequest(
-                f"max_new_tokens is {request.max_new_tokens}, must be at least 1", field="max_new_tokens"
-            )
+    def _check_length(self, num_prompt_tokens: int) -> None:
         if num_prompt_tokens >= self._model.max_model_len:
             raise InvalidRequest(
                 f"prompt has {num_prompt_tokens} tokens, must be below the model's {self._model.max_model_len}",
                 field="prompt",
             )
+
+    def _check_limits(self, request: verifier_pb2.GenerateRequest, num_prompt_tokens: int) -> None:
+        if request.max_new_tokens < 1:
+            raise InvalidRequest(
+                f"max_new_tokens is {request.max_new_tokens}, must be at least 1", field="max_new_tokens"
+            )
+        self._check_length(num_prompt_tokens)
         if num_prompt_tokens + request.max_new_tokens > self._model.max_model_len:
             raise InvalidRequest(
                 f"max_new_tokens is {request.max_new_tokens}, must be at most "

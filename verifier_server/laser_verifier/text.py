@@ -20,6 +20,7 @@ class TextStream:
         self._stop = stop
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._token_ids: list[int] = []
+        self._pending: list[int] = []  # the last of them, which gave no text yet
         self._decoded = ""
         self._num_sent = 0
 
@@ -28,7 +29,9 @@ class TextStream:
         self._token_ids.append(token_id)
         piece = self._decode(token_id)
         if not piece:
+            self._pending.append(token_id)
             return False
+        self._pending.clear()
         if not self._stop:
             self._decoded += piece
             return False
@@ -55,9 +58,11 @@ class TextStream:
         """
         if not stopped:
             # A character whose last bytes never came is replaced as the tokenizer does it.
-            whole = self._tokenizer.decode(self._token_ids, skip_special_tokens=True)
+            whole = self._decode_all(self._token_ids)
             if whole.startswith(self._decoded):
                 self._decoded = whole
+            else:
+                self._decoded += self._decode_all(self._pending)
         piece = self._decoded[self._num_sent :]
         self._num_sent = len(self._decoded)
         return piece
@@ -67,9 +72,15 @@ class TextStream:
             return self._decoder.step(self._tokenizer.backend_tokenizer, token_id)
         except Exception:
             # The library's stream gives up ("Invalid prefix encountered") where byte tokens form no valid UTF-8, as
-            # vocabularies with byte fallback allow. A new one goes on from here.
+            # vocabularies with byte fallback allow. A new one goes on from those bytes, which it replaces.
             self._decoder = DecodeStream(skip_special_tokens=True)
+            for pending in self._pending:
+                self._decoder.step(self._tokenizer.backend_tokenizer, pending)
             return self._decoder.step(self._tokenizer.backend_tokenizer, token_id)
+
+    def _decode_all(self, token_ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
 
     def _held_back(self) -> int:
         """Length of the longest end of the text that begins a stop string."""

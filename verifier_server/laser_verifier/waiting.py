@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from laser_protocol.errors import LaserError, Overloaded
@@ -13,10 +13,11 @@ from laser_verifier.sequence import Request, Sink
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request in the queue, and when it came (monotonic seconds)."""
+    """A request in the queue, how many came before it, and when it came (monotonic seconds)."""
 
     request: Request
     sink: Sink
+    number: int
     arrived_s: float
 
 
@@ -30,7 +31,8 @@ class WaitingQueue:
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
         self._lock = threading.Lock()
-        self._entries: deque[Waiting] = deque()
+        self._entries: OrderedDict[str, Waiting] = OrderedDict()
+        self._num_added = 0
         self._cancelled: set[str] = set()
         self._closed: LaserError | None = None
 
@@ -55,27 +57,30 @@ class WaitingQueue:
                     f"{len(self._entries)} requests wait already, at most {self._max_waiting} may",
                     retry_after_s=retry_after_s,
                 )
-            self._entries.append(Waiting(request, sink, time.monotonic()))
+            self._entries[request.request_id] = Waiting(request, sink, self._num_added, time.monotonic())
+            self._num_added += 1
 
-    def cancel(self, request_id: str) -> None:
-        """Removes a request; one that does not wait any more is in `take_cancelled` once."""
+    def cancel(self, request_id: str) -> bool:
+        """Removes a request. False: it does not wait any more, and is in `take_cancelled` once."""
         with self._lock:
-            entry = next((entry for entry in self._entries if entry.request.request_id == request_id), None)
-            if entry is not None:
-                self._entries.remove(entry)
-            else:
+            waited = self._entries.pop(request_id, None) is not None
+            if not waited:
                 self._cancelled.add(request_id)
+        return waited
 
     def num_ahead(self, request_id: str) -> int:
-        """Requests that wait ahead of this one; 0 if it does not wait."""
+        """Requests that wait ahead of this one, or were cancelled there since; 0 if it does not wait.
+
+        Everyone who waits asks, again and again: this must not take longer the more there are.
+        """
         with self._lock:
-            ids = [entry.request.request_id for entry in self._entries]
-        return ids.index(request_id) if request_id in ids else 0
+            entry = self._entries.get(request_id)
+            return 0 if entry is None else entry.number - next(iter(self._entries.values())).number
 
     def take(self) -> Waiting | None:
         """The first that waits, which is then out of the queue."""
         with self._lock:
-            return self._entries.popleft() if self._entries else None
+            return self._entries.popitem(last=False)[1] if self._entries else None
 
     def take_cancelled(self) -> set[str]:
         """Ids cancelled since the last call that did not wait any more."""
@@ -87,5 +92,5 @@ class WaitingQueue:
         """Takes no more: whoever comes gets `error`. Returns those that waited."""
         with self._lock:
             self._closed = error
-            entries, self._entries = list(self._entries), deque()
+            entries, self._entries = list(self._entries.values()), OrderedDict()
         return entries
