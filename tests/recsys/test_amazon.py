@@ -26,7 +26,8 @@ META = {
     "2018": lambda book: json.dumps(
         {
             "category": ["Books", "Mystery", "Crime"], "description": ["Of 2018.", ""],
-            "title": f"Book {book} &amp; more", "brand": "A. Writer", "rank": "1 in Books", "asin": book,
+            "title": f"Book {book} &amp; more", "brand": "Visit Amazon's A. Writer Page", "rank": "1 in Books",
+            "asin": book,
         }
     ),
     "2023": lambda book: json.dumps(
@@ -93,8 +94,12 @@ def test_of_several_ratings_of_one_book_the_newest_counts(tmp_path: Path) -> Non
     assert dataset.ratings.of_user(first).stars.tolist() == [3, 5, 1]
 
 
-def test_a_book_without_title_is_left_out_and_so_are_those_who_then_rated_too_little(tmp_path: Path) -> None:
-    write(tmp_path, "2018", [META["2018"](book) for book in BOOKS[:2]] + [json.dumps({"asin": BOOKS[2], "title": ""})])
+@pytest.mark.parametrize("title", ["", "var aPageStart = (new Date()).getTime();"])
+def test_a_book_without_title_is_left_out_and_so_are_those_who_then_rated_too_little(
+    tmp_path: Path, title: str
+) -> None:
+    untitled = json.dumps({"asin": BOOKS[2], "title": title})
+    write(tmp_path, "2018", [META["2018"](book) for book in BOOKS[:2]] + [untitled])
     assert {item.id for item in read(tmp_path, "2018", min_ratings=2).items.values()} == set(BOOKS[:2])
     with pytest.raises(DatasetError, match=r"have no 3-core in common: are both of 2018"):
         read(tmp_path, "2018", min_ratings=3)

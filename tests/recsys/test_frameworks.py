@@ -84,6 +84,7 @@ def test_a_template_of_ones_own_is_used_like_the_others(dataset: Dataset, tmp_pa
     [
         ('name = "own"', 'name = "Own!"', "name is 'Own!', must match"),
         ('name = "own"', "", "name is None, must match"),
+        ('name = "own"', 'name = "logic"', "name is 'logic', which is part of pool ids: .* none starting with"),
         ("[user]", "[person]", "person is unknown, must be one of name, source, user, item, nouns"),
         ("entry =", "entries =", "user.entries is unknown, must be one of context, instruction"),
         ('entry = "{title}"', "", "user.entry is missing or empty"),

@@ -101,12 +101,16 @@ def test_wrong_input_ends_a_step_with_one_line_that_says_what_would_be_right(
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("baseline", ["15", "-5"])
 def test_a_baseline_of_fewer_prompts_than_verifiers_take_at_once_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], baseline: str
 ) -> None:
-    asked = ["--prompts", "p.parquet", "--verifier", "a:1", "b:1", "--concurrency", "4", "--baseline", "15"]
+    asked = ["--prompts", "p.parquet", "--verifier", "a:1", "b:1", "--concurrency", "4", "--baseline", baseline]
     assert main(["generate", *asked, "--output", str(tmp_path)]) == 1
-    assert "--baseline is 15, must be 0 or at least 16, two for each of the prompts open" in capsys.readouterr().err
+    assert (
+        f"--baseline is {baseline}, must be 0 or at least 16, two for each of the prompts open"
+        in capsys.readouterr().err
+    )
 
 
 def test_only_users_and_items_of_the_core_are_kept(write_wheel: WriteWheel) -> None:

@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         connection=connection_arguments(arguments),
     )
     least = 2 * config.concurrency * len(config.verifiers)
-    if 0 < arguments.baseline < least:
+    if arguments.baseline != 0 and arguments.baseline < least:
         raise ValueError(
             f"--baseline is {arguments.baseline}, must be 0 or at least {least}, two for each of the prompts open: the "
             "rate of fewer is that of verifiers half idle"

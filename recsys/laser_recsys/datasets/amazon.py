@@ -25,6 +25,9 @@ from laser_recsys.datasets.tables import RatingColumns, numbers, open_binary, ra
 Fields = Mapping[str, Any]
 _YEAR = re.compile(r"\b(1[5-9]\d\d|20\d\d)\b")
 _TAG = re.compile(r"<[^>]*>")
+_AUTHOR_PAGE = re.compile(r"Visit Amazon's (.*) Page")
+# Some titles of 2018 are a script of the page they were read from, which asks for the time.
+_SCRIPT = "getTime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,13 @@ def _year_in(text: object) -> int | None:
     return int(match[1]) if match else None
 
 
+def _author_2018(fields: Fields) -> str:
+    """In part the words of the link to the author's page."""
+    brand = str(fields.get("brand") or "")
+    page = _AUTHOR_PAGE.fullmatch(brand.strip())
+    return page[1] if page else brand
+
+
 def _author_2023(fields: Fields) -> str:
     author = fields.get("author")
     return str((author.get("name") if isinstance(author, dict) else None) or fields.get("store") or "")
@@ -71,7 +81,7 @@ EDITIONS: Mapping[str, Edition] = {
         json.loads,
         "asin",
         lambda fields: [str(name) for name in fields.get("category") or []],
-        lambda fields: str(fields.get("brand") or ""),
+        _author_2018,
         lambda fields: None,
     ),
     "2023": Edition(
@@ -142,6 +152,8 @@ def _books(path: Path, edition: Edition, wanted: Mapping[str, int]) -> Iterator[
         if item_id is None:
             raise DatasetError(f"{path.name}, line {line}: no field {edition.key!r}; fields are {sorted(fields)}")
         title = _clean(fields.get("title"))
+        if _SCRIPT in title:
+            title = ""
         if item_id in wanted and title:
             description = fields.get("description") or ""
             yield Item(

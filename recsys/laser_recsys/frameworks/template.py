@@ -16,6 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from laser_protocol.errors import InvalidRequest
+from laser_protocol.pool_id import check_pool_id
 from laser_recsys.errors import RecsysError
 
 BUILTIN = ("kar", "once", "trawl", "rlmrec")
@@ -160,6 +162,10 @@ def parse_framework(source: str, text: str) -> Framework:
     name = table.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise TemplateError(f"{source}: name is {name!r}, must match {_NAME.pattern}: it is part of pool ids")
+    try:
+        check_pool_id(name)
+    except InvalidRequest as error:
+        raise TemplateError(f"{source}: name is {name!r}, which is part of pool ids: {error}") from error
     nouns = table.get("nouns", {})
     if not isinstance(nouns, dict) or not all(
         isinstance(words, dict) and all(isinstance(word, str) for word in words.values()) for words in nouns.values()
