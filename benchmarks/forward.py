@@ -8,7 +8,8 @@ verified); the keys and values of the context at the read bandwidth measured her
 torch's own element-wise operators a layer over rows x hidden size: what two norms, rotation, gate and attention would
 cost if each were one trivial operator. Our own linear layers stand beside it (linear_ms), and what nothing can beat
 (bound_ms): the weights once at the read bandwidth or their products at the best rate seen, whichever is longer, and
-the keys and values. Everything is measured in turns in one run; figures are medians of milliseconds.
+the keys and values. Everything is measured in turns in one run; figures are medians of milliseconds. On a processor
+where oneDNN has no bfloat16 all but our own forward is float32, which is the fastest they have there.
 
 Prefill: one prompt of 261 tokens, lm_head for its last row. Its rate counts the floating-point operations of linear
 layers and causal attention; the machine's rate is that of the same linear layers alone at the same number of rows.
@@ -27,13 +28,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput, pack
 from laser_verifier.config import ModelConfig
-from laser_verifier.cpu.linear import MIN_ROWS, OneDnnLinear, PackedLinear
 from laser_verifier.cpu.llama import PackedLlama
 from laser_verifier.forward import make_forward
 from laser_verifier.model import TargetModel, load_model
@@ -79,41 +80,49 @@ def step_inputs(num_sequences: int, num_rows: int) -> list[StepInput]:
     ]
 
 
+Linear = Callable[[Tensor], Tensor]
+
+
+def onednn_linear(*layers: nn.Linear) -> Linear:
+    """Linear layers over the same input as oneDNN runs them, prepacked and joined."""
+    weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat([x.weight.detach() for x in layers]))
+    bias = None if layers[0].bias is None else torch.cat([x.bias.detach() for x in layers])
+    return lambda x: torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
 @dataclasses.dataclass(frozen=True)
 class Linears:
-    """The linear layers of a model: per decoder layer qkv, output, gate and up, down; and its head."""
+    """The linear layers of a model: per decoder layer qkv, output, gate and up, down; its head; their float type."""
 
-    layers: list[tuple[PackedLinear, PackedLinear, PackedLinear, PackedLinear]]
-    head: PackedLinear
+    layers: list[tuple[Linear, Linear, Linear, Linear]]
+    head: Linear
+    dtype: torch.dtype
 
     @staticmethod
     def ours(model: PackedLlama) -> Linears:
         """As the forward runs them."""
-        return Linears([(x.qkv, x.output, x.gate_up, x.down) for x in model.layers], model.head)
+        return Linears([(x.qkv, x.output, x.gate_up, x.down) for x in model.layers], model.head,
+                       model.embedding.dtype)  # fmt: skip
 
     @staticmethod
     def onednn(network: Any) -> Linears:
-        """As oneDNN runs them, prepacked and joined where the input is the same."""
-
-        def packed(*layers: Any) -> PackedLinear:
-            bias = None if layers[0].bias is None else torch.cat([x.bias.detach() for x in layers])
-            return OneDnnLinear(torch.cat([x.weight.detach() for x in layers]), bias)
-
+        """As oneDNN runs them."""
         attentions = [(x.self_attn, x.mlp) for x in network.model.layers]
         return Linears(
             [
-                (packed(a.q_proj, a.k_proj, a.v_proj), packed(a.o_proj), packed(m.gate_proj, m.up_proj),
-                 packed(m.down_proj))
+                (onednn_linear(a.q_proj, a.k_proj, a.v_proj), onednn_linear(a.o_proj),
+                 onednn_linear(m.gate_proj, m.up_proj), onednn_linear(m.down_proj))
                 for a, m in attentions
             ],
-            packed(network.lm_head),
+            onednn_linear(network.lm_head),
+            network.dtype,
         )  # fmt: skip
 
 
 def linear_layers(linears: Linears, model: PackedLlama, num_rows: int, num_logit_rows: int) -> Callable[[], object]:
     """All linear layers of a forward and nothing else."""
-    dtype, hidden_size = model.embedding.dtype, model.embedding.shape[1]
-    hidden, wanted = (torch.randn(max(n, MIN_ROWS), hidden_size).to(dtype) for n in (num_rows, num_logit_rows))
+    dtype, hidden_size = linears.dtype, model.embedding.shape[1]
+    hidden, wanted = (torch.randn(n, hidden_size).to(dtype) for n in (num_rows, num_logit_rows))
     attended = torch.randn(len(hidden), model.num_query_heads * model.kv_shape.head_size).to(dtype)
     gated = torch.randn(len(hidden), model.intermediate_size).to(dtype)
 
@@ -157,12 +166,17 @@ def transformers_eager(network: Any, num_sequences: int, num_rows: int) -> Calla
 
 @dataclasses.dataclass(frozen=True)
 class Peers:
-    """The same weights three times: packed, under our attention in transformers, and transformers' own."""
+    """The same weights: packed, under our attention in transformers, transformers' own, and as oneDNN's layers."""
 
     packed: TargetModel
     unpacked: TargetModel
     eager: Any
     onednn: Linears
+
+
+def peer_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The float type in which torch and oneDNN are quickest."""
+    return dtype if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def load(path: str, dtype: str) -> Peers:
@@ -171,10 +185,15 @@ def load(path: str, dtype: str) -> Peers:
     if packed.packed is None:
         raise SystemExit(f"model type {packed.model_type!r} in {packed.dtype} has no packed forward here")
     network, eager = (
-        AutoModelForCausalLM.from_pretrained(path, dtype=packed.dtype, attn_implementation=kind).eval()
+        AutoModelForCausalLM.from_pretrained(path, dtype=peer_dtype(packed.dtype), attn_implementation=kind).eval()
         for kind in ("sdpa", "eager")
     )
-    return Peers(packed, dataclasses.replace(packed, network=network, packed=None), eager, Linears.onednn(eager))
+    return Peers(
+        packed,
+        dataclasses.replace(packed, network=network, dtype=network.dtype, packed=None),
+        eager,
+        Linears.onednn(eager),
+    )
 
 
 def measure_case(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
-from laser_verifier.cpu.linear import DotLinear, OneDnnLinear, pack_linear
+from laser_verifier.cpu.linear import PackedLinear
 from laser_verifier.cpu.simd import has_bfloat16_products
 from laser_verifier.cpu.team import Team
 from laser_verifier.drafts import NoDrafts
@@ -144,14 +144,11 @@ class PlainLogits:
         return self.known[path]
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "bfloat16 without our kernel", "bfloat16 wide heads"])
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "bfloat16 wide heads"])
 def plain(request: pytest.FixtureRequest) -> PlainLogits:
-    dtype, _, which = request.param.partition(" ")
-    with pytest.MonkeyPatch.context() as patch:
-        if which == "without our kernel":
-            patch.setattr(DotLinear, "takes", lambda weight: False)
-        sizes = HEADS[0] if which == "wide heads" else {}
-        return PlainLogits(packed_model(network_of("qwen3", getattr(torch, dtype), **sizes)))
+    dtype, _, has_wide_heads = request.param.partition(" ")
+    sizes = HEADS[0] if has_wide_heads else {}
+    return PlainLogits(packed_model(network_of("qwen3", getattr(torch, dtype), **sizes)))
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -203,39 +200,39 @@ def test_strict_output_is_plain_output_with_any_trees_and_batch(family: str, dty
         assert good.num_accepted > 8
 
 
-@pytest.mark.skipif(not has_bfloat16_products(), reason="the processor has no AVX512-BF16: oneDNN multiplies")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("has_bias", [False, True])
-@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(32, 2), (96, 130), (576, 1536)])
-def test_our_linear_layer_is_exact_but_for_rounding_and_a_row_the_same_in_any_batch(
-    num_outputs: int, num_inputs: int, has_bias: bool
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(32, 16), (40, 64), (96, 144), (576, 1536)])
+def test_a_linear_layer_is_exact_but_for_rounding_and_a_row_the_same_in_any_batch(
+    num_outputs: int, num_inputs: int, has_bias: bool, dtype: torch.dtype
 ) -> None:
     generator = torch.Generator().manual_seed(num_outputs)
     layer = nn.Linear(num_inputs, num_outputs, bias=has_bias)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    layer = layer.to(torch.bfloat16)
-    linear = pack_linear(Team(torch.bfloat16), layer)
-    assert isinstance(linear, DotLinear)
-    x = torch.randn((70, num_inputs), generator=generator).to(torch.bfloat16)
+    layer = layer.to(dtype)
+    linear = PackedLinear(Team(dtype), layer)
+    x = torch.randn((70, num_inputs), generator=generator).to(dtype)
     whole = linear(x)
     exact = layer.double()(x.double()).detach()
-    # The result is rounded to 8 bits, and each of num_inputs float32 additions to 24 of a sum no larger than this.
+    # The result is rounded to the type's bits, and each of num_inputs float32 additions to 24 of a sum no larger than
+    # this.
     largest = (x.double().abs() @ layer.weight.abs().T).detach() + 4.0
-    assert bool(((whole.double() - exact).abs() <= exact.abs() * 2**-8 + num_inputs * 2**-24 * largest).all())
+    rounding = exact.abs() * torch.finfo(dtype).eps / 2
+    assert bool(((whole.double() - exact).abs() <= rounding + num_inputs * 2**-24 * largest).all())
     for count in (*range(1, 27), 70):
         for first in range(0, 70 - count + 1, 11):
             assert torch.equal(linear(x[first : first + count].contiguous()), whole[first : first + count])
 
 
-def test_a_shape_that_our_kernel_does_not_take_goes_to_onednn() -> None:
-    team = Team(torch.bfloat16)
-    layer = nn.Linear(64, 40).to(torch.bfloat16)
-    linear = pack_linear(team, layer)
-    assert isinstance(linear, OneDnnLinear)
-    x = torch.randn(5, 64).to(torch.bfloat16)
-    torch.testing.assert_close(linear(x), layer(x).detach(), atol=1e-2, rtol=2e-2)
-    assert isinstance(pack_linear(Team(torch.float32), nn.Linear(64, 64)), OneDnnLinear)
+def test_layers_over_one_input_are_joined_and_left_as_they_are() -> None:
+    layers = [nn.Linear(64, size, bias=size != 24) for size in (32, 24, 40)]
+    before = [layer.weight.clone() for layer in layers]
+    x = torch.randn(5, 64)
+    joined = PackedLinear(Team(torch.float32), *layers)(x)
+    torch.testing.assert_close(joined, torch.cat([layer(x) for layer in layers], dim=1).detach(), atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, before, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

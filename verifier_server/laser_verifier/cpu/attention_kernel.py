@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 
 from laser_verifier.cpu.attention_tile import (
-    GROUP_BYTES,
     MAX_ROWS,
-    VECTOR_BYTES,
     WIDE,
     add_products,
-    group_len,
     multiply_narrow,
     multiply_wide,
 )
 from laser_verifier.cpu.simd import (
+    GROUP_BYTES,
     LANES,
+    VECTOR_BYTES,
     add,
     exp,
+    group_len,
     keep,
     load,
     max_lanes,

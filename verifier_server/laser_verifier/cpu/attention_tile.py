@@ -1,8 +1,8 @@
 """The small matrix products of attention: up to MAX_ROWS rows times vectors of 16, sums in registers.
 
-All is counted in groups of four bytes, a float32 or two neighbouring bfloat16. Of a pair both products are added to a
-float32 sum, by AVX512-BF16's dot product where the processor has it, else by two fused additions. So one code serves
-both types, and bfloat16 is never widened on its way. A row's sums run over its groups in one order, whatever the other
+All is counted in groups. Of a pair of bfloat16 both products are added to a float32 sum, by AVX512-BF16's dot product
+where the processor has it, else by two fused additions. So one code serves both types, and bfloat16 is never widened on
+its way. A row's sums run over its groups in one order, whatever the other
 rows are.
 """
 
@@ -15,38 +15,38 @@ from numba import types
 from numba.core import cgutils
 
 from laser_verifier.cpu.simd import (
+    GROUP_BYTES,
     LANES,
+    VECTOR_BYTES,
     at_address,
     bfloat16_pointer,
     call,
     fetch,
     float_vector,
     has_bfloat16_products,
+    has_wide_registers,
+    int_vector,
     moved,
     pairs_of,
     spread,
+    widened_halves,
 )
 from laser_verifier.cpu.typed import intrinsic
 
-# Rows of a tile: with 4 vectors 24 sums, beside 4 vectors of groups and a row's, fit into 32 registers.
+# Rows and vectors of a tile: 24 sums, beside 4 vectors of groups and a row's, fit into 32 wide registers, and 6 into 16
+# of half the width.
 MAX_ROWS = 6
-WIDE = 4
-GROUP_BYTES = 4
-VECTOR_BYTES = GROUP_BYTES * LANES
-
-# Lines asked for at each step of a wide tile: as many as it reads itself.
-_LINES = 4
+WIDE = 4 if has_wide_registers() else 1
 
 _i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_ints = ir.VectorType(_i32, LANES)
-_HIGH = ir.Constant(_ints, [0xFFFF0000] * LANES)
-_LOW = ir.Constant(_ints, [0x0000FFFF] * LANES)
-_HALF = ir.Constant(_ints, [16] * LANES)
+_HIGH = ir.Constant(int_vector, [0xFFFF0000] * LANES)
+_LOW = ir.Constant(int_vector, [0x0000FFFF] * LANES)
+_HALF = ir.Constant(int_vector, [16] * LANES)
 
 
 def _load(builder: Any, address: Any) -> Any:
     """16 groups."""
-    return builder.load(at_address(builder, address, _ints), align=2)
+    return builder.load(at_address(builder, address, int_vector), align=2)
 
 
 def _dot(builder: Any, is_pair: bool, one: Any, many: Any, total: Any) -> Any:
@@ -61,19 +61,21 @@ def _dot(builder: Any, is_pair: bool, one: Any, many: Any, total: Any) -> Any:
     if has_bfloat16_products():
         operands = [total, pairs_of(builder, one), pairs_of(builder, many)]
         return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", operands)
-    total = fused(builder.and_(one, _HIGH), builder.and_(many, _HIGH), total)
-    return fused(builder.shl(one, _HALF), builder.shl(many, _HALF), total)
+    for part, parts in zip(widened_halves(builder, one), widened_halves(builder, many), strict=True):
+        total = fused(part, parts, total)
+    return total
 
 
-def _tile(builder: Any, is_pair: bool, num_rows: int, num_vectors: int, arguments: Any) -> None:
+def _tile(builder: Any, is_pair: bool, num_rows: int, num_vectors: int, asks_ahead: bool, arguments: Any) -> None:
     """LLVM code of a tile of so many rows and vectors; arguments as of `multiply_wide`."""
     rows, count, many, step, vector_step, out, row_step, ahead = arguments
     starts = [builder.load(builder.gep(rows, [ir.Constant(_i64, r)])) for r in range(num_rows)]
     zero = ir.Constant(float_vector, [0.0] * LANES)
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_vectors)] for _ in range(num_rows)]
     with cgutils.for_range(builder, count, intp=_i64) as loop:
-        for line in range(_LINES if num_vectors > 1 else 0):
-            wanted = moved(builder, moved(builder, ahead, loop.index, _LINES * 64), line, 64)
+        # As many lines as it reads itself.
+        for line in range(num_vectors if asks_ahead else 0):
+            wanted = moved(builder, moved(builder, ahead, loop.index, num_vectors * 64), line, 64)
             fetch(builder, at_address(builder, wanted, _i8))
         first = moved(builder, many, loop.index, step)
         vectors = [_load(builder, moved(builder, first, v, vector_step)) for v in range(num_vectors)]
@@ -88,7 +90,7 @@ def _tile(builder: Any, is_pair: bool, num_rows: int, num_vectors: int, argument
             builder.store(builder.load(cell), at_address(builder, to, float_vector), align=4)
 
 
-def _multiply(num_vectors: int) -> Any:
+def _multiply(num_vectors: int, asks_ahead: bool) -> Any:
     @intrinsic
     def multiply(
         typing_context: Any, example: Any, num_rows: Any, rows: Any, count: Any, many: Any, step: Any,
@@ -101,7 +103,7 @@ def _multiply(num_vectors: int) -> Any:
                 block = builder.append_basic_block(f"rows{num_rows}")
                 chosen.add_case(ir.Constant(_i64, num_rows), block)
                 builder.position_at_end(block)
-                _tile(builder, example == bfloat16_pointer, num_rows, num_vectors, arguments[2:])
+                _tile(builder, example == bfloat16_pointer, num_rows, num_vectors, asks_ahead, arguments[2:])
                 builder.branch(done)
             builder.position_at_end(done)
             return context.get_dummy_value()
@@ -114,9 +116,9 @@ def _multiply(num_vectors: int) -> Any:
 # out[num_rows, vectors * 16] = rows[num_rows, count] many[count, vectors * 16], counted in groups, out in float32.
 # (example, num_rows, rows: pointer to the address of each, count, many, bytes from one of its rows to the next, bytes
 # from vector to vector, out, bytes from one of its rows to the next, ahead). Addresses are int64. The wide one asks
-# memory for 256 bytes from `ahead` on at every one of the `count` steps.
-multiply_wide = _multiply(WIDE)
-multiply_narrow = _multiply(1)
+# memory for a line per vector from `ahead` on at every one of the `count` steps.
+multiply_wide = _multiply(WIDE, asks_ahead=True)
+multiply_narrow = _multiply(1, asks_ahead=False)
 
 
 @intrinsic
@@ -148,10 +150,3 @@ def add_products(
 
 def _is_set(builder: Any, value: Any) -> Any:
     return builder.icmp_signed("!=", value, ir.Constant(_i64, 0))
-
-
-@intrinsic
-def group_len(typing_context: Any, example: Any) -> Any:
-    """How many elements of this type make a group."""
-    length = 2 if example == bfloat16_pointer else 1
-    return types.int64(example), lambda context, builder, signature, arguments: ir.Constant(_i64, length)

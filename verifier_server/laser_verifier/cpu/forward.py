@@ -19,7 +19,6 @@ from torch import Tensor
 from laser_verifier.batch import StepBatch
 from laser_verifier.cpu.attention_kernel import QUERY_TILE
 from laser_verifier.cpu.cache import BlockedKVCache
-from laser_verifier.cpu.linear import MIN_ROWS
 from laser_verifier.cpu.llama import PackedLayer, PackedLlama
 from laser_verifier.cpu.row_kernels import ROW_TILE
 from laser_verifier.cpu.team import Arguments
@@ -84,23 +83,21 @@ class PackedForward:
             self._attention(step, layer_idx, layer)
             self._add_norm(step, layer.output(step.attended), layer.mlp_norm)
             delta = self._mlp(step, layer)
-        num_rows = len(batch.logit_rows)
-        if not num_rows:
+        if not len(batch.logit_rows):
             return step.hidden.new_empty((0, len(self._model.embedding)))
         self._add_norm(step, delta, self._model.norm)
-        return self._model.head(step.normed[torch.from_numpy(_padded(batch.logit_rows))])[:num_rows]
+        return self._model.head(step.normed[torch.from_numpy(batch.logit_rows)])
 
     def _begin(self, batch: StepBatch) -> _Step:
         model, num_rows = self._model, batch.num_tokens
-        hidden = F.embedding(torch.from_numpy(_padded(batch.token_ids)), model.embedding)
+        hidden = F.embedding(torch.from_numpy(batch.token_ids), model.embedding)
         size = model.num_query_heads * self._shape.head_size
         step = _Step(
             hidden=hidden,
-            # A single row is run twice (see linear.py); what stands in the second must only be finite.
-            normed=torch.zeros_like(hidden),
+            normed=torch.empty_like(hidden),
             queries=hidden.new_empty((len(hidden), size)),
-            attended=hidden.new_zeros((len(hidden), size)),
-            gated=hidden.new_zeros((len(hidden), model.intermediate_size)),
+            attended=hidden.new_empty((len(hidden), size)),
+            gated=hidden.new_empty((len(hidden), model.intermediate_size)),
             attention_tasks=self._attention_tasks(batch),
             num_row_tasks=-(-num_rows // ROW_TILE),
         )
@@ -167,11 +164,6 @@ class PackedForward:
         tasks[:, 0], tasks[:, 1] = block // num_heads, block % num_heads
         tasks[:, 2] = (np.arange(len(tasks)) - (np.cumsum(blocks) - blocks)[block]) * QUERY_TILE
         return tasks
-
-
-def _padded(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """At least MIN_ROWS values: the last one again."""
-    return values if len(values) >= MIN_ROWS else np.repeat(values, MIN_ROWS)
 
 
 def _address(tensor: Tensor | None) -> int:

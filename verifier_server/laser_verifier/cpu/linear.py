@@ -1,100 +1,69 @@
-"""Linear layers, their weights reordered once instead of in every call.
+"""Linear layers, their weights laid out once as `linear_kernel.py` reads them.
 
-Every row's bits are the same in any batch. Of our own kernel (`dot_kernel.py`) that is so by construction. oneDNN,
-which takes what the kernel does not, blocks M x N and sums K in one order, except for a single row of a wide layer,
-where it takes another kernel; so callers give at least `MIN_ROWS`. Seen on x86 processors with AVX-512 and held by
-tests/verifier/test_cpu_forward.py; oneDNN itself promises nothing.
+A row's bits are the same in any batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laser_verifier.cpu import dot_kernel
-from laser_verifier.cpu.dot_kernel import PANEL
+from laser_verifier.cpu import linear_kernel
+from laser_verifier.cpu.linear_kernel import PANEL
 from laser_verifier.cpu.simd import has_bfloat16_products
 from laser_verifier.cpu.team import Arguments, Kernel, Team
 
-MIN_ROWS = 2
-
-# [M, K] to [M, N], M >= MIN_ROWS, input and output contiguous.
-PackedLinear = Callable[[Tensor], Tensor]
+_KERNELS = {torch.bfloat16: linear_kernel.multiply_bfloat16, torch.float32: linear_kernel.multiply_float32}
 
 
-def pack_linear(team: Team, *layers: nn.Linear) -> PackedLinear:
+class PackedLinear:
     """One or several linear layers over the same input, their outputs side by side.
 
     Args:
-        team: that will run it. layers: with weights [N_i, K]; not changed.
-    """
-    weight = torch.cat([layer.weight.detach() for layer in layers])
-    bias = torch.cat([_bias(layer) for layer in layers]) if any(layer.bias is not None for layer in layers) else None
-    if DotLinear.takes(weight):
-        return DotLinear(team, weight, bias)
-    return OneDnnLinear(weight, bias)
-
-
-class DotLinear:
-    """bfloat16 by our own kernel.
-
-    Args:
-        weight: [N, K] that `takes` says yes to. bias: [N] or None.
+        team: that will run it.
+        layers: with weights [N_i, K] of one float type, bfloat16 or float32, K a multiple of 16; not changed.
     """
 
-    def __init__(self, team: Team, weight: Tensor, bias: Tensor | None) -> None:
-        num_outputs, num_inputs = weight.shape
-        # Panels of 32 outputs; within one, pair of inputs by pair of inputs, as the kernel reads them.
-        panels = weight.reshape(num_outputs // PANEL, PANEL, num_inputs // 2, 2)
-        self._weight = panels.transpose(1, 2).contiguous()
-        assert self._weight.data_ptr() % 64 == 0
-        self._bias = torch.zeros(num_outputs) if bias is None else bias.float()
-        self._num_outputs, self._num_panels = num_outputs, num_outputs // PANEL
-        self._team, self._kernel = team, Kernel(dot_kernel.multiply_bfloat16)
-        self._arguments = Arguments(
-            0, num_inputs // 2, num_outputs, 0, self._weight.data_ptr(), self._bias.data_ptr(), 0
+    def __init__(self, team: Team, *layers: nn.Linear) -> None:
+        weight = (
+            torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else layers[0].weight.detach()
         )
-
-    @staticmethod
-    def takes(weight: Tensor) -> bool:
-        """Whether the kernel runs here and has this shape."""
-        num_outputs, num_inputs = weight.shape
-        fits = num_outputs % PANEL == 0 and num_inputs % 2 == 0
-        return weight.dtype == torch.bfloat16 and fits and has_bfloat16_products()
+        self._num_outputs, num_inputs = weight.shape
+        is_paired = weight.dtype == torch.bfloat16 and has_bfloat16_products()
+        self._is_widened = weight.dtype == torch.bfloat16 and not is_paired
+        step = 2 if is_paired else 1
+        num_panels = -(-self._num_outputs // PANEL)
+        padded = F.pad(weight, (0, 0, 0, num_panels * PANEL - self._num_outputs))
+        # Within a panel of 32 outputs in the order in which they are summed.
+        self._weight = padded.reshape(num_panels, PANEL, num_inputs // step, step).transpose(1, 2).contiguous()
+        assert self._weight.data_ptr() % 64 == 0
+        self._bias = torch.zeros(num_panels * PANEL)
+        self._bias[: self._num_outputs] = torch.cat([_bias(layer) for layer in layers])
+        self._num_panels = num_panels
+        self._num_workers = torch.zeros(1, dtype=torch.int64)
+        self._team, self._kernel = team, Kernel(_KERNELS[weight.dtype])
+        self._arguments = Arguments(
+            0, num_inputs, len(self._bias), 0, self._weight.data_ptr(), self._bias.data_ptr(), 0, 0,
+            self._num_workers.data_ptr(),
+        )  # fmt: skip
 
     def __call__(self, x: Tensor) -> Tensor:
-        """See PackedLinear."""
-        out = x.new_empty((len(x), self._num_outputs))
+        """[M, K] to [M, N], both contiguous."""
+        out = x.new_empty((len(x), len(self._bias)))
+        scratch = torch.empty((self._team.num_threads, len(x) + PANEL, x.shape[1]) if self._is_widened else 0)
+        self._num_workers.zero_()
         self._arguments.set(0, len(x))
         self._arguments.set(3, x.data_ptr())
-        self._arguments.set(6, out.data_ptr())
+        self._arguments.set(6, out.data_ptr(), scratch.data_ptr())
         self._team.run(self._kernel, self._arguments, self._num_panels)
-        return out
-
-
-class OneDnnLinear:
-    """Any type and shape by oneDNN.
-
-    Args:
-        weight: [N, K]. bias: [N] or None.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        self._bias = bias
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """See PackedLinear."""
-        result: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self._weight, self._bias, "none", [], "")
-        return result
+        return out[:, : self._num_outputs].contiguous()
 
 
 def _bias(layer: nn.Linear) -> Tensor:
-    if layer.bias is not None:
-        return layer.bias.detach()
-    return torch.zeros(layer.out_features, dtype=layer.weight.dtype)
+    return torch.zeros(layer.out_features) if layer.bias is None else layer.bias.detach().float()
 
 
 def release(layers: Sequence[nn.Linear]) -> None:

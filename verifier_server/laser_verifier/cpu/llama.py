@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from laser_verifier.cpu.linear import PackedLinear, pack_linear, release
+from laser_verifier.cpu.linear import PackedLinear, release
 from laser_verifier.cpu.simd import LANES
 from laser_verifier.cpu.team import Team
 from laser_verifier.kv_cache import KVShape
 
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+_FLOAT_TYPES = (torch.float32, torch.bfloat16)
 # Those whose frequencies do not depend on the length of the sequence.
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -80,7 +81,7 @@ def pack(network: Any, shape: KVShape) -> PackedLlama | None:
         return None
     decoder, attention = network.model, network.model.layers[0].self_attn
     team = Team(network.dtype)
-    head = pack_linear(team, network.lm_head)
+    head = PackedLinear(team, network.lm_head)
     layers = tuple(_packed_layer(team, layer) for layer in decoder.layers)
     release([network.lm_head])
     return PackedLlama(
@@ -100,7 +101,7 @@ def pack(network: Any, shape: KVShape) -> PackedLlama | None:
 
 def _is_supported(network: Any, shape: KVShape) -> bool:
     config = network.config
-    if type(network) not in _FAMILIES or network.device.type != "cpu" or not _has_linear_kernels(network.dtype):
+    if type(network) not in _FAMILIES or network.device.type != "cpu" or network.dtype not in _FLOAT_TYPES:
         return False
     rope = config.rope_parameters or {}
     is_windowed = (
@@ -119,12 +120,6 @@ def _is_supported(network: Any, shape: KVShape) -> bool:
     )
 
 
-def _has_linear_kernels(dtype: torch.dtype) -> bool:
-    if not torch._C._has_mkldnn:
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
-
-
 def _linears(layer: Any) -> list[Any]:
     attention, mlp = layer.self_attn, layer.mlp
     return [
@@ -139,13 +134,13 @@ def _packed_layer(team: Team, layer: Any) -> PackedLayer:
     attention = layer.self_attn
     packed = PackedLayer(
         input_norm=layer.input_layernorm.weight.detach(),
-        qkv=pack_linear(team, query, key, value),
+        qkv=PackedLinear(team, query, key, value),
         query_norm=attention.q_norm.weight.detach() if hasattr(attention, "q_norm") else None,
         key_norm=attention.k_norm.weight.detach() if hasattr(attention, "k_norm") else None,
-        output=pack_linear(team, output),
+        output=PackedLinear(team, output),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=pack_linear(team, gate, up),
-        down=pack_linear(team, down),
+        gate_up=PackedLinear(team, gate, up),
+        down=PackedLinear(team, down),
     )
     release(_linears(layer))
     return packed

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from laser_verifier.cpu.attention_tile import group_len
 from laser_verifier.cpu.simd import (
     LANES,
     add,
     div,
     exp,
     fma,
+    group_len,
     load,
     mul,
     null_bfloat16,

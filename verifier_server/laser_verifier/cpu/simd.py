@@ -5,7 +5,8 @@ between the body of a loop and its rest. With these a kernel says both, and give
 LLVM lowers them to whatever the processor has (one AVX-512 register, two AVX2 ones, four of NEON).
 
 Pointers are numba's `CPointer(float32)` or `CPointer(uint16)`; the latter is read as bfloat16 and written rounded to
-nearest, ties to even. Indices count elements.
+nearest, ties to even. Indices count elements. A group is what products are counted in: four bytes, a float32 or two
+neighbouring bfloat16.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from numba.extending import models, register_model
 from laser_verifier.cpu.typed import intrinsic
 
 LANES = 16
+GROUP_BYTES = 4
+# Of 16 float32, or of 16 groups.
+VECTOR_BYTES = GROUP_BYTES * LANES
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
@@ -42,8 +46,8 @@ _i32 = ir.IntType(32)
 _i64 = ir.IntType(64)
 _i16 = ir.IntType(16)
 float_vector = ir.VectorType(_f32, LANES)
-_ints = ir.VectorType(_i32, LANES)
-_shorts = ir.VectorType(_i16, LANES)
+int_vector = ir.VectorType(_i32, LANES)
+short_vector = ir.VectorType(_i16, LANES)
 bfloats = ir.VectorType(_BFloat(), LANES)
 pair_vector = ir.VectorType(_BFloat(), 2 * LANES)
 
@@ -52,6 +56,12 @@ pair_vector = ir.VectorType(_BFloat(), 2 * LANES)
 def has_bfloat16_products() -> bool:
     """Whether this processor has AVX512-BF16: sums of products of bfloat16 pairs, and rounding to bfloat16."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
+
+
+@functools.cache
+def has_wide_registers() -> bool:
+    """Whether a register holds a whole vector, and 32 of them are there (AVX-512); else 16 that hold half of one."""
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 
 
 def pairs_of(builder: Any, ints: Any) -> Any:
@@ -79,7 +89,7 @@ int64_pointer = types.CPointer(types.int64)
 
 
 def _ints_of(value: int) -> ir.Constant:
-    return ir.Constant(_ints, [value] * LANES)
+    return ir.Constant(int_vector, [value] * LANES)
 
 
 def _floats_of(value: float) -> ir.Constant:
@@ -94,20 +104,26 @@ def call(builder: Any, name: str, arguments: list[Any], result: Any = float_vect
     return builder.call(function, arguments)
 
 
-def _widened(builder: Any, shorts: Any) -> Any:
-    """bfloat16 as float32: its bits are the upper half."""
-    return builder.bitcast(builder.shl(builder.zext(shorts, _ints), _ints_of(16)), float_vector)
+def widened(builder: Any, shorts: Any) -> Any:
+    """LLVM code: 16 bfloat16, as integers, as float32: their bits are the upper halves."""
+    return builder.bitcast(builder.shl(builder.zext(shorts, int_vector), _ints_of(16)), float_vector)
 
 
-def _rounded(builder: Any, vector: Any) -> Any:
-    """float32 as bfloat16 bits, to nearest, ties to even; NaN stays NaN."""
+def widened_halves(builder: Any, groups: Any) -> list[Any]:
+    """LLVM code: 16 groups of two bfloat16, as integers, to the first of each and the second of each in float32."""
+    halves = builder.shl(groups, _ints_of(16)), builder.and_(groups, _ints_of(0xFFFF0000))
+    return [builder.bitcast(half, float_vector) for half in halves]
+
+
+def rounded(builder: Any, vector: Any) -> Any:
+    """LLVM code: float32 as bfloat16 bits, to nearest, ties to even; NaN stays NaN."""
     if has_bfloat16_products():
-        return builder.bitcast(builder.fptrunc(vector, bfloats), _shorts)
-    bits = builder.bitcast(vector, _ints)
+        return builder.bitcast(builder.fptrunc(vector, bfloats), short_vector)
+    bits = builder.bitcast(vector, int_vector)
     odd = builder.and_(builder.lshr(bits, _ints_of(16)), _ints_of(1))
     up = builder.lshr(builder.add(bits, builder.add(odd, _ints_of(0x7FFF))), _ints_of(16))
     is_nan = builder.fcmp_unordered("uno", vector, vector)
-    return builder.trunc(builder.select(is_nan, _ints_of(0x7FC0), up), _shorts)
+    return builder.trunc(builder.select(is_nan, _ints_of(0x7FC0), up), short_vector)
 
 
 def _address(builder: Any, pointer: Any, index: Any, vector_type: Any) -> Any:
@@ -147,9 +163,9 @@ def load(typing_context: Any, pointer: Any, index: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         is_float = pointer == float32_pointer
-        address = _address(builder, arguments[0], arguments[1], float_vector if is_float else _shorts)
+        address = _address(builder, arguments[0], arguments[1], float_vector if is_float else short_vector)
         loaded = builder.load(address, align=4 if is_float else 2)
-        return loaded if is_float else _widened(builder, loaded)
+        return loaded if is_float else widened(builder, loaded)
 
     return float32x16(pointer, types.int64), codegen
 
@@ -160,8 +176,8 @@ def store(typing_context: Any, pointer: Any, index: Any, vector: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         is_float = pointer == float32_pointer
-        address = _address(builder, arguments[0], arguments[1], float_vector if is_float else _shorts)
-        value = arguments[2] if is_float else _rounded(builder, arguments[2])
+        address = _address(builder, arguments[0], arguments[1], float_vector if is_float else short_vector)
+        value = arguments[2] if is_float else rounded(builder, arguments[2])
         builder.store(value, address, align=4 if is_float else 2)
         return context.get_dummy_value()
 
@@ -175,7 +191,7 @@ def store_spread(typing_context: Any, pointer: Any, index: Any, stride: Any, vec
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         base, index, stride, value = arguments
         if pointer == bfloat16_pointer:
-            value = _rounded(builder, value)
+            value = rounded(builder, value)
         _scatter(builder, value, LANES, base, index, stride)
         return context.get_dummy_value()
 
@@ -190,7 +206,7 @@ def store_groups_spread(typing_context: Any, pointer: Any, index: Any, stride: A
         base, index, stride, value = arguments
         if pointer == bfloat16_pointer:
             pairs = ir.VectorType(_i32, LANES // 2)
-            value = builder.bitcast(_rounded(builder, value), pairs)
+            value = builder.bitcast(rounded(builder, value), pairs)
             half = ir.Constant(ir.IntType(64), 2)
             base = builder.bitcast(base, _i32.as_pointer())
             index, stride = builder.sdiv(index, half), builder.sdiv(stride, half)
@@ -241,6 +257,13 @@ def spread(builder: Any, value: Any) -> Any:
 
 
 @intrinsic
+def group_len(typing_context: Any, example: Any) -> Any:
+    """How many elements of this type make a group."""
+    length = 2 if example == bfloat16_pointer else 1
+    return types.int64(example), lambda context, builder, signature, arguments: ir.Constant(_i64, length)
+
+
+@intrinsic
 def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, rounded once."""
 
@@ -282,7 +305,7 @@ def keep(typing_context: Any, vector: Any, count: Any, fill: Any) -> Any:
     """The first `count` lanes of a vector, those of `fill` behind them."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = ir.Constant(_ints, list(range(LANES)))
+        lanes = ir.Constant(int_vector, list(range(LANES)))
         kept = builder.icmp_signed("<", lanes, spread(builder, builder.trunc(arguments[1], _i32)))
         return builder.select(kept, arguments[0], arguments[2])
 
@@ -297,7 +320,7 @@ def _folded(operation: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             value, half = arguments[0], LANES // 2
             while half:
-                moved = ir.Constant(_ints, [(i + half) % LANES for i in range(LANES)])
+                moved = ir.Constant(int_vector, [(i + half) % LANES for i in range(LANES)])
                 value = operation(builder, value, builder.shuffle_vector(value, value, moved))
                 half //= 2
             return builder.extract_element(value, ir.Constant(_i32, 0))
@@ -333,8 +356,8 @@ def exp(typing_context: Any, vector: Any) -> Any:
         y = builder.fadd(fused(y, builder.fmul(r, r), r), _floats_of(1.0))
         # Lanes that are not finite are replaced below; clamped first, because converting them is undefined.
         safe = builder.select(builder.fcmp_ordered(">=", x, _floats_of(-87.0)), exponent, _floats_of(0.0))
-        shifted = builder.shl(builder.fptosi(safe, _ints), _ints_of(23))
-        y = builder.bitcast(builder.add(builder.bitcast(y, _ints), shifted), float_vector)
+        shifted = builder.shl(builder.fptosi(safe, int_vector), _ints_of(23))
+        y = builder.bitcast(builder.add(builder.bitcast(y, int_vector), shifted), float_vector)
         y = builder.select(too_small, _floats_of(0.0), y)
         return builder.select(builder.fcmp_unordered("uno", x, x), x, y)
 
