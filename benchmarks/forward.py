@@ -35,7 +35,9 @@ from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput, pack
 from laser_verifier.config import ModelConfig
+from laser_verifier.cpu.linear import PackedLinear
 from laser_verifier.cpu.llama import PackedLlama
+from laser_verifier.cpu.program import Program
 from laser_verifier.forward import make_forward
 from laser_verifier.model import TargetModel, load_model
 from laser_verifier.runner import ModelRunner
@@ -80,58 +82,69 @@ def step_inputs(num_sequences: int, num_rows: int) -> list[StepInput]:
     ]
 
 
-Linear = Callable[[Tensor], Tensor]
+def our_linear_layers(model: PackedLlama, num_rows: int, num_logit_rows: int) -> Callable[[], object]:
+    """All linear layers of a forward and nothing else, lm_head for some rows only, as our forward runs them."""
 
+    def program(linears: list[PackedLinear], num_rows: int) -> Program:
+        def rows(size: int) -> Tensor:
+            return torch.randn(num_rows, size).to(model.embedding.dtype)
 
-def onednn_linear(*layers: nn.Linear) -> Linear:
-    """Linear layers over the same input as oneDNN runs them, prepacked and joined."""
-    weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat([x.weight.detach() for x in layers]))
-    bias = None if layers[0].bias is None else torch.cat([x.bias.detach() for x in layers])
-    return lambda x: torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+        inputs = {x.num_inputs: rows(x.num_inputs) for x in linears}
+        outputs = {x.padded_outputs: rows(x.padded_outputs) for x in linears}
+        scratch = torch.empty(max(x.scratch_len(num_rows) for x in linears))
+        memory.append((inputs, outputs, scratch))
+        return Program(model.team, [x.call(inputs[x.num_inputs], outputs[x.padded_outputs], scratch) for x in linears])
+
+    memory: list[object] = []
+    layers = program([x for each in model.layers for x in (each.qkv, each.output, each.gate_up, each.down)], num_rows)
+    head = program([model.head], num_logit_rows)
+
+    def run(memory: list[object] = memory) -> None:  # which the programs know by its addresses only
+        layers.run()
+        head.run()
+
+    return run
 
 
 @dataclasses.dataclass(frozen=True)
-class Linears:
-    """The linear layers of a model: per decoder layer qkv, output, gate and up, down; its head; their float type."""
+class OneDnnLinears:
+    """The linear layers of a model as oneDNN runs them, prepacked and joined where the input is the same."""
 
-    layers: list[tuple[Linear, Linear, Linear, Linear]]
-    head: Linear
-    dtype: torch.dtype
-
-    @staticmethod
-    def ours(model: PackedLlama) -> Linears:
-        """As the forward runs them."""
-        return Linears([(x.qkv, x.output, x.gate_up, x.down) for x in model.layers], model.head,
-                       model.embedding.dtype)  # fmt: skip
+    layers: list[list[Callable[[Tensor], Tensor]]]
+    head: Callable[[Tensor], Tensor]
 
     @staticmethod
-    def onednn(network: Any) -> Linears:
-        """As oneDNN runs them."""
-        attentions = [(x.self_attn, x.mlp) for x in network.model.layers]
-        return Linears(
+    def of(network: Any) -> OneDnnLinears:
+        """Per decoder layer qkv, output, gate and up, down; and the head."""
+
+        def packed(*layers: nn.Linear) -> Callable[[Tensor], Tensor]:
+            weight = torch.ops.mkldnn._reorder_linear_weight(torch.cat([x.weight.detach() for x in layers]))
+            bias = None if layers[0].bias is None else torch.cat([x.bias.detach() for x in layers])
+            return lambda x: torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+        parts = [(x.self_attn, x.mlp) for x in network.model.layers]
+        return OneDnnLinears(
             [
-                (onednn_linear(a.q_proj, a.k_proj, a.v_proj), onednn_linear(a.o_proj),
-                 onednn_linear(m.gate_proj, m.up_proj), onednn_linear(m.down_proj))
-                for a, m in attentions
+                [packed(a.q_proj, a.k_proj, a.v_proj), packed(a.o_proj), packed(m.gate_proj, m.up_proj),
+                 packed(m.down_proj)]
+                for a, m in parts
             ],
-            onednn_linear(network.lm_head),
-            network.dtype,
+            packed(network.lm_head),
         )  # fmt: skip
 
+    def run(self, network: Any, num_rows: int, num_logit_rows: int) -> Callable[[], object]:
+        """All of them and nothing else."""
+        config = network.config
+        hidden, wanted = (torch.randn(n, config.hidden_size).to(network.dtype) for n in (num_rows, num_logit_rows))
+        attended = torch.randn(num_rows, network.model.layers[0].self_attn.o_proj.in_features).to(network.dtype)
+        gated = torch.randn(num_rows, config.intermediate_size).to(network.dtype)
 
-def linear_layers(linears: Linears, model: PackedLlama, num_rows: int, num_logit_rows: int) -> Callable[[], object]:
-    """All linear layers of a forward and nothing else."""
-    dtype, hidden_size = linears.dtype, model.embedding.shape[1]
-    hidden, wanted = (torch.randn(n, hidden_size).to(dtype) for n in (num_rows, num_logit_rows))
-    attended = torch.randn(len(hidden), model.num_query_heads * model.kv_shape.head_size).to(dtype)
-    gated = torch.randn(len(hidden), model.intermediate_size).to(dtype)
+        def run() -> None:
+            for qkv, output, gate_up, down in self.layers:
+                qkv(hidden), output(attended), gate_up(hidden), down(gated)
+            self.head(wanted)
 
-    def run() -> None:
-        for qkv, output, gate_up, down in linears.layers:
-            qkv(hidden), output(attended), gate_up(hidden), down(gated)
-        linears.head(wanted)
-
-    return run
+        return run
 
 
 def small_operators(model: PackedLlama, num_rows: int) -> Callable[[], object]:
@@ -171,7 +184,7 @@ class Peers:
     packed: TargetModel
     unpacked: TargetModel
     eager: Any
-    onednn: Linears
+    onednn: OneDnnLinears
 
 
 def peer_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -192,7 +205,7 @@ def load(path: str, dtype: str) -> Peers:
         packed,
         dataclasses.replace(packed, network=network, dtype=network.dtype, packed=None),
         eager,
-        Linears.onednn(eager),
+        OneDnnLinears.of(eager),
     )
 
 
@@ -209,8 +222,8 @@ def measure_case(
     batch = pack(inputs, torch.device("cpu"))
     took = medians(
         {
-            "linear": linear_layers(Linears.ours(model), model, rows, rows),
-            "onednn": linear_layers(peers.onednn, model, rows, rows),
+            "linear": our_linear_layers(model, rows, rows),
+            "onednn": peers.onednn.run(peers.eager, rows, rows),
             "small": small_operators(model, rows),
             "ours": lambda: ours.logits(batch),
             "step": lambda: runner.run(inputs),
@@ -250,8 +263,8 @@ def measure_prefill(peers: Peers, rounds: int) -> dict[str, Any]:
     ids = torch.from_numpy(prompt.astype(np.int64)).unsqueeze(0)
     took = medians(
         {
-            "linear": linear_layers(Linears.ours(model), model, PROMPT_LEN, 1),
-            "onednn": linear_layers(peers.onednn, model, PROMPT_LEN, 1),
+            "linear": our_linear_layers(model, PROMPT_LEN, 1),
+            "onednn": peers.onednn.run(peers.eager, PROMPT_LEN, 1),
             "ours": lambda: ours.logits(batch),
             "old": lambda: old.logits(batch),
             "eager": lambda: peers.eager(ids, logits_to_keep=1),

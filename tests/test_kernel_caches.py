@@ -38,7 +38,7 @@ def test_a_cached_kernel_is_renewed_when_a_module_beside_it_changes(
 ) -> None:
     source = Path(str(module.__file__)).parents[depth]  # type: ignore[attr-defined]
     shutil.copytree(source, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    beside = {"laser_retriever": "matching.py", "laser_verifier": "cpu/dot_kernel.py"}[package]
+    beside = {"laser_retriever": "matching.py", "laser_verifier": "cpu/linear_kernel.py"}[package]
 
     def cache_hits() -> int:
         path = os.pathsep.join([str(tmp_path), *sys.path])

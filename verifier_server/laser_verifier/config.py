@@ -72,7 +72,8 @@ class ModelConfig:
     Attributes:
         model: a transformers directory or a hub id.
         device: "auto" takes CUDA where there is one.
-        dtype: "auto" is bfloat16 on CUDA and on processors with bfloat16 instructions, float32 elsewhere.
+        dtype: "auto" is bfloat16 on CUDA, on processors with bfloat16 instructions, and on others for the models that
+            `cpu/` runs; float32 elsewhere.
     """
 
     model: str

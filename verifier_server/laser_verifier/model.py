@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from laser_verifier.config import ModelConfig
-from laser_verifier.cpu.llama import PackedLlama, pack
+from laser_verifier.cpu.llama import PackedLlama, is_supported, pack
 from laser_verifier.kv_cache import KVShape
 
 
@@ -54,7 +54,7 @@ def load_model(config: ModelConfig) -> TargetModel:
         ValueError: there is no such model, it is no causal LM, or the device is not there; names field and value.
     """
     device = _device(config.device)
-    dtype = _dtype(config.dtype, device)
+    dtype = _dtype(config, device)
     try:
         network = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -69,13 +69,8 @@ def wrap_model(network: Any, name: str) -> TargetModel:
     """
     network.eval()
     text_config = network.config.get_text_config()
-    num_heads = text_config.num_attention_heads
     eos = network.generation_config.eos_token_id
-    shape = KVShape(
-        num_layers=text_config.num_hidden_layers,
-        num_heads=getattr(text_config, "num_key_value_heads", None) or num_heads,
-        head_size=getattr(text_config, "head_dim", None) or text_config.hidden_size // num_heads,
-    )
+    shape = _kv_shape(text_config)
     return TargetModel(
         name=name,
         network=network,
@@ -85,7 +80,16 @@ def wrap_model(network: Any, name: str) -> TargetModel:
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
         dtype=network.dtype,
         device=network.device,
-        packed=pack(network, shape),
+        packed=pack(network, shape) if network.device.type == "cpu" else None,
+    )
+
+
+def _kv_shape(text_config: Any) -> KVShape:
+    num_heads = text_config.num_attention_heads
+    return KVShape(
+        num_layers=text_config.num_hidden_layers,
+        num_heads=getattr(text_config, "num_key_value_heads", None) or num_heads,
+        head_size=getattr(text_config, "head_dim", None) or text_config.hidden_size // num_heads,
     )
 
 
@@ -160,15 +164,29 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
+def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    if config.dtype != "auto":
         return {
             "bfloat16": torch.bfloat16,
             "float16": torch.float16,
             "float32": torch.float32,
             "float64": torch.float64,
-        }[name]
+        }[config.dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    # Without instructions for it, bfloat16 on a processor is emulated and slower than float32.
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    # Without instructions for it, torch emulates bfloat16 and is slower than in float32; our own forward is quicker.
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported() or _will_be_packed(config.model):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _will_be_packed(model: str) -> bool:
+    """Whether the processor's own forward takes a model in bfloat16, told by its configuration alone."""
+    try:
+        configuration = AutoConfig.from_pretrained(model)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(configuration, dtype=torch.bfloat16)
+    except (OSError, ValueError):  # loading it tells what is wrong
+        return False
+    is_quantized = getattr(configuration, "quantization_config", None) is not None
+    return not is_quantized and is_supported(network, _kv_shape(configuration.get_text_config()))

@@ -43,7 +43,7 @@ from laser_verifier.cpu.simd import (
     sum_lanes,
     take,
 )
-from laser_verifier.cpu.typed import HEADER, NUM_TASKS, kernel
+from laser_verifier.cpu.typed import HEADER, NEXT_TASK, NEXT_WORKER, NUM_TASKS, kernel
 
 # Queries that attend together.
 QUERY_TILE = MAX_ROWS
@@ -163,7 +163,7 @@ def attend(arguments: Any, example: Any) -> None:
     [S, H, T / 16, D / G, 16, G], values [S, H, T / G, D, G], out [M, Hq, D], scale (address of a float32), tasks (int64
     [tasks, 3]: sequence, head, first query), sequences (int64 [sequences, 5]: slot, first row, rows, rows of the chain,
     places below the tree), parents (int64[M]), scratch (float32 [workers, QUERY_TILE * (T + D)]), paths (int64
-    [workers, QUERY_TILE * (T + 5)]), the counter that numbers the workers.
+    [workers, QUERY_TILE * (T + 5)]).
     """
     num_query_heads, num_heads = arguments[HEADER], arguments[HEADER + 1]
     size, slot_len = arguments[HEADER + 2], arguments[HEADER + 3]
@@ -172,7 +172,7 @@ def attend(arguments: Any, example: Any) -> None:
     tasks = pointer_like(arguments[HEADER + 9], null_int64())
     sequences = pointer_like(arguments[HEADER + 10], null_int64())
     parents = pointer_like(arguments[HEADER + 11], null_int64())
-    worker = take(pointer_like(arguments[HEADER + 14], null_int64()))
+    worker = take(arguments, NEXT_WORKER)
     row_bytes = slot_len * GROUP_BYTES
     scores = arguments[HEADER + 12] + worker * QUERY_TILE * (slot_len + size) * GROUP_BYTES
     sums = scores + QUERY_TILE * row_bytes
@@ -190,7 +190,7 @@ def attend(arguments: Any, example: Any) -> None:
     head_bytes = slot_len // LANES * block_bytes
     for i in range(QUERY_TILE):
         weights[i] = scores + i * row_bytes
-    task = take(arguments)
+    task = take(arguments, NEXT_TASK)
     while task < arguments[NUM_TASKS]:
         head, first_query = tasks[3 * task + 1], tasks[3 * task + 2]
         sequence = 5 * tasks[3 * task]
@@ -214,7 +214,7 @@ def attend(arguments: Any, example: Any) -> None:
                              end, pointer_like(weights[i], example), scale)  # fmt: skip
             totals[i] = np.float32(1.0) / total
         # Taken before this task is done, so that its keys are on their way; past the last one it is any task's.
-        task = take(arguments)
+        task = take(arguments, NEXT_TASK)
         ahead = 3 * min(task, arguments[NUM_TASKS] - 1)
         next_keys = arguments[HEADER + 5] + (sequences[5 * tasks[ahead]] * num_heads + tasks[ahead + 1]) * head_bytes
         common = min(count, below_tree) // length * length

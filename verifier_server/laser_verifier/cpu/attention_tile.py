@@ -37,6 +37,8 @@ from laser_verifier.cpu.typed import intrinsic
 # of half the width.
 MAX_ROWS = 6
 WIDE = 4 if has_wide_registers() else 1
+# Of pairs that are widened, halves and wholes want registers too.
+_MAX_WIDENED_ROWS = 6 if has_wide_registers() else 4
 
 _i8, _i32, _i64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _HIGH = ir.Constant(int_vector, [0xFFFF0000] * LANES)
@@ -66,12 +68,12 @@ def _dot(builder: Any, is_pair: bool, one: Any, many: Any, total: Any) -> Any:
     return total
 
 
-def _tile(builder: Any, is_pair: bool, num_rows: int, num_vectors: int, asks_ahead: bool, arguments: Any) -> None:
-    """LLVM code of a tile of so many rows and vectors; arguments as of `multiply_wide`."""
+def _tile(builder: Any, is_pair: bool, tile_rows: range, num_vectors: int, asks_ahead: bool, arguments: Any) -> None:
+    """LLVM code of these rows of a tile of so many vectors; arguments as of `multiply_wide`."""
     rows, count, many, step, vector_step, out, row_step, ahead = arguments
-    starts = [builder.load(builder.gep(rows, [ir.Constant(_i64, r)])) for r in range(num_rows)]
+    starts = [builder.load(builder.gep(rows, [ir.Constant(_i64, r)])) for r in tile_rows]
     zero = ir.Constant(float_vector, [0.0] * LANES)
-    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_vectors)] for _ in range(num_rows)]
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(num_vectors)] for _ in tile_rows]
     with cgutils.for_range(builder, count, intp=_i64) as loop:
         # As many lines as it reads itself.
         for line in range(num_vectors if asks_ahead else 0):
@@ -84,7 +86,7 @@ def _tile(builder: Any, is_pair: bool, num_rows: int, num_vectors: int, asks_ahe
             one = spread(builder, builder.load(at_address(builder, group, _i32), align=2))
             for vector, cell in zip(vectors, row, strict=True):
                 builder.store(_dot(builder, is_pair, one, vector, builder.load(cell)), cell)
-    for r, row in enumerate(sums):
+    for r, row in zip(tile_rows, sums, strict=True):
         for v, cell in enumerate(row):
             to = moved(builder, moved(builder, out, r, row_step), v, VECTOR_BYTES)
             builder.store(builder.load(cell), at_address(builder, to, float_vector), align=4)
@@ -103,7 +105,12 @@ def _multiply(num_vectors: int, asks_ahead: bool) -> Any:
                 block = builder.append_basic_block(f"rows{num_rows}")
                 chosen.add_case(ir.Constant(_i64, num_rows), block)
                 builder.position_at_end(block)
-                _tile(builder, example == bfloat16_pointer, num_rows, num_vectors, asks_ahead, arguments[2:])
+                is_pair = example == bfloat16_pointer
+                most = _MAX_WIDENED_ROWS if is_pair and not has_bfloat16_products() else MAX_ROWS
+                num_parts = -(-num_rows // most)
+                for part in range(num_parts):
+                    rows_of_part = range(part * num_rows // num_parts, (part + 1) * num_rows // num_parts)
+                    _tile(builder, is_pair, rows_of_part, num_vectors, asks_ahead, arguments[2:])
                 builder.branch(done)
             builder.position_at_end(done)
             return context.get_dummy_value()

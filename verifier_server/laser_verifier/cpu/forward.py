@@ -8,11 +8,8 @@ rounded where a linear layer, the cache or a product of attention takes over.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,26 +17,117 @@ from laser_verifier.batch import StepBatch
 from laser_verifier.cpu.attention_kernel import QUERY_TILE
 from laser_verifier.cpu.cache import BlockedKVCache
 from laser_verifier.cpu.llama import PackedLayer, PackedLlama
+from laser_verifier.cpu.program import Call, Program
 from laser_verifier.cpu.row_kernels import ROW_TILE
-from laser_verifier.cpu.team import Arguments
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """The activations of one step. The kernels know their addresses, so they live until it ends.
+class _Plan:
+    """The kernels of a forward and the memory they work in, for steps of up to `max_rows` tokens.
+
+    Args:
+        model: packed. cache: of its keys and values. rotation: cosines and sines, float32 [positions, D / 2].
+        max_rows: most tokens of a step.
 
     Attributes:
-        hidden, normed: [M, C]. queries, attended: [M, Hq * D]. gated: [M, I].
-        attention_tasks: int64[tasks, 3]. num_row_tasks: of the kernels that go row by row.
+        hidden, delta: [max_rows, C], tokens' vectors and what the last layer adds to them.
+        layers: all decoder layers. head: the last norm and the vocabulary's logits.
     """
 
-    hidden: Tensor
-    normed: Tensor
-    queries: Tensor
-    attended: Tensor
-    gated: Tensor
-    attention_tasks: NDArray[np.int64]
-    num_row_tasks: int
+    def __init__(
+        self, model: PackedLlama, cache: BlockedKVCache, rotation: tuple[Tensor, Tensor], max_rows: int
+    ) -> None:
+        self._model, self._cache, self.max_rows = model, cache, max_rows
+        shape, first = model.kv_shape, model.layers[0]
+        query_size = model.num_query_heads * shape.head_size
+        self._rotation = rotation
+
+        def rows(size: int) -> Tensor:
+            return model.embedding.new_empty((max_rows, size))
+
+        self.hidden, self.delta, self._normed = (rows(len(model.norm)) for _ in range(3))
+        self._qkv, self._queries, self._attended = rows(first.qkv.num_outputs), rows(query_size), rows(query_size)
+        self._joined, self._gated = rows(2 * model.intermediate_size), rows(model.intermediate_size)
+        linears = [first.qkv, first.output, first.gate_up, first.down, model.head]
+        self._scratch = torch.empty(max(linear.scratch_len(max_rows) for linear in linears))
+        self._scores = torch.empty((model.team.num_threads, QUERY_TILE * (cache.slot_len + shape.head_size)))
+        self._paths = torch.empty((model.team.num_threads, QUERY_TILE * (cache.slot_len + 5)), dtype=torch.int64)
+        layers = [self._layer(layer_idx, layer) for layer_idx, layer in enumerate(model.layers)]
+        self.layers = Program(model.team, [call for layer in layers for call in layer])
+        self.head = Program(
+            model.team,
+            [self._add_norm(self.delta, model.norm), model.head.call(self._normed, self._normed, self._scratch)],
+        )
+
+    def _layer(self, layer_idx: int, layer: PackedLayer) -> list[Call]:
+        delta = self.delta if layer_idx else None
+        return [
+            self._add_norm(delta, layer.input_norm),
+            layer.qkv.call(self._normed, self._qkv, self._scratch),
+            *self._attention(layer_idx, layer),
+            layer.output.call(self._attended, self.delta, self._scratch),
+            self._add_norm(self.delta, layer.mlp_norm),
+            layer.gate_up.call(self._normed, self._joined, self._scratch),
+            Call(
+                self._model.team.gate, 0,
+                (0, self._model.intermediate_size, self._joined.data_ptr(), self._gated.data_ptr()),
+            ),
+            layer.down.call(self._gated, self.delta, self._scratch),
+        ]  # fmt: skip
+
+    def _add_norm(self, delta: Tensor | None, weight: Tensor) -> Call:
+        """hidden += delta; normed = RMSNorm(hidden) * weight."""
+        return Call(
+            self._model.team.add_norm, 0,
+            (0, len(weight), self.hidden.data_ptr(), _address(delta), weight.data_ptr(), self._normed.data_ptr(),
+             self._model.epsilon.data_ptr()),
+        )  # fmt: skip
+
+    def _attention(self, layer_idx: int, layer: PackedLayer) -> list[Call]:
+        """attended = attention of qkv, whose keys and values go to the cache."""
+        model, cache, shape = self._model, self._cache, self._model.kv_shape
+        keys, values = cache.keys[layer_idx].data_ptr(), cache.values[layer_idx].data_ptr()
+        cosines, sines = self._rotation
+        return [
+            Call(
+                model.team.rotate, 0,
+                (0, model.num_query_heads, shape.num_heads, shape.head_size, cache.slot_len, self._qkv.data_ptr(),
+                 self._queries.data_ptr(), keys, values, cosines.data_ptr(), sines.data_ptr(), 0, 0, 0,
+                 _address(layer.query_norm), _address(layer.key_norm), model.epsilon.data_ptr()),
+            ),
+            Call(
+                model.team.attend, 0,
+                (model.num_query_heads, shape.num_heads, shape.head_size, cache.slot_len, self._queries.data_ptr(),
+                 keys, values, self._attended.data_ptr(), model.scale.data_ptr(), 0, 0, 0, self._scores.data_ptr(),
+                 self._paths.data_ptr()),
+            ),
+        ]  # fmt: skip
+
+    def run_layers(self, batch: StepBatch) -> None:
+        """`hidden`, and `delta` that is still to be added to it, of all tokens; their keys and values are cached."""
+        team, num_rows, program = self._model.team, batch.num_tokens, self.layers
+        torch.index_select(self._model.embedding, 0, torch.from_numpy(batch.token_ids), out=self.hidden[:num_rows])
+        tasks = _attention_tasks(batch, self._model)
+        num_row_tasks = -(-num_rows // ROW_TILE)
+        program.set(team.linear, {0: num_rows})
+        program.set(team.add_norm, {0: num_rows}, num_row_tasks)
+        program.set(team.gate, {0: num_rows}, num_row_tasks)
+        positions, slots, places = (x.ctypes.data for x in (batch.position_ids, batch.slots, batch.places))
+        program.set(team.rotate, {0: num_rows, 11: positions, 12: slots, 13: places}, num_row_tasks)
+        sequences, parents = batch.sequences.ctypes.data, batch.parents.ctypes.data
+        program.set(team.attend, {9: tasks.ctypes.data, 10: sequences, 11: parents}, len(tasks))
+        program.run()
+
+    def run_head(self, logit_rows: NDArray[np.int64]) -> Tensor:
+        """[R, V] of these rows, at least one, after `run_layers`."""
+        team, head, num_rows = self._model.team, self._model.head, len(logit_rows)
+        rows = torch.from_numpy(logit_rows)
+        self.hidden[:num_rows] = self.hidden[rows]
+        self.delta[:num_rows] = self.delta[rows]
+        logits = self.hidden.new_empty((num_rows, head.padded_outputs))
+        self.head.set(team.add_norm, {0: num_rows}, -(-num_rows // ROW_TILE))
+        self.head.set(team.linear, {0: num_rows, 6: logits.data_ptr()})
+        self.head.run()
+        return logits[:, : head.num_outputs].contiguous()
 
 
 class PackedForward:
@@ -49,94 +137,26 @@ class PackedForward:
         model: packed. num_slots: S. slot_len: places per slot at least.
     """
 
+    # Tokens of a step that memory is prepared for at first; for more it is made anew, twice as large as needed.
+    _FIRST_ROWS = 64
+
     def __init__(self, model: PackedLlama, num_slots: int, slot_len: int) -> None:
         self._model = model
-        self._shape = shape = model.kv_shape
-        self.cache = cache = BlockedKVCache(shape, num_slots, slot_len, model.embedding.dtype)
-        self._team = model.team
-        self._cosines, self._sines = model.angles(cache.slot_len)
-        num_threads = self._team.num_threads
-        row = QUERY_TILE * (cache.slot_len + shape.head_size)
-        self._scratch = torch.empty((num_threads, row), dtype=torch.float32)
-        self._paths = torch.empty((num_threads, QUERY_TILE * (cache.slot_len + 5)), dtype=torch.int64)
-        self._num_workers = torch.zeros(1, dtype=torch.int64)
-        # What holds for all steps stands here; `_begin` fills in the step, the loop over layers the layer.
-        epsilon = model.epsilon.data_ptr()
-        self._norm = Arguments(0, len(model.norm), 0, 0, 0, 0, epsilon)
-        self._gate = Arguments(0, model.intermediate_size, 0, 0)
-        self._rotate = Arguments(
-            0, model.num_query_heads, shape.num_heads, shape.head_size, cache.slot_len, 0, 0, 0, 0,
-            self._cosines.data_ptr(), self._sines.data_ptr(), 0, 0, 0, 0, 0, epsilon,
-        )  # fmt: skip
-        self._attend = Arguments(
-            model.num_query_heads, shape.num_heads, shape.head_size, cache.slot_len, 0, 0, 0, 0,
-            model.scale.data_ptr(), 0, 0, 0, self._scratch.data_ptr(), self._paths.data_ptr(),
-            self._num_workers.data_ptr(),
-        )  # fmt: skip
+        self.cache = BlockedKVCache(model.kv_shape, num_slots, slot_len, model.embedding.dtype)
+        self._rotation = model.angles(self.cache.slot_len)
+        self._plan = self._plan_for(self._FIRST_ROWS)
+
+    def _plan_for(self, max_rows: int) -> _Plan:
+        return _Plan(self._model, self.cache, self._rotation, max_rows)
 
     def logits(self, batch: StepBatch) -> Tensor:
         """Runs a step; [R, V] of its logit_rows. Keys and values of all its tokens are in the cache afterwards."""
-        step = self._begin(batch)
-        delta: Tensor | None = None
-        for layer_idx, layer in enumerate(self._model.layers):
-            self._add_norm(step, delta, layer.input_norm)
-            self._attention(step, layer_idx, layer)
-            self._add_norm(step, layer.output(step.attended), layer.mlp_norm)
-            delta = self._mlp(step, layer)
+        if batch.num_tokens > self._plan.max_rows:
+            self._plan = self._plan_for(2 * batch.num_tokens)
+        self._plan.run_layers(batch)
         if not len(batch.logit_rows):
-            return step.hidden.new_empty((0, len(self._model.embedding)))
-        self._add_norm(step, delta, self._model.norm)
-        return self._model.head(step.normed[torch.from_numpy(batch.logit_rows)])
-
-    def _begin(self, batch: StepBatch) -> _Step:
-        model, num_rows = self._model, batch.num_tokens
-        hidden = F.embedding(torch.from_numpy(batch.token_ids), model.embedding)
-        size = model.num_query_heads * self._shape.head_size
-        step = _Step(
-            hidden=hidden,
-            normed=torch.empty_like(hidden),
-            queries=hidden.new_empty((len(hidden), size)),
-            attended=hidden.new_empty((len(hidden), size)),
-            gated=hidden.new_empty((len(hidden), model.intermediate_size)),
-            attention_tasks=self._attention_tasks(batch),
-            num_row_tasks=-(-num_rows // ROW_TILE),
-        )
-        parents = batch.parents.ctypes.data
-        self._norm.set(0, num_rows)
-        self._norm.set(2, hidden.data_ptr())
-        self._norm.set(5, step.normed.data_ptr())
-        self._rotate.set(0, num_rows)
-        self._rotate.set(6, step.queries.data_ptr())
-        self._rotate.set(11, batch.position_ids.ctypes.data, batch.slots.ctypes.data, batch.places.ctypes.data)
-        self._attend.set(4, step.queries.data_ptr())
-        self._attend.set(7, step.attended.data_ptr())
-        self._attend.set(9, step.attention_tasks.ctypes.data, batch.sequences.ctypes.data, parents)
-        self._gate.set(0, num_rows)
-        self._gate.set(3, step.gated.data_ptr())
-        return step
-
-    def _add_norm(self, step: _Step, delta: Tensor | None, weight: Tensor) -> None:
-        """hidden += delta; normed = RMSNorm(hidden) * weight."""
-        self._norm.set(3, _address(delta), weight.data_ptr())
-        self._team.run(self._team.add_norm, self._norm, step.num_row_tasks)
-
-    def _attention(self, step: _Step, layer_idx: int, layer: PackedLayer) -> None:
-        """attended = attention of normed, whose keys and values go to the cache."""
-        qkv = layer.qkv(step.normed)
-        keys, values = self.cache.keys[layer_idx].data_ptr(), self.cache.values[layer_idx].data_ptr()
-        self._rotate.set(5, qkv.data_ptr())
-        self._rotate.set(7, keys, values)
-        self._rotate.set(14, _address(layer.query_norm), _address(layer.key_norm))
-        self._team.run(self._team.rotate, self._rotate, step.num_row_tasks)
-        self._attend.set(5, keys, values)
-        self._num_workers.zero_()
-        self._team.run(self._team.attend, self._attend, len(step.attention_tasks))
-
-    def _mlp(self, step: _Step, layer: PackedLayer) -> Tensor:
-        joined = layer.gate_up(step.normed)
-        self._gate.set(2, joined.data_ptr())
-        self._team.run(self._team.gate, self._gate, step.num_row_tasks)
-        return layer.down(step.gated)
+            return self._model.embedding.new_empty((0, self._model.head.num_outputs))
+        return self._plan.run_head(batch.logit_rows)
 
     def compact(self, slots: list[int], sources: list[int], targets: list[int]) -> None:
         """Moves places in all layers: in slot `slots[i]`, `targets[i]` takes what `sources[i]` held.
@@ -145,25 +165,27 @@ class PackedForward:
         """
         if not slots:
             return
-        cache, shape = self.cache, self._shape
+        cache, shape, team = self.cache, self._model.kv_shape, self._model.team
         moves = np.array((slots, sources, targets), np.int64)
-        arguments = Arguments(
-            len(slots), cache.num_slots, shape.num_heads, shape.head_size, cache.slot_len, cache.keys.data_ptr(),
-            cache.values.data_ptr(), *(moves[i].ctypes.data for i in range(3)),
+        call = Call(
+            team.move, shape.num_layers * shape.num_heads,
+            (len(slots), cache.num_slots, shape.num_heads, shape.head_size, cache.slot_len, cache.keys.data_ptr(),
+             cache.values.data_ptr(), *(moves[i].ctypes.data for i in range(3))),
         )  # fmt: skip
-        self._team.run(self._team.move, arguments, shape.num_layers * shape.num_heads)
+        Program(team, [call]).run()
 
-    def _attention_tasks(self, batch: StepBatch) -> NDArray[np.int64]:
-        """int64[tasks, 3]: sequence, head, first query. Neighbouring tasks share keys, which then are still at hand."""
-        num_heads = self._shape.num_heads
-        shared = self._model.num_query_heads // num_heads
-        num_tiles = -(-batch.sequences[:, 2] * shared // QUERY_TILE)
-        blocks = np.repeat(num_tiles, num_heads)
-        tasks = np.empty((blocks.sum(), 3), np.int64)
-        block = np.repeat(np.arange(len(blocks)), blocks)
-        tasks[:, 0], tasks[:, 1] = block // num_heads, block % num_heads
-        tasks[:, 2] = (np.arange(len(tasks)) - (np.cumsum(blocks) - blocks)[block]) * QUERY_TILE
-        return tasks
+
+def _attention_tasks(batch: StepBatch, model: PackedLlama) -> NDArray[np.int64]:
+    """int64[tasks, 3]: sequence, head, first query. Neighbouring tasks share keys, which then are still at hand."""
+    num_heads = model.kv_shape.num_heads
+    shared = model.num_query_heads // num_heads
+    num_tiles = -(-batch.sequences[:, 2] * shared // QUERY_TILE)
+    blocks = np.repeat(num_tiles, num_heads)
+    tasks = np.empty((blocks.sum(), 3), np.int64)
+    block = np.repeat(np.arange(len(blocks)), blocks)
+    tasks[:, 0], tasks[:, 1] = block // num_heads, block % num_heads
+    tasks[:, 2] = (np.arange(len(tasks)) - (np.cumsum(blocks) - blocks)[block]) * QUERY_TILE
+    return tasks
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -11,12 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from laser_verifier.cpu import linear_kernel
 from laser_verifier.cpu.linear_kernel import PANEL
+from laser_verifier.cpu.program import Call
 from laser_verifier.cpu.simd import has_bfloat16_products
-from laser_verifier.cpu.team import Arguments, Kernel, Team
-
-_KERNELS = {torch.bfloat16: linear_kernel.multiply_bfloat16, torch.float32: linear_kernel.multiply_float32}
+from laser_verifier.cpu.team import Team
 
 
 class PackedLinear:
@@ -25,41 +23,45 @@ class PackedLinear:
     Args:
         team: that will run it.
         layers: with weights [N_i, K] of one float type, bfloat16 or float32, K a multiple of 16; not changed.
+
+    Attributes:
+        num_inputs: K.
+        num_outputs: N, the sum of N_i.
+        padded_outputs: N up to the next multiple of 32: columns that the kernel writes.
     """
 
     def __init__(self, team: Team, *layers: nn.Linear) -> None:
-        weight = (
-            torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else layers[0].weight.detach()
-        )
-        self._num_outputs, num_inputs = weight.shape
+        weights = [layer.weight.detach() for layer in layers]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        self.num_outputs, self.num_inputs = weight.shape
+        self.padded_outputs = -(-self.num_outputs // PANEL) * PANEL
         is_paired = weight.dtype == torch.bfloat16 and has_bfloat16_products()
         self._is_widened = weight.dtype == torch.bfloat16 and not is_paired
-        step = 2 if is_paired else 1
-        num_panels = -(-self._num_outputs // PANEL)
-        padded = F.pad(weight, (0, 0, 0, num_panels * PANEL - self._num_outputs))
+        length = 2 if is_paired else 1
+        padding = self.padded_outputs - self.num_outputs
+        panels = F.pad(weight, (0, 0, 0, padding)).reshape(-1, PANEL, self.num_inputs // length, length)
         # Within a panel of 32 outputs in the order in which they are summed.
-        self._weight = padded.reshape(num_panels, PANEL, num_inputs // step, step).transpose(1, 2).contiguous()
+        self._weight = panels.transpose(1, 2).contiguous()
         assert self._weight.data_ptr() % 64 == 0
-        self._bias = torch.zeros(num_panels * PANEL)
-        self._bias[: self._num_outputs] = torch.cat([_bias(layer) for layer in layers])
-        self._num_panels = num_panels
-        self._num_workers = torch.zeros(1, dtype=torch.int64)
-        self._team, self._kernel = team, Kernel(_KERNELS[weight.dtype])
-        self._arguments = Arguments(
-            0, num_inputs, len(self._bias), 0, self._weight.data_ptr(), self._bias.data_ptr(), 0, 0,
-            self._num_workers.data_ptr(),
-        )  # fmt: skip
+        self._bias = F.pad(torch.cat([_bias(layer) for layer in layers]), (0, padding))
+        self._team = team
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[M, K] to [M, N], both contiguous."""
-        out = x.new_empty((len(x), len(self._bias)))
-        scratch = torch.empty((self._team.num_threads, len(x) + PANEL, x.shape[1]) if self._is_widened else 0)
-        self._num_workers.zero_()
-        self._arguments.set(0, len(x))
-        self._arguments.set(3, x.data_ptr())
-        self._arguments.set(6, out.data_ptr(), scratch.data_ptr())
-        self._team.run(self._kernel, self._arguments, self._num_panels)
-        return out[:, : self._num_outputs].contiguous()
+    def scratch_len(self, max_rows: int) -> int:
+        """How many float32 a call needs beside input and output."""
+        return self._team.num_threads * (max_rows + PANEL) * self.num_inputs if self._is_widened else 0
+
+    def call(self, x: Tensor, out: Tensor, scratch: Tensor) -> Call:
+        """out = x weights + bias.
+
+        Args:
+            x: [M, K], M as the program's argument 0 says. out: [M, padded_outputs]. Both contiguous.
+            scratch: float32, at least `scratch_len` of them; calls of one program may share it.
+        """
+        return Call(
+            self._team.linear, self.padded_outputs // PANEL,
+            (len(x), self.num_inputs, self.padded_outputs, x.data_ptr(), self._weight.data_ptr(),
+             self._bias.data_ptr(), out.data_ptr(), scratch.data_ptr()),
+        )  # fmt: skip
 
 
 def _bias(layer: nn.Linear) -> Tensor:

@@ -30,7 +30,6 @@ from laser_verifier.cpu.simd import (
     moved,
     null_bfloat16,
     null_float32,
-    null_int64,
     pair_vector,
     pointer_like,
     rounded,
@@ -40,7 +39,7 @@ from laser_verifier.cpu.simd import (
     take,
     widened,
 )
-from laser_verifier.cpu.typed import HEADER, NUM_TASKS, intrinsic, kernel
+from laser_verifier.cpu.typed import HEADER, NEXT_TASK, NEXT_WORKER, NUM_TASKS, intrinsic, kernel
 
 # Outputs of a panel, in vectors and in all.
 _VECTORS = 2
@@ -160,8 +159,7 @@ def multiply(arguments: Any, example: Any) -> None:
 
     Arguments: rows M, inputs K (a multiple of 16), outputs N (a multiple of 32), x [M, K], weights
     [N / 32, K / G, 32, G] at a multiple of 64 bytes, bias (float32[N]), out [M, N], scratch (float32
-    [workers, M + 32, K], where bfloat16 is widened), the counter that numbers the workers. G is how many inputs are
-    multiplied at once, 2 of a pair or 1.
+    [workers, M + 32, K], where bfloat16 is widened). G is how many inputs are multiplied at once, 2 of a pair or 1.
     """
     num_rows, num_inputs, num_outputs = arguments[HEADER], arguments[HEADER + 1], arguments[HEADER + 2]
     x, weights, bias = arguments[HEADER + 3], arguments[HEADER + 4], arguments[HEADER + 5]
@@ -171,16 +169,16 @@ def multiply(arguments: Any, example: Any) -> None:
     num_steps, x_step, panel_bytes = num_inputs, 4 * num_inputs, size * PANEL * num_inputs
     scratch = arguments[HEADER + 7]
     if _is_widened(example):
-        scratch += take(pointer_like(arguments[HEADER + 8], null_int64())) * (num_rows + PANEL) * x_step
+        scratch += take(arguments, NEXT_WORKER) * (num_rows + PANEL) * x_step
         x = _widen(example, x, num_rows * num_inputs, scratch + PANEL * x_step)
     else:
         num_steps, x_step = num_inputs // group_len(example), size * num_inputs
     # Every pass over the panel fetches its share of the next one.
     ahead_step = panel_bytes // num_steps // num_tiles
-    task = take(arguments)
+    task = take(arguments, NEXT_TASK)
     while task < arguments[NUM_TASKS]:
         # Taken before this one is done, so that it is known what to fetch; the last one is fetched again.
-        following = take(arguments)
+        following = take(arguments, NEXT_TASK)
         ahead = weights + min(following, arguments[NUM_TASKS] - 1) * panel_bytes
         panel, panel_bias, to = weights + task * panel_bytes, bias + task * 4 * PANEL, out + task * size * PANEL
         is_copied = _is_widened(example) and num_tiles > _MAX_TILES_AS_READ

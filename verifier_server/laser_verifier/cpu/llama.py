@@ -77,7 +77,7 @@ def pack(network: Any, shape: KVShape) -> PackedLlama | None:
     Args:
         network: a causal LM on the CPU.
     """
-    if not _is_supported(network, shape):
+    if not is_supported(network, shape):
         return None
     decoder, attention = network.model, network.model.layers[0].self_attn
     team = Team(network.dtype)
@@ -99,9 +99,10 @@ def pack(network: Any, shape: KVShape) -> PackedLlama | None:
     )
 
 
-def _is_supported(network: Any, shape: KVShape) -> bool:
+def is_supported(network: Any, shape: KVShape) -> bool:
+    """Whether `pack` takes a transformers model; its weights need not be there."""
     config = network.config
-    if type(network) not in _FAMILIES or network.device.type != "cpu" or network.dtype not in _FLOAT_TYPES:
+    if type(network) not in _FAMILIES or network.dtype not in _FLOAT_TYPES:
         return False
     rope = config.rope_parameters or {}
     is_windowed = (
@@ -109,7 +110,8 @@ def _is_supported(network: Any, shape: KVShape) -> bool:
         if getattr(config, "layer_types", None)
         else getattr(config, "sliding_window", None) is not None
     )
-    sizes = (config.hidden_size, config.intermediate_size, shape.head_size // 2)
+    # A linear layer's outputs, of which some are hidden vectors, come in panels of two vectors.
+    sizes = (config.hidden_size // 2, config.intermediate_size, shape.head_size // 2)
     return (
         config.hidden_act == "silu"
         and not is_windowed

@@ -33,7 +33,7 @@ from laser_verifier.cpu.simd import (
     sum_lanes,
     take,
 )
-from laser_verifier.cpu.typed import HEADER, NUM_TASKS, kernel
+from laser_verifier.cpu.typed import HEADER, NEXT_TASK, NUM_TASKS, kernel
 
 # Rows that make a task.
 ROW_TILE = 4
@@ -66,7 +66,7 @@ def add_norm(arguments: Any, example: Any) -> None:
     weight = pointer_like(arguments[HEADER + 4], example)
     out = pointer_like(arguments[HEADER + 5], example)
     epsilon = pointer_like(arguments[HEADER + 6], null_float32())[0]
-    task = take(arguments)
+    task = take(arguments, NEXT_TASK)
     while task < arguments[NUM_TASKS]:
         for row in range(task * ROW_TILE, min(num_rows, (task + 1) * ROW_TILE)):
             start = row * size
@@ -76,7 +76,7 @@ def add_norm(arguments: Any, example: Any) -> None:
             scale = splat(_inverse_root(_mean_square(hidden, start, size), epsilon))
             for i in range(0, size, LANES):
                 store(out, start + i, mul(mul(load(hidden, start + i), scale), load(weight, i)))
-        task = take(arguments)
+        task = take(arguments, NEXT_TASK)
 
 
 @kernel
@@ -89,14 +89,14 @@ def gate(arguments: Any, example: Any) -> None:
     joined = pointer_like(arguments[HEADER + 2], example)
     out = pointer_like(arguments[HEADER + 3], example)
     one, zero = splat(np.float32(1.0)), splat(np.float32(0.0))
-    task = take(arguments)
+    task = take(arguments, NEXT_TASK)
     while task < arguments[NUM_TASKS]:
         for row in range(task * ROW_TILE, min(num_rows, (task + 1) * ROW_TILE)):
             for i in range(0, size, LANES):
                 x = load(joined, 2 * row * size + i)
                 silu = div(x, add(one, exp(sub(zero, x))))
                 store(out, row * size + i, mul(silu, load(joined, (2 * row + 1) * size + i)))
-        task = take(arguments)
+        task = take(arguments, NEXT_TASK)
 
 
 @kernel
@@ -125,7 +125,7 @@ def rotate_and_cache(arguments: Any, example: Any) -> None:
     epsilon = pointer_like(arguments[HEADER + 16], null_float32())[0]
     half = size // 2
     length = group_len(example)
-    task = take(arguments)
+    task = take(arguments, NEXT_TASK)
     while task < arguments[NUM_TASKS]:
         for row in range(task * ROW_TILE, min(num_rows, (task + 1) * ROW_TILE)):
             angle = positions[row] * half
@@ -162,7 +162,7 @@ def rotate_and_cache(arguments: Any, example: Any) -> None:
                 to = block * size + place % length
                 for i in range(0, size, LANES):
                     store_spread(values, to + i * length, length, load(joined, start + i))
-        task = take(arguments)
+        task = take(arguments, NEXT_TASK)
 
 
 @kernel
@@ -182,7 +182,7 @@ def move(arguments: Any, example: Any) -> None:
     sources = pointer_like(arguments[HEADER + 8], null_int64())
     targets = pointer_like(arguments[HEADER + 9], null_int64())
     length = group_len(example)
-    task = take(arguments)
+    task = take(arguments, NEXT_TASK)
     while task < arguments[NUM_TASKS]:
         layer, head = task // num_heads, task % num_heads
         for i in range(num_moves):
@@ -196,7 +196,7 @@ def move(arguments: Any, example: Any) -> None:
             for d in range(0, size * LANES, length * LANES):
                 for part in range(length):
                     keys[target + d + part] = keys[source + d + part]
-        task = take(arguments)
+        task = take(arguments, NEXT_TASK)
 
 
 # What a C caller gets. They stand beside the kernels because numba renews a cached function only

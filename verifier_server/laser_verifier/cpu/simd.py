@@ -365,10 +365,23 @@ def exp(typing_context: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def take(typing_context: Any, counter: Any) -> Any:
-    """Adds 1 to an int64 that threads share and gives what it was."""
+def take(typing_context: Any, pointer: Any, index: Any) -> Any:
+    """Adds 1 to an int64 that threads share, `pointer[index]`, and gives what it was."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("add", arguments[0], ir.Constant(ir.IntType(64), 1), "monotonic")
+        counter = builder.gep(arguments[0], [arguments[1]])
+        return builder.atomic_rmw("add", counter, ir.Constant(_i64, 1), "monotonic")
 
-    return types.int64(counter), codegen
+    return types.int64(pointer, types.int64), codegen
+
+
+@intrinsic
+def call_at(typing_context: Any, function: Any, argument: Any) -> Any:
+    """Calls the C function `void(int64_t)` at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_i64])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), codegen

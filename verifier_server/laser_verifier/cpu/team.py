@@ -11,19 +11,21 @@ import ctypes
 import functools
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from laser_verifier.cpu import attention_kernel, row_kernels
-from laser_verifier.cpu.typed import HEADER, NEXT_TASK, NUM_TASKS, c_function
+from laser_verifier.cpu import attention_kernel, linear_kernel, row_kernels
+from laser_verifier.cpu.typed import c_function
 
 logger = logging.getLogger(__name__)
 
 
 _KERNELS = {
     torch.bfloat16: (
+        linear_kernel.multiply_bfloat16,
         row_kernels.add_norm_bfloat16,
         row_kernels.gate_bfloat16,
         row_kernels.rotate_bfloat16,
@@ -31,6 +33,7 @@ _KERNELS = {
         row_kernels.move_bfloat16,
     ),
     torch.float32: (
+        linear_kernel.multiply_float32,
         row_kernels.add_norm_float32,
         row_kernels.gate_float32,
         row_kernels.rotate_float32,
@@ -39,29 +42,19 @@ _KERNELS = {
     ),
 }
 
-# Once per process: compiling, or reading the cache, is not free.
-_compiled = functools.cache(c_function)
-
 
 class Kernel:
-    """A compiled kernel."""
+    """A compiled kernel; see `compiled`."""
 
     def __init__(self, function: Callable[[Any], None]) -> None:
-        self.address: int = _compiled(function).address
+        self.address: int = c_function(function).address
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
 
 
-class Arguments:
-    """The argument array of one kernel: how many tasks, then what the kernel's docstring lists."""
-
-    def __init__(self, *values: int) -> None:
-        self.values = (ctypes.c_int64 * (HEADER + len(values)))(0, 0, *values)
-        self.address = ctypes.addressof(self.values)
-
-    def set(self, index: int, *values: int) -> None:
-        """Replaces the kernel's arguments from `index` on."""
-        for i, value in enumerate(values, HEADER + index):
-            self.values[i] = value
+@functools.cache
+def compiled(function: Callable[[Any], None]) -> Kernel:
+    """The kernel of a function: one per process, since compiling it, or reading the cache, is not free."""
+    return Kernel(function)
 
 
 class Team:
@@ -69,35 +62,50 @@ class Team:
 
     Args:
         dtype: torch.bfloat16 or torch.float32.
+
+    Attributes:
+        num_threads: that run a kernel.
+        barrier: address of the function at which they wait for each other, 0 if there is one thread.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
-        self.num_threads = torch.get_num_threads()
-        self._parallel = _openmp_parallel() if self.num_threads > 1 else None
+        openmp = _OpenMP.find() if torch.get_num_threads() > 1 else None
+        self.num_threads = torch.get_num_threads() if openmp else 1
+        self.barrier = openmp.barrier if openmp else 0
+        self._parallel = openmp.parallel if openmp else None
+        kernels = [compiled(function) for function in _KERNELS[dtype]]
+        self.linear, self.add_norm, self.gate, self.rotate, self.attend, self.move = kernels
+
+    def run(self, kernel: Kernel, arguments: int) -> None:
+        """Has every thread run a kernel on the argument array at this address; returns when all are done."""
         if self._parallel is None:
-            self.num_threads = 1
-        compiled = [Kernel(function) for function in _KERNELS[dtype]]
-        self.add_norm, self.gate, self.rotate, self.attend, self.move = compiled
-
-    def run(self, kernel: Kernel, arguments: Arguments, num_tasks: int) -> None:
-        """Runs a kernel's tasks; returns when all are done."""
-        arguments.values[NEXT_TASK] = 0
-        arguments.values[NUM_TASKS] = num_tasks
-        if self._parallel is None or num_tasks == 1:
-            kernel.call(arguments.address)
+            kernel.call(arguments)
         else:
-            self._parallel(kernel.address, arguments.address, self.num_threads, 0)
+            self._parallel(kernel.address, arguments, self.num_threads, 0)
 
 
-@functools.cache
-def _openmp_parallel() -> Any:
-    """`void GOMP_parallel(void (*function)(void *), void *data, unsigned num_threads, unsigned flags)`, or None."""
-    try:
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        parallel = library.GOMP_parallel
-    except (OSError, AttributeError) as error:
-        logger.warning("kernel.one_thread reason=%r", str(error))
-        return None
-    parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    parallel.restype = None
-    return parallel
+@dataclass(frozen=True, slots=True)
+class _OpenMP:
+    """What is used of the OpenMP runtime that libtorch was linked with.
+
+    Attributes:
+        parallel: `void GOMP_parallel(void (*function)(void *), void *data, unsigned num_threads, unsigned flags)`.
+        barrier: address of `void GOMP_barrier(void)`.
+    """
+
+    parallel: Any
+    barrier: int
+
+    @staticmethod
+    @functools.cache
+    def find() -> _OpenMP | None:
+        """None where there is no such runtime."""
+        try:
+            library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+            parallel, barrier = library.GOMP_parallel, library.GOMP_barrier
+        except (OSError, AttributeError) as error:
+            logger.warning("kernel.one_thread reason=%r", str(error))
+            return None
+        parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        parallel.restype = None
+        return _OpenMP(parallel, ctypes.cast(barrier, ctypes.c_void_p).value or 0)

@@ -15,8 +15,9 @@ from numba.extending import intrinsic as numba_intrinsic
 
 logger = logging.getLogger(__name__)
 
-# The head of every argument array: a counter that hands out tasks, and how many there are. The rest is the kernel's.
-NEXT_TASK, NUM_TASKS, HEADER = 0, 1, 2
+# The head of every argument array: a counter that hands out tasks, how many there are, and a counter that numbers the
+# threads that work on them. The rest is the kernel's.
+NEXT_TASK, NUM_TASKS, NEXT_WORKER, HEADER = 0, 1, 2, 3
 _C_SIGNATURE = ((types.CPointer(types.int64),), types.void)
 
 F = TypeVar("F", bound=Callable[..., Any])
