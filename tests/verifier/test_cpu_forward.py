@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
+from laser_verifier.config import ModelConfig
 from laser_verifier.cpu.linear import PackedLinear
 from laser_verifier.cpu.program import Program
 from laser_verifier.cpu.simd import has_bfloat16_products
 from laser_verifier.cpu.team import Team
 from laser_verifier.drafts import NoDrafts
-from laser_verifier.model import TargetModel, wrap_model
+from laser_verifier.model import TargetModel, load_model, wrap_model
 from laser_verifier.runner import ModelRunner
 from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_network
 from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts, make_tree, trees
@@ -113,6 +114,38 @@ def test_a_model_with_anything_else_in_it_runs_through_transformers(family: str,
 def test_a_float_type_without_kernels_runs_through_transformers() -> None:
     assert wrap_model(network_of(dtype=torch.float64), "tiny").packed is None
     assert wrap_model(network_of(dtype=torch.float16), "tiny").packed is None
+
+
+@pytest.mark.parametrize(("changed", "dtype"), [({}, torch.bfloat16), ({"hidden_act": "gelu"}, torch.float32)])
+def test_without_bfloat16_instructions_only_what_our_kernels_run_is_bfloat16(
+    changed: dict[str, Any], dtype: torch.dtype, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
+    network_of(**changed).save_pretrained(tmp_path)
+    model = load_model(ModelConfig(str(tmp_path), device="cpu"))
+    assert model.dtype == dtype
+    assert (model.packed is not None) == (dtype == torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_thread_computes_the_same_bits_as_all_and_a_long_step_leaves_short_ones_as_they_are(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of(dtype=dtype)
+    tokens = np.random.default_rng(1).integers(0, VOCAB_SIZE, 150).tolist()
+
+    def logits() -> list[Tensor]:
+        runner = ModelRunner(packed_model(network), 2, 200, 8)
+        made = [runner.logits([step(0, 0, tokens[:9], empty())])]
+        made.append(runner.logits([step(1, 0, tokens, empty())]))
+        made.append(runner.logits([step(0, 0, tokens[:9], empty())]))
+        return made
+
+    first, long, again = logits()
+    assert torch.equal(first, again) and not torch.equal(first, long)
+    assert torch.get_num_threads() > 1
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert all(torch.equal(a, b) for a, b in zip(logits(), (first, long, again), strict=True))
 
 
 def test_packing_leaves_no_second_copy_of_a_weight() -> None:
