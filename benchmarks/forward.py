@@ -35,7 +35,7 @@ from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput, pack
 from laser_verifier.config import ModelConfig
-from laser_verifier.cpu.linear import PackedLinear
+from laser_verifier.cpu.linear import PackedLinear, Scratch
 from laser_verifier.cpu.llama import PackedLlama
 from laser_verifier.cpu.program import Program
 from laser_verifier.forward import make_forward
@@ -91,15 +91,14 @@ def our_linear_layers(model: PackedLlama, num_rows: int, num_logit_rows: int) ->
 
         inputs = {x.num_inputs: rows(x.num_inputs) for x in linears}
         outputs = {x.padded_outputs: rows(x.padded_outputs) for x in linears}
-        scratch = torch.empty(max(x.scratch_len(num_rows) for x in linears))
-        memory.append((inputs, outputs, scratch))
-        return Program(model.team, [x.call(inputs[x.num_inputs], outputs[x.padded_outputs], scratch) for x in linears])
+        scratch = Scratch.room(model.team, linears, num_rows)
+        calls = [x.calls(inputs[x.num_inputs], outputs[x.padded_outputs], scratch) for x in linears]
+        return Program(model.team, [call for part in calls for call in part])
 
-    memory: list[object] = []
     layers = program([x for each in model.layers for x in (each.qkv, each.output, each.gate_up, each.down)], num_rows)
     head = program([model.head], num_logit_rows)
 
-    def run(memory: list[object] = memory) -> None:  # which the programs know by its addresses only
+    def run() -> None:
         layers.run()
         head.run()
 

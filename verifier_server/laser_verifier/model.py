@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from laser_verifier.config import ModelConfig
-from laser_verifier.cpu.llama import PackedLlama, is_supported, pack
+from laser_verifier.cpu.llama import PackedLlama, is_supported, is_supported_configuration, pack
 from laser_verifier.kv_cache import KVShape
 
 
@@ -184,9 +184,11 @@ def _will_be_packed(model: str) -> bool:
     """Whether the processor's own forward takes a model in bfloat16, told by its configuration alone."""
     try:
         configuration = AutoConfig.from_pretrained(model)
+        is_quantized = getattr(configuration, "quantization_config", None) is not None
+        if is_quantized or not is_supported_configuration(configuration):
+            return False
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(configuration, dtype=torch.bfloat16)
-    except (OSError, ValueError):  # loading it tells what is wrong
+    except (OSError, ValueError, RuntimeError):  # loading it tells what is wrong
         return False
-    is_quantized = getattr(configuration, "quantization_config", None) is not None
-    return not is_quantized and is_supported(network, _kv_shape(configuration.get_text_config()))
+    return is_supported(network, _kv_shape(configuration))

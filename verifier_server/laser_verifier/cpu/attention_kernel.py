@@ -229,8 +229,7 @@ def attend(arguments: Any, example: Any) -> None:
                 store(out, to + d, mul(load(row, d), factor))
 
 
-# What a C caller gets. They stand beside the kernels because numba renews a cached function only
-# when its own file changes.
+# What a C caller gets.
 
 
 def attend_bfloat16(arguments: Any) -> None:

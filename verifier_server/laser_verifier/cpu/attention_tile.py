@@ -1,9 +1,8 @@
 """The small matrix products of attention: up to MAX_ROWS rows times vectors of 16, sums in registers.
 
 All is counted in groups. Of a pair of bfloat16 both products are added to a float32 sum, by AVX512-BF16's dot product
-where the processor has it, else by two fused additions. So one code serves both types, and bfloat16 is never widened on
-its way. A row's sums run over its groups in one order, whatever the other
-rows are.
+where the processor has it, else by two fused additions of halves widened in registers. So one code serves both types. A
+row's sums run over its groups in one order, whatever the other rows are.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from numba.core import cgutils
 from laser_verifier.cpu.simd import (
     GROUP_BYTES,
     LANES,
+    LINE_BYTES,
     VECTOR_BYTES,
     at_address,
     bfloat16_pointer,
@@ -77,7 +77,7 @@ def _tile(builder: Any, is_pair: bool, tile_rows: range, num_vectors: int, asks_
     with cgutils.for_range(builder, count, intp=_i64) as loop:
         # As many lines as it reads itself.
         for line in range(num_vectors if asks_ahead else 0):
-            wanted = moved(builder, moved(builder, ahead, loop.index, num_vectors * 64), line, 64)
+            wanted = moved(builder, moved(builder, ahead, loop.index, num_vectors * LINE_BYTES), line, LINE_BYTES)
             fetch(builder, at_address(builder, wanted, _i8))
         first = moved(builder, many, loop.index, step)
         vectors = [_load(builder, moved(builder, first, v, vector_step)) for v in range(num_vectors)]

@@ -16,6 +16,7 @@ from torch import Tensor
 from laser_verifier.batch import StepBatch
 from laser_verifier.cpu.attention_kernel import QUERY_TILE
 from laser_verifier.cpu.cache import BlockedKVCache
+from laser_verifier.cpu.linear import Scratch
 from laser_verifier.cpu.llama import PackedLayer, PackedLlama
 from laser_verifier.cpu.program import Call, Program
 from laser_verifier.cpu.row_kernels import ROW_TILE
@@ -48,30 +49,30 @@ class _Plan:
         self._qkv, self._queries, self._attended = rows(first.qkv.num_outputs), rows(query_size), rows(query_size)
         self._joined, self._gated = rows(2 * model.intermediate_size), rows(model.intermediate_size)
         linears = [first.qkv, first.output, first.gate_up, first.down, model.head]
-        self._scratch = torch.empty(max(linear.scratch_len(max_rows) for linear in linears))
+        self._scratch = Scratch.room(model.team, linears, max_rows)
         self._scores = torch.empty((model.team.num_threads, QUERY_TILE * (cache.slot_len + shape.head_size)))
         self._paths = torch.empty((model.team.num_threads, QUERY_TILE * (cache.slot_len + 5)), dtype=torch.int64)
         layers = [self._layer(layer_idx, layer) for layer_idx, layer in enumerate(model.layers)]
         self.layers = Program(model.team, [call for layer in layers for call in layer])
         self.head = Program(
             model.team,
-            [self._add_norm(self.delta, model.norm), model.head.call(self._normed, self._normed, self._scratch)],
+            [self._add_norm(self.delta, model.norm), *model.head.calls(self._normed, None, self._scratch)],
         )
 
     def _layer(self, layer_idx: int, layer: PackedLayer) -> list[Call]:
         delta = self.delta if layer_idx else None
         return [
             self._add_norm(delta, layer.input_norm),
-            layer.qkv.call(self._normed, self._qkv, self._scratch),
+            *layer.qkv.calls(self._normed, self._qkv, self._scratch),
             *self._attention(layer_idx, layer),
-            layer.output.call(self._attended, self.delta, self._scratch),
+            *layer.output.calls(self._attended, self.delta, self._scratch),
             self._add_norm(self.delta, layer.mlp_norm),
-            layer.gate_up.call(self._normed, self._joined, self._scratch),
+            *layer.gate_up.calls(self._normed, self._joined, self._scratch),
             Call(
                 self._model.team.gate, 0,
                 (0, self._model.intermediate_size, self._joined.data_ptr(), self._gated.data_ptr()),
             ),
-            layer.down.call(self._gated, self.delta, self._scratch),
+            *layer.down.calls(self._gated, self.delta, self._scratch),
         ]  # fmt: skip
 
     def _add_norm(self, delta: Tensor | None, weight: Tensor) -> Call:
@@ -108,6 +109,7 @@ class _Plan:
         torch.index_select(self._model.embedding, 0, torch.from_numpy(batch.token_ids), out=self.hidden[:num_rows])
         tasks = _attention_tasks(batch, self._model)
         num_row_tasks = -(-num_rows // ROW_TILE)
+        program.set(team.widen, {0: num_rows}, num_row_tasks)
         program.set(team.linear, {0: num_rows})
         program.set(team.add_norm, {0: num_rows}, num_row_tasks)
         program.set(team.gate, {0: num_rows}, num_row_tasks)
@@ -124,7 +126,9 @@ class _Plan:
         self.hidden[:num_rows] = self.hidden[rows]
         self.delta[:num_rows] = self.delta[rows]
         logits = self.hidden.new_empty((num_rows, head.padded_outputs))
-        self.head.set(team.add_norm, {0: num_rows}, -(-num_rows // ROW_TILE))
+        num_row_tasks = -(-num_rows // ROW_TILE)
+        self.head.set(team.add_norm, {0: num_rows}, num_row_tasks)
+        self.head.set(team.widen, {0: num_rows}, num_row_tasks)
         self.head.set(team.linear, {0: num_rows, 6: logits.data_ptr()})
         self.head.run()
         return logits[:, : head.num_outputs].contiguous()
@@ -152,6 +156,7 @@ class PackedForward:
     def logits(self, batch: StepBatch) -> Tensor:
         """Runs a step; [R, V] of its logit_rows. Keys and values of all its tokens are in the cache afterwards."""
         if batch.num_tokens > self._plan.max_rows:
+            del self._plan  # both would not be needed at once
             self._plan = self._plan_for(2 * batch.num_tokens)
         self._plan.run_layers(batch)
         if not len(batch.logit_rows):

@@ -1,9 +1,9 @@
 """Linear layers, weights read once and in line: up to MAX_ROWS rows times a panel of 32 outputs, sums in registers.
 
 Pairs of bfloat16 go to AVX512-BF16's dot product where the processor has it. Elsewhere bfloat16 is multiplied as
-float32, but only half the bytes come from memory: weights are widened in the cache, inputs once per call. While a panel
-is multiplied, the next one is fetched, so that reading and multiplying overlap. A row's sums run over its inputs in one
-order, whatever the other rows are.
+float32, but only half the bytes come from memory: weights are widened in the cache, inputs by `widen` before. While a
+panel is multiplied, the next one is fetched, so that reading and multiplying overlap. A row's sums run over its inputs
+in one order, whatever the other rows are.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from laser_verifier.cpu.row_kernels import ROW_TILE
 from laser_verifier.cpu.simd import (
     GROUP_BYTES,
     LANES,
+    LINE_BYTES,
     VECTOR_BYTES,
     at_address,
     bfloat16_pointer,
@@ -85,14 +87,15 @@ def _add_products(builder: Any, example: Any, address: Any, factors: list[Any], 
 def _tile(builder: Any, weight: Any, out_type: Any, num_rows: int, vectors: range, arguments: Any) -> None:
     """LLVM code of so many rows and these vectors of the panel; types and arguments as of `multiply_tile`."""
     x, x_step, weights, bias, num_steps, ahead, ahead_step, out, out_step = arguments
-    vector_bytes = VECTOR_BYTES if weight != bfloat16_pointer or _is_paired(weight) else VECTOR_BYTES // 2
+    is_narrow = weight == bfloat16_pointer and not _is_paired(weight)
+    vector_bytes = VECTOR_BYTES // 2 if is_narrow else VECTOR_BYTES
     first = [
-        builder.load(at_address(builder, moved(builder, bias, v, 4 * LANES), float_vector), align=4) for v in vectors
+        builder.load(at_address(builder, moved(builder, bias, v, VECTOR_BYTES), float_vector), align=4) for v in vectors
     ]
     sums = [[cgutils.alloca_once_value(builder, value) for value in first] for _ in range(num_rows)]
     with cgutils.for_range(builder, num_steps, intp=_i64) as loop:
-        for v in vectors:
-            wanted = moved(builder, moved(builder, ahead, loop.index, ahead_step), v, VECTOR_BYTES)
+        for line in vectors[: len(vectors) * vector_bytes // LINE_BYTES or 1]:
+            wanted = moved(builder, moved(builder, ahead, loop.index, ahead_step), line, vector_bytes)
             fetch(builder, at_address(builder, wanted, ir.IntType(8)))
         row = moved(builder, weights, loop.index, _VECTORS * vector_bytes)
         factors = [_weights_at(builder, weight, moved(builder, row, v, vector_bytes)) for v in vectors]
@@ -116,8 +119,8 @@ def multiply_tile(
     """out[num_rows, 32] = bias + x[num_rows, K] panel[K, 32].
 
     `weight` and `out_type` are pointers of the panel's and the output's type; all else is int64, addresses and steps in
-    bytes. x is float32 unless pairs are multiplied. Asks memory for two lines from `ahead` on, `ahead_step` further for
-    every step of the sums.
+    bytes. x is float32 unless pairs are multiplied. Asks memory for as many bytes as it reads of the panel from `ahead`
+    on, `ahead_step` further for every step of the sums.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -145,48 +148,63 @@ def _is_widened(typing_context: Any, example: Any) -> Any:
 
 
 @kernel
-def _widen(example: Any, source: Any, count: Any, target: Any) -> Any:
-    """Writes `count` elements, a multiple of 16, as float32; returns their address."""
-    narrow, wide = pointer_like(source, example), pointer_like(target, null_float32())
+def _widen(source: Any, count: Any, target: Any) -> Any:
+    """Writes `count` bfloat16, a multiple of 16, as float32; returns their address."""
+    narrow, wide = pointer_like(source, null_bfloat16()), pointer_like(target, null_float32())
     for i in range(0, count, LANES):
         store(wide, i, load(narrow, i))
     return target
+
+
+def widen(arguments: Any) -> None:
+    """out = x. A task is ROW_TILE rows.
+
+    Arguments: rows M, row size K (a multiple of 16), x (bfloat16 [M, K]), out (float32 [M, K]).
+    """
+    num_rows, size = arguments[HEADER], arguments[HEADER + 1]
+    task = take(arguments, NEXT_TASK)
+    while task < arguments[NUM_TASKS]:
+        first = task * ROW_TILE
+        count = (min(num_rows, first + ROW_TILE) - first) * size
+        _widen(arguments[HEADER + 2] + 2 * first * size, count, arguments[HEADER + 3] + 4 * first * size)
+        task = take(arguments, NEXT_TASK)
 
 
 @kernel
 def multiply(arguments: Any, example: Any) -> None:
     """out = x weights + bias, rounded once. A task is one panel of 32 outputs.
 
-    Arguments: rows M, inputs K (a multiple of 16), outputs N (a multiple of 32), x [M, K], weights
-    [N / 32, K / G, 32, G] at a multiple of 64 bytes, bias (float32[N]), out [M, N], scratch (float32
-    [workers, M + 32, K], where bfloat16 is widened). G is how many inputs are multiplied at once, 2 of a pair or 1.
+    Arguments: rows M, at least 1, inputs K (a multiple of 16), outputs N (a multiple of 32), x [M, K], weights
+    [N / 32, K / G, 32, G], bias (float32[N]), out [M, N], panels. G is how many inputs are multiplied at once, 2 of a
+    pair or 1. Where bfloat16 is widened, x is float32, and panels is room for one of each worker (float32
+    [workers, K, 32]). Weights and panels stand at multiples of 64 bytes.
     """
     num_rows, num_inputs, num_outputs = arguments[HEADER], arguments[HEADER + 1], arguments[HEADER + 2]
     x, weights, bias = arguments[HEADER + 3], arguments[HEADER + 4], arguments[HEADER + 5]
     out = arguments[HEADER + 6]
     size = GROUP_BYTES // group_len(example)
     num_tiles = (num_rows + MAX_ROWS - 1) // MAX_ROWS
-    num_steps, x_step, panel_bytes = num_inputs, 4 * num_inputs, size * PANEL * num_inputs
-    scratch = arguments[HEADER + 7]
-    if _is_widened(example):
-        scratch += take(arguments, NEXT_WORKER) * (num_rows + PANEL) * x_step
-        x = _widen(example, x, num_rows * num_inputs, scratch + PANEL * x_step)
-    else:
-        num_steps, x_step = num_inputs // group_len(example), size * num_inputs
-    # Every pass over the panel fetches its share of the next one.
-    ahead_step = panel_bytes // num_steps // num_tiles
+    panel_bytes = size * PANEL * num_inputs
+    own_panel = arguments[HEADER + 7] + take(arguments, NEXT_WORKER) * 4 * PANEL * num_inputs
+    is_widened = _is_widened(example)
+    num_steps = num_inputs if is_widened else num_inputs // group_len(example)
+    x_step = num_steps * GROUP_BYTES
+    # Each of the first tiles fetches its share of the next panel.
+    num_fetching = min(num_tiles, _MAX_TILES_AS_READ)
+    share_step = panel_bytes // num_steps // num_fetching
     task = take(arguments, NEXT_TASK)
     while task < arguments[NUM_TASKS]:
         # Taken before this one is done, so that it is known what to fetch; the last one is fetched again.
         following = take(arguments, NEXT_TASK)
         ahead = weights + min(following, arguments[NUM_TASKS] - 1) * panel_bytes
         panel, panel_bias, to = weights + task * panel_bytes, bias + task * 4 * PANEL, out + task * size * PANEL
-        is_copied = _is_widened(example) and num_tiles > _MAX_TILES_AS_READ
+        is_copied = is_widened and num_tiles > _MAX_TILES_AS_READ
         if is_copied:
-            panel = _widen(example, panel, PANEL * num_inputs, scratch)
+            panel = _widen(panel, PANEL * num_inputs, own_panel)
         for tile in range(num_tiles):
             first = tile * num_rows // num_tiles
             count = (tile + 1) * num_rows // num_tiles - first
+            ahead_step = share_step if tile < num_fetching else 0
             tile_x, tile_ahead = x + first * x_step, ahead + tile * num_steps * ahead_step
             tile_out = to + first * num_outputs * size
             if is_copied:
@@ -198,7 +216,7 @@ def multiply(arguments: Any, example: Any) -> None:
         task = following
 
 
-# What a C caller gets; see `row_kernels.py`.
+# What a C caller gets.
 
 
 def multiply_bfloat16(arguments: Any) -> None:

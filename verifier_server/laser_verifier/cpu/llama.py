@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from laser_verifier.cpu.linear import PackedLinear, release
-from laser_verifier.cpu.simd import LANES
+from laser_verifier.cpu.linear_kernel import PANEL
+from laser_verifier.cpu.simd import has_fused_products
 from laser_verifier.cpu.team import Team
 from laser_verifier.kv_cache import KVShape
 
@@ -82,8 +83,8 @@ def pack(network: Any, shape: KVShape) -> PackedLlama | None:
     decoder, attention = network.model, network.model.layers[0].self_attn
     team = Team(network.dtype)
     head = PackedLinear(team, network.lm_head)
-    layers = tuple(_packed_layer(team, layer) for layer in decoder.layers)
     release([network.lm_head])
+    layers = tuple(_packed_layer(team, layer) for layer in decoder.layers)
     return PackedLlama(
         team=team,
         embedding=decoder.embed_tokens.weight.detach(),
@@ -99,6 +100,11 @@ def pack(network: Any, shape: KVShape) -> PackedLlama | None:
     )
 
 
+def is_supported_configuration(configuration: Any) -> bool:
+    """Whether a configuration is that of a family here; its sizes and whatever else it asks for are not looked at."""
+    return type(configuration) in {family.config_class for family in _FAMILIES}
+
+
 def is_supported(network: Any, shape: KVShape) -> bool:
     """Whether `pack` takes a transformers model; its weights need not be there."""
     config = network.config
@@ -110,14 +116,14 @@ def is_supported(network: Any, shape: KVShape) -> bool:
         if getattr(config, "layer_types", None)
         else getattr(config, "sliding_window", None) is not None
     )
-    # A linear layer's outputs, of which some are hidden vectors, come in panels of two vectors.
-    sizes = (config.hidden_size // 2, config.intermediate_size, shape.head_size // 2)
     return (
         config.hidden_act == "silu"
         and not is_windowed
         and rope.get("rope_type") in _ROPE_TYPES
         and rope.get("partial_rotary_factor", 1.0) == 1.0
-        and all(size % LANES == 0 for size in sizes)
+        # Linear layers' outputs come in panels, the gate's and the up projection's side by side.
+        and all(size % PANEL == 0 for size in (config.hidden_size, shape.head_size, 2 * config.intermediate_size))
+        and has_fused_products()
         and all(type(module) is nn.Linear for layer in network.model.layers for module in _linears(layer))
     )
 
@@ -131,7 +137,7 @@ def _linears(layer: Any) -> list[Any]:
 
 
 def _packed_layer(team: Team, layer: Any) -> PackedLayer:
-    """Layer by layer, so that no more than one layer's weights are ever in memory twice."""
+    """Layer by layer, so that beside the model hardly more than one layer's weights are in memory again."""
     query, key, value, output, gate, up, down = _linears(layer)
     attention = layer.self_attn
     packed = PackedLayer(

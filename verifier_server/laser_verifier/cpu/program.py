@@ -9,27 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from laser_verifier.cpu.simd import call_at, null_int64, pointer_like
-from laser_verifier.cpu.team import Kernel, Team, compiled
+from laser_verifier.cpu.team import Kernel, Team
 from laser_verifier.cpu.typed import HEADER, NEXT_TASK, NEXT_WORKER, NUM_TASKS
-
-
-def run_all(arguments: Any) -> None:
-    """Every thread runs all kernels in order; each kernel shares out its tasks among those that run it.
-
-    Arguments: number of kernels, their argument arrays (of one length), bytes of one, the kernels' addresses, address
-    of the barrier (0: one thread runs).
-    """
-    table, row_bytes = arguments[HEADER + 1], arguments[HEADER + 2]
-    addresses, barrier = pointer_like(arguments[HEADER + 3], null_int64()), arguments[HEADER + 4]
-    for i in range(arguments[HEADER]):
-        call_at(addresses[i], table + i * row_bytes)
-        if barrier != 0:
-            call_at(barrier, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +24,24 @@ class Call:
         kernel: compiled.
         num_tasks: that its threads share out.
         values: its arguments, as its docstring lists them.
+        keeps: what must live as long as it, being known to it by address only.
     """
 
     kernel: Kernel
     num_tasks: int
     values: tuple[int, ...]
+    keeps: tuple[object, ...] = ()
 
 
 class Program:
     """A list of calls.
 
     Args:
-        team: that runs it. calls: at least one; memory at the addresses among their arguments must outlive the program.
+        team: that runs it. calls: at least one.
     """
 
     def __init__(self, team: Team, calls: Sequence[Call]) -> None:
-        self._team = team
+        self._team, self._calls = team, calls
         self._table = np.zeros((len(calls), HEADER + max(len(call.values) for call in calls)), np.int64)
         for row, call in zip(self._table, calls, strict=True):
             row[NUM_TASKS] = call.num_tasks
@@ -70,11 +56,12 @@ class Program:
              team.barrier],
             np.int64,
         )  # fmt: skip
-        self._kernel = compiled(run_all)
 
     def set(self, kernel: Kernel, values: Mapping[int, int], num_tasks: int | None = None) -> None:
-        """Changes arguments, by their place in its docstring's list, in all calls of a kernel."""
-        rows = self._rows[kernel]
+        """Changes arguments, by their place in its docstring's list, in all calls of a kernel; there may be none."""
+        rows = self._rows.get(kernel)
+        if rows is None:
+            return
         for index, value in values.items():
             self._table[rows, HEADER + index] = value
         if num_tasks is not None:
@@ -84,4 +71,4 @@ class Program:
         """Runs all calls in order; returns when all are done."""
         self._table[:, NEXT_TASK] = 0
         self._table[:, NEXT_WORKER] = 0
-        self._team.run(self._kernel, self._arguments.ctypes.data)
+        self._team.run(self._arguments.ctypes.data)

@@ -199,8 +199,7 @@ def move(arguments: Any, example: Any) -> None:
         task = take(arguments, NEXT_TASK)
 
 
-# What a C caller gets. They stand beside the kernels because numba renews a cached function only
-# when its own file changes.
+# What a C caller gets.
 
 
 def add_norm_bfloat16(arguments: Any) -> None:

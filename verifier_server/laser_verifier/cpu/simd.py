@@ -24,8 +24,9 @@ from laser_verifier.cpu.typed import intrinsic
 
 LANES = 16
 GROUP_BYTES = 4
-# Of 16 float32, or of 16 groups.
+# Of 16 float32, or of 16 groups; of what is fetched from memory at once.
 VECTOR_BYTES = GROUP_BYTES * LANES
+LINE_BYTES = 64
 
 
 class _BFloat(ir.Type):  # type: ignore[misc]
@@ -62,6 +63,12 @@ def has_bfloat16_products() -> bool:
 def has_wide_registers() -> bool:
     """Whether a register holds a whole vector, and 32 of them are there (AVX-512); else 16 that hold half of one."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+
+
+@functools.cache
+def has_fused_products() -> bool:
+    """Whether a product and a sum are one instruction; elsewhere LLVM calls a function for every lane."""
+    return bool(llvmlite.binding.get_host_cpu_features().get("fma", True))  # told of x86 only
 
 
 def pairs_of(builder: Any, ints: Any) -> Any:

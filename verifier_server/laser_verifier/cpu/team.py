@@ -18,13 +18,15 @@ from typing import Any
 import torch
 
 from laser_verifier.cpu import attention_kernel, linear_kernel, row_kernels
-from laser_verifier.cpu.typed import c_function
+from laser_verifier.cpu.simd import call_at, null_int64, pointer_like
+from laser_verifier.cpu.typed import HEADER, c_function
 
 logger = logging.getLogger(__name__)
 
 
 _KERNELS = {
     torch.bfloat16: (
+        linear_kernel.widen,
         linear_kernel.multiply_bfloat16,
         row_kernels.add_norm_bfloat16,
         row_kernels.gate_bfloat16,
@@ -33,6 +35,7 @@ _KERNELS = {
         row_kernels.move_bfloat16,
     ),
     torch.float32: (
+        linear_kernel.widen,
         linear_kernel.multiply_float32,
         row_kernels.add_norm_float32,
         row_kernels.gate_float32,
@@ -43,11 +46,26 @@ _KERNELS = {
 }
 
 
+def run_calls(arguments: Any) -> None:
+    """Every thread runs all kernels of a program in order; each kernel shares out its tasks among those that run it.
+
+    Arguments: number of kernels, their argument arrays (of one length), bytes of one, the kernels' addresses, address
+    of the barrier (0: one thread runs).
+    """
+    table, row_bytes = arguments[HEADER + 1], arguments[HEADER + 2]
+    addresses, barrier = pointer_like(arguments[HEADER + 3], null_int64()), arguments[HEADER + 4]
+    for i in range(arguments[HEADER]):
+        call_at(addresses[i], table + i * row_bytes)
+        if barrier != 0:
+            call_at(barrier, 0)
+
+
 class Kernel:
     """A compiled kernel; see `compiled`."""
 
     def __init__(self, function: Callable[[Any], None]) -> None:
-        self.address: int = c_function(function).address
+        self._function = c_function(function)  # whose code is there as long as it is
+        self.address: int = self._function.address
         self.call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self.address)
 
 
@@ -74,14 +92,15 @@ class Team:
         self.barrier = openmp.barrier if openmp else 0
         self._parallel = openmp.parallel if openmp else None
         kernels = [compiled(function) for function in _KERNELS[dtype]]
-        self.linear, self.add_norm, self.gate, self.rotate, self.attend, self.move = kernels
+        self.widen, self.linear, self.add_norm, self.gate, self.rotate, self.attend, self.move = kernels
+        self._run_calls = compiled(run_calls)
 
-    def run(self, kernel: Kernel, arguments: int) -> None:
-        """Has every thread run a kernel on the argument array at this address; returns when all are done."""
+    def run(self, arguments: int) -> None:
+        """Has every thread run `run_calls` on the argument array at this address; returns when all are done."""
         if self._parallel is None:
-            kernel.call(arguments)
+            self._run_calls.call(arguments)
         else:
-            self._parallel(kernel.address, arguments, self.num_threads, 0)
+            self._parallel(self._run_calls.address, arguments, self.num_threads, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,4 +127,6 @@ class _OpenMP:
             return None
         parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
         parallel.restype = None
-        return _OpenMP(parallel, ctypes.cast(barrier, ctypes.c_void_p).value or 0)
+        address = ctypes.cast(barrier, ctypes.c_void_p).value
+        assert address
+        return _OpenMP(parallel, address)
