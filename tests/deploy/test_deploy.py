@@ -219,6 +219,13 @@ def test_constraints_pin_everything_the_project_names():
     assert requirements(*extras) <= pinned
 
 
+@pytest.mark.parametrize("name", PORTS)
+def test_what_an_image_compiles_beforehand_is_there(name: str):
+    (program,) = re.findall(r'NUMBA_CACHE_DIR=\S+ \S+/python -c \\\s+"(.+)"', dockerfile(name))
+    assert "laser_" in program
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def dockerfile(name: str) -> str:
     return (ROOT / "deploy" / f"{name}.Dockerfile").read_text()
 
