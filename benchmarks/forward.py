@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks._peer_dtype import peer_dtype
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
@@ -184,11 +185,6 @@ class Peers:
     unpacked: TargetModel
     eager: Any
     onednn: OneDnnLinears
-
-
-def peer_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The float type in which torch and oneDNN are quickest."""
-    return dtype if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def load(path: str, dtype: str) -> Peers:

@@ -2,7 +2,8 @@
 
 Every run is appended to OUTPUT/runs.jsonl and never run again, so a table of many hours is made by several commands,
 each with some of the cells (`--cells laser-strict@8 vllm-suffix@8`) or a limit (`--minutes`). The table, its ratios and
-a page with charts are written from all runs that are there: medians of whole runs, prefill included.
+a page with charts are written from all runs that are there: medians of whole runs, prefill included. LASER runs in
+bfloat16; vLLM too, but on processors that have no instructions for it in float32, which is much faster for it there.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks._peer_dtype import peer_dtype
 from benchmarks._servers import fill_pool, servers
 from benchmarks.peers import vllm_child
 from benchmarks.peers.cell import Cell, Run
@@ -48,6 +49,7 @@ def run_vllm(cell: Cell, run_idx: int, workload: Workload, model: Path, environm
     mode = cell.mode.removeprefix("vllm-")
     job = {
         "model": str(model),
+        "dtype": str(peer_dtype()).removeprefix("torch."),
         "mode": mode,
         "concurrency": cell.concurrency,
         "max_model_len": MAX_MODEL_LEN,

@@ -32,8 +32,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Runs a job.
 
     Args:
-        job: `model` directory, `mode`, `concurrency`, `max_model_len`, `max_new_tokens`, `prompts` and `warm_up`
-            (lists of token ids), `documents` (`prompt_token_ids` and `output_token_ids` each, for the suffix cache).
+        job: `model` directory, `dtype`, `mode`, `concurrency`, `max_model_len`, `max_new_tokens`, `prompts` and
+            `warm_up` (lists of token ids), `documents` (`prompt_token_ids` and `output_token_ids` each, for the suffix
+            cache).
 
     Returns:
         `seconds` of the whole run, prefill included, `outputs` (token ids), `version`, `num_documents` warmed with.
@@ -42,7 +43,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     llm = vllm.LLM(
         model=job["model"],
-        dtype="bfloat16",
+        dtype=job["dtype"],
         seed=0,
         max_model_len=job["max_model_len"],
         max_num_seqs=job["concurrency"],
