@@ -1,4 +1,4 @@
-"""The forward of a packed Llama-shaped model: linear layers, and one kernel for all that stands between two.
+"""The forward of a packed Llama-shaped model, as a program of kernels: linear layers and what stands between two.
 
 A row's logits depend on the tokens of its own path and on nothing else, bit for bit: not on the batch, the tree it
 stands in, the chunks its prompt came in, or the number of threads. So strict decoding equals plain decoding in bfloat16
@@ -31,7 +31,7 @@ class _Plan:
 
     Attributes:
         hidden, delta: [max_rows, C], tokens' vectors and what the last layer adds to them.
-        layers: all decoder layers. head: the last norm and the vocabulary's logits.
+        layers, head: programs of all decoder layers; of the last norm and the vocabulary's logits.
     """
 
     def __init__(
