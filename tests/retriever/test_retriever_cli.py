@@ -199,6 +199,16 @@ def test_the_retriever_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_a_start_does_not_wait_for_numba_to_import_linear_algebra() -> None:
+    program = (
+        "import sys; from laser_retriever.cli import warm_up, DraftParams; warm_up(DraftParams());"
+        "loaded = [m for m in sys.modules if m.startswith('scipy.linalg')];"
+        "import scipy.linalg; print(loaded, scipy.linalg.det([[2.0]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] 2.0\n"
+
+
 def test_a_server_on_all_addresses_advertises_its_host_name() -> None:
     assert own_address("0.0.0.0:0", 5) != "0.0.0.0:5"
     assert own_address("127.0.0.1:0", 5) == "127.0.0.1:5"
