@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import json
 import multiprocessing
 import threading
@@ -250,10 +251,14 @@ def test_the_speed_up_is_known_from_prompts_first_generated_plainly(tmp_path: Pa
     assert len(ids(tmp_path)) == 6
 
 
-def test_a_prompt_that_fails_is_left_out_of_the_speed_up(tmp_path: Path) -> None:
+def test_a_prompt_that_fails_is_left_out_of_the_speed_up_and_the_bar_ends_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving(Verifier()) as address, pytest.raises(IncompleteJob, match="1 of 3"):
         run(tmp_path, [Task(Prompt("x", "user", "kar", "invalid"), "p"), *tasks(2)], address, num_baseline=2)
     assert ids(tmp_path) == Counter("01")
+    shown = capsys.readouterr().err.rpartition("\r")[2]
+    assert re.search(r"3/3 \[\d+:\d+<\d+:\d+, .+text/s, \d+ tokens/s, \d+\.\d+ tokens/step, \d+\.\d+x plain\]", shown)
 
 
 def test_a_folder_with_another_job_is_refused_with_what_differs(tmp_path: Path) -> None:

@@ -113,6 +113,12 @@ def test_a_baseline_of_fewer_prompts_than_verifiers_take_at_once_is_refused(
     )
 
 
+def test_a_speed_up_is_refused_on_ray_which_shows_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--prompts", "p.parquet", "--verifier", "a:1", "--concurrency", "4", "--baseline", "8", "--ray", "local"]
+    assert main(["generate", *asked, "--output", str(tmp_path)]) == 1
+    assert "--baseline is 8, must be 0 with --ray, which shows no speed-up" in capsys.readouterr().err
+
+
 def test_only_users_and_items_of_the_core_are_kept(write_wheel: WriteWheel) -> None:
     wheel = write_wheel(
         inter=INTER + "".join(f"{user}\t{item}\t4\t9\n" for user in (1, 2) for item in (1, 2)) + "3\t1\t4\t9\n"

@@ -98,6 +98,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
             "rate of fewer is that of verifiers half idle"
         )
     if arguments.ray is not None:
+        if arguments.baseline:
+            raise ValueError(f"--baseline is {arguments.baseline}, must be 0 with --ray, which shows no speed-up")
         from laser_recsys.knowledge.ray_job import run_ray_session
 
         address = None if arguments.ray == "local" else arguments.ray

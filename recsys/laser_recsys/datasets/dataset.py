@@ -133,11 +133,12 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Ratings cut by time into four parts, each older than the next.
+    """Ratings cut by time into four parts, none newer than the next: ratings of one second may be on both sides of a
+    user's own cut.
 
     Attributes:
         past: what groups, prompts and so texts may know.
-        training: targets of the CTR models. Newer than all that texts know, as the ratings that are predicted are; else
+        training: targets of the CTR models. Later than all that texts know, as the ratings that are predicted are; else
             models would learn to read the answer out of the texts, and meet texts in the test that do not hold it.
         validation: chooses the epoch.
         test: is only scored.

@@ -111,6 +111,9 @@ class Progress(Protocol):
     def retried(self, verifier: str, error: LaserError) -> None:
         """A verifier failed; its prompt is tried again."""
 
+    def refused(self) -> None:
+        """A prompt was given up."""
+
 
 async def served_model(config: JobConfig) -> Model:
     """What the verifiers serve: the word of the first that answers. The others may come later, and are asked then.
@@ -308,6 +311,7 @@ class _Job:
 
     def _refuse(self, task: Task, error: LaserError) -> None:
         self.refused.append(Refused(task, str(error)))
+        self._progress.refused()
         self._ended()
 
     def _retry(self, task: Task, address: str, error: LaserError) -> None:

@@ -51,6 +51,9 @@ class _Silent:
     def retried(self, verifier: str, error: LaserError) -> None:
         """See `Progress`."""
 
+    def refused(self) -> None:
+        """Not shown."""
+
 
 def generate_batch(batch: pyarrow.Table, config: JobConfig, model: Model) -> pyarrow.Table:
     """Rows of prompts.parquet to rows of knowledge.parquet; none of a prompt that was given up, which is logged.

@@ -65,6 +65,10 @@ class ProgressBar:
             self._retry_shown_s = now_s
             self._bar.set_postfix_str(f"{verifier}: {error}; trying again")
 
+    def refused(self) -> None:
+        """See `Progress`."""
+        self._bar.update()
+
     def rates(self) -> str:
         """What was reached in this run."""
         elapsed_s = self._bar.format_dict["elapsed"]
