@@ -13,6 +13,10 @@ class DamagedJson(ValueError):
     """Neither line is what `encode` gave, or the format is another; the message says what would be right."""
 
 
+class OtherVersion(DamagedJson):
+    """Whole as far as one can see, but of another format."""
+
+
 def encode(fields: dict[str, Any]) -> bytes:
     """The file of these fields, one of which must be `format_version`."""
     body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
@@ -24,6 +28,7 @@ def decode(data: bytes, format_version: int) -> dict[str, Any]:
 
     Raises:
         DamagedJson: says what is wrong.
+        OtherVersion: that.
     """
     versions = set()
     middle = len(data) // 2  # beside the lines' ends, one of which may be what is damaged
@@ -40,7 +45,7 @@ def decode(data: bytes, format_version: int) -> dict[str, Any]:
             return dict(fields)
         versions.add(version)
     if len(versions) == 1 and format_version not in versions:
-        raise DamagedJson(f"its format version is {versions.pop()}, this program reads {format_version}")
+        raise OtherVersion(f"its format version is {versions.pop()}, this program reads {format_version}")
     raise DamagedJson("it is damaged: no line has the CRC-32 that it names")
 
 

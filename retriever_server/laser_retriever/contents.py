@@ -20,7 +20,7 @@ from laser_retriever import checked_json
 from laser_retriever.checked_json import DamagedJson
 from laser_retriever.index import MARKS_PER_DOCUMENT
 from laser_retriever.log import LOG_NAME, LogReader, Record
-from laser_retriever.segment import PREFIX, UNFINISHED, CorruptSegment, Segment, open_segment
+from laser_retriever.segment import PREFIX, UNFINISHED, CorruptSegment, Segment, UnsupportedSegment, open_segment
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class PoolContents:
         hidden: per segment name, bool[D]: the documents in it that later segments hide.
         log: per id the last record behind the segments, in order of arrival.
         log_size_bytes: of the log file.
+        unreadable: why nothing may be written to the pool: what this program cannot read may be whole for another
+            version of it, and a deletion would pass it by. "": nothing is in the way.
     """
 
     fingerprint: str = ""
@@ -46,6 +48,7 @@ class PoolContents:
     hidden: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     log: Mapping[str, Record] = field(default_factory=dict)
     log_size_bytes: int = 0
+    unreadable: str = ""
 
     @property
     def end_sequence(self) -> int:
@@ -95,6 +98,7 @@ class PoolReader:
         self._log_changed = False  # since the contents were made
         self._log_sequences: dict[str, int] = {}
         self._corrupt: set[str] = set()
+        self._unsupported: dict[str, str] = {}  # why, by segment's name
 
     def poll(self, *, look_closely: bool = False) -> PoolContents:
         """The pool's contents now; the very object returned before if nothing changed.
@@ -125,10 +129,11 @@ class PoolReader:
         one of the two, and dropped here where it is seen in both.
         """
         old = self._contents
+        unreadable = ""
         try:
             fingerprint = read_fingerprint(self._directory)
         except DamagedJson as error:
-            fingerprint = ""
+            fingerprint, unreadable = "", f"{IDENTITY_NAME}: {error}"
             logger.error("pool.unreadable file=%s reason=%s; the pool is not served",
                          self._directory / IDENTITY_NAME, error)  # fmt: skip
         self._log_changed |= self._read_log()
@@ -137,13 +142,17 @@ class PoolReader:
         end_sequence = max((segment.meta.end_sequence for segment in segments), default=0)
         for document_id in [key for key, sequence in self._log_sequences.items() if sequence < end_sequence]:
             del self._log[document_id], self._log_sequences[document_id]
-        if self._log_changed or not same_segments or fingerprint != old.fingerprint:
+        if fingerprint:
+            unreadable = self._why_unreadable(segments)
+        is_as_before = same_segments and (fingerprint, unreadable) == (old.fingerprint, old.unreadable)
+        if self._log_changed or not is_as_before:
             self._contents = PoolContents(
                 fingerprint=fingerprint,
                 segments=segments,
                 hidden=old.hidden if same_segments else _hidden(segments, old),
                 log=dict(self._log) if fingerprint else {},
                 log_size_bytes=self._log_reader.size_bytes,
+                unreadable=unreadable,
             )
             self._log_changed = False
 
@@ -173,11 +182,21 @@ class PoolReader:
         live = [segment for name, segment in opened.items() if name not in replaced]
         return tuple(sorted(live, key=lambda segment: segment.meta.end_sequence))
 
+    def _why_unreadable(self, segments: Sequence[Segment]) -> str:
+        """See `PoolContents`, of a pool that exists."""
+        if self._log_reader.unreadable:
+            return f"{LOG_NAME}: {self._log_reader.unreadable}"
+        replaced = {name for segment in segments for name in segment.meta.replaces}
+        left = self._unsupported.keys() & set(segment_names(self._directory)) - replaced
+        return f"{min(left)}/{self._unsupported[min(left)]}" if left else ""
+
     def _open(self, name: str) -> Segment | None:
         try:
             return open_segment(self._directory / name, into_memory=self._into_memory)
         except CorruptSegment as error:
             self._corrupt.add(name)
+            if isinstance(error, UnsupportedSegment):
+                self._unsupported[name] = str(error)
             logger.error("segment.skipped pool=%s segment=%s reason=%s; its documents are not served",
                          self._pool, self._directory / name, error)  # fmt: skip
         except FileNotFoundError:  # replaced and removed since it was listed

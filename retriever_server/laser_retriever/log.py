@@ -168,7 +168,12 @@ def _next_valid_frame(data: bytes, offset: int) -> int | None:
 
 
 class LogReader:
-    """Follows a pool's log, whoever writes it. Not thread-safe."""
+    """Follows a pool's log, whoever writes it. Not thread-safe.
+
+    Attributes:
+        size_bytes: of the file.
+        unreadable: why nothing of it is served; "": it is, or there is none.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -176,6 +181,7 @@ class LogReader:
         self._offset = 0
         self._next_sequence = 0
         self.size_bytes = 0
+        self.unreadable = ""
 
     def poll(self) -> tuple[bool, list[tuple[int, Record]]]:
         """Reads what is new.
@@ -195,10 +201,13 @@ class LogReader:
                 file.seek(HEADER_SIZE if restarted else self._offset)
                 data = file.read()
         except (FileNotFoundError, NotADirectoryError):
+            self.unreadable = ""
             return self._forget(), []
         except UnreadableLog as error:
             logger.error("log.unreadable path=%s: %s; its documents are not served", self._path, error)
+            self.unreadable = str(error)
             return self._forget(), []
+        self.unreadable = ""
         if restarted:  # noted only now: a read that failed must find it again
             self._header, self._offset, self._next_sequence = header, HEADER_SIZE, 0
         records, valid_end = scan_frames(data, str(self._path))

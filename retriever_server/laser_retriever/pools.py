@@ -243,7 +243,8 @@ class Pools:
             raise
         except StorageUnavailable as error:
             self.counters.count(Event.STORAGE_ERRORS)
-            self.storage.failed(target.directory, str(error))
+            if not target.snapshot.contents.unreadable:  # else no probing of the disk tells when it is over
+                self.storage.failed(target.directory, str(error))
             raise
         finally:
             with self._mutex:
@@ -318,6 +319,7 @@ class Pools:
             return False
         if changed:
             self._sources = {}
+            self.storage.set_unreadable(pool.directory, pool.snapshot.contents.unreadable)
         return changed
 
     def _forget(self, found: Sequence[Pool]) -> None:
@@ -334,6 +336,7 @@ class Pools:
                 pool = self._pools.get(name)
                 if pool and not (pool.snapshot.exists or pool.writer.holds_lock or self._num_writing[name]):
                     del self._pools[name], self._num_writing[name]
+                    self.storage.set_unreadable(pool.directory, "")
 
     def _discover(self) -> list[Pool]:
         """The pools whose directories are there."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ulid import ULID
 
 from laser_retriever import checked_json
-from laser_retriever.checked_json import DamagedJson
+from laser_retriever.checked_json import DamagedJson, OtherVersion
 from laser_retriever.durable import Disk
 from laser_retriever.index import TokenIndex, build_index
 from laser_retriever.suffix_array import BEGIN_MARK, build_context_array
@@ -43,6 +43,10 @@ Array = NDArray[Any]
 
 class CorruptSegment(Exception):
     """A segment that cannot be trusted; the message says which of its files is wrong, and what would be right."""
+
+
+class UnsupportedSegment(CorruptSegment):
+    """A segment that another version of this program wrote."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +100,8 @@ class SegmentMeta:
             for name in ("replaces", "ids", "tombstones"):
                 values[name] = tuple(values[name])
             return SegmentMeta(**values)
+        except OtherVersion as error:
+            raise UnsupportedSegment(f"meta.json: {error}") from error
         except (DamagedJson, KeyError, TypeError) as error:
             raise CorruptSegment(f"meta.json: {error}") from error
 
@@ -188,7 +194,8 @@ def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
             vanish. Small segments, and what a large one holds of each document, are read in any case.
 
     Raises:
-        CorruptSegment: what it says of itself is damaged or missing, or it is of another format version.
+        CorruptSegment: what it says of itself is damaged or missing.
+        UnsupportedSegment: it is of another format version.
         FileNotFoundError: it is gone altogether.
     """
     try:

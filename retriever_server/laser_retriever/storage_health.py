@@ -1,4 +1,4 @@
-"""Whether pools can be written to: what failed, and whether it still does."""
+"""Whether pools can be written to: what failed, and whether it still does; what another version wrote."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class StorageHealth:
-    """Directories in which writing failed. Thread-safe.
+    """Directories in which writing failed, or must not be tried. Thread-safe.
 
     Args:
         disk: the file system.
@@ -24,17 +24,18 @@ class StorageHealth:
         self._root = root
         self._mutex = threading.Lock()
         self._failing: dict[Path, str] = {}
+        self._unreadable: dict[Path, str] = {}
         if (reason := self._try(root)) is not None:
             self.failed(root, reason)
 
     @property
     def writable(self) -> bool:
         """Whether nothing is known to fail."""
-        return not self._failing
+        return not self._failing and not self._unreadable
 
     def is_failing(self, directory: Path) -> bool:
-        """Whether writing in this directory failed and was not possible since."""
-        return directory in self._failing
+        """Whether writing in this directory failed and was not possible since, or must not be tried."""
+        return directory in self._failing or directory in self._unreadable
 
     def failed(self, directory: Path, reason: str) -> None:
         """Takes note that writing in a directory failed."""
@@ -44,6 +45,17 @@ class StorageHealth:
                     "storage.failed directory=%s reason=%s; writes are refused, reads go on", directory, reason
                 )
             self._failing[directory] = reason
+
+    def set_unreadable(self, directory: Path, reason: str) -> None:
+        """Takes note of what keeps a pool from being written to for as long as it lies there; "": nothing."""
+        with self._mutex:
+            before = self._unreadable.pop(directory, "")
+            if reason:
+                self._unreadable[directory] = reason
+        if reason and reason != before:
+            logger.error(
+                "storage.unreadable directory=%s reason=%s; writes are refused, reads go on without it", directory, reason
+            )
 
     def probe(self) -> None:
         """Tries the failing directories again; forgets those in which a file can be stored."""

@@ -217,6 +217,10 @@ class PoolWriter:
             if not self._fingerprint:
                 self._found(founding)
             contents = self._reader.poll(look_closely=True)
+            if contents.unreadable:
+                raise StorageUnavailable(
+                    f"pool {self._pool!r} can be read only in part, so it is not written to: {contents.unreadable}"
+                )
             log = LogWriter(self._disk, self._directory / LOG_NAME, contents.end_sequence)
             for path in self._directory.glob(f"{PREFIX}*{UNFINISHED}"):
                 self._disk.remove_tree(path)

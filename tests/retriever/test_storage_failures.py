@@ -7,20 +7,21 @@ import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
 from retriever_disks import FailingDisk, UnsyncedDisk
 
 from laser_protocol.errors import StorageUnavailable
-from laser_retriever import checked_json
+from laser_retriever import checked_json, log
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.contents import FORMAT_VERSION, IDENTITY_NAME, PoolReader
 from laser_retriever.counters import Event
 from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
 from laser_retriever.pools import Pools
+from laser_retriever.segment import FORMAT_VERSION as SEGMENT_VERSION
 from laser_retriever.writer_lock import WriterLock
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
@@ -269,3 +270,63 @@ def test_one_flipped_bit_in_a_pools_identity_changes_nothing(memory_path: Path) 
     for i in range(len(whole)):
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
         assert contents(Pool("p", RetrieverConfig(pools=memory_path), str, UnsyncedDisk())) == {"a": [1]}
+
+
+def other_version(path: Path, what: str) -> None:
+    """Rewrites what a file says of itself, as another version of the program would."""
+    if what == "log":
+        data = path.read_bytes()
+        with patch.object(log, "FORMAT_VERSION", 99):
+            path.write_bytes(log.encode_header(0) + data[log.HEADER_SIZE :])
+        return
+    fields = checked_json.decode(path.read_bytes(), FORMAT_VERSION if what == "identity" else SEGMENT_VERSION)
+    path.write_bytes(checked_json.encode({**fields, "format_version": 99}))
+
+
+@pytest.mark.parametrize("what", ["segment", "log", "identity"])
+def test_what_another_version_wrote_keeps_a_pool_from_being_written_and_loses_nothing(
+    memory_path: Path, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    def opened() -> Pools:
+        return Pools(RetrieverConfig(pools=memory_path, rescan_s=1000), UnsyncedDisk(), started=False)
+
+    def documents_of(pools: Pools, pool: str) -> Model:
+        return {key: index.document(i).tolist() for key, index, i in pools.describe(pool).documents()}
+
+    pools = opened()
+    for pool in ("p", "other"):
+        pools.add_documents(pool, "f", [("a", np.array([1], np.int32)), ("b", np.array([2], np.int32))])
+        pools.compact(pool)
+        pools.add_documents(pool, "f", [("c", np.array([3], np.int32))])
+    pools.close()
+    names = {"segment": "seg-*/meta.json", "log": log.LOG_NAME, "identity": IDENTITY_NAME}
+    path = next(path for path in memory_path.glob(f"p/{names[what]}"))
+    whole = path.read_bytes()
+    other_version(path, what)
+
+    pools = opened()
+    pools.refresh()
+    assert not pools.storage.writable
+    assert "99, this program reads" in caplog.text and caplog.text.count("storage.unreadable") == 1
+    for write in (
+        lambda: pools.delete_documents("p", ["a"]),
+        lambda: pools.compact("p"),
+        lambda: pools.add_documents("p", "f", [("d", np.array([4], np.int32))]),
+    ):
+        with pytest.raises(StorageUnavailable, match="format version is .*99"):
+            write()
+        pools.upkeep()
+        assert not pools.storage.writable, "a disk that can be written to does not mend it"
+    if what != "identity":
+        assert documents_of(pools, "p") == ({"c": [3]} if what == "segment" else {"a": [1], "b": [2]})
+    pools.delete_documents("other", ["a"])
+    assert documents_of(pools, "other") == {"b": [2], "c": [3]}
+    pools.close()
+
+    path.write_bytes(whole)
+    pools = opened()
+    pools.refresh()
+    assert pools.storage.writable
+    assert documents_of(pools, "p") == {"a": [1], "b": [2], "c": [3]}
+    assert pools.delete_documents("p", ["a"]) == 1
+    pools.close()
