@@ -21,6 +21,7 @@ from laser_protocol.packing import unpack_token_ids
 from laser_protocol.serving import LaserServer, ListenConfig
 from laser_protocol.tree import tree_to_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
+from laser_verifier import remote_drafts
 from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
 from laser_verifier.metrics import VerifierMetrics
@@ -505,6 +506,42 @@ def test_draining_waits_for_the_batch_under_way_and_counts_it_if_the_time_is_ove
     until(lambda: pools._num_sending)
     loop.run(pools.drain(0.05))
     assert (pools.counters.num_learned, pools.counters.num_dropped) == (1, 5)
+
+
+def test_shards_that_join_or_leave_behind_a_name_are_found_while_running(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ScriptedShard("s1"), ScriptedShard("s2")
+    servers = {shard.name: loop.serve(shard) for shard in (first, second)}
+    found = {f"127.0.0.1:{servers['s1'].port}": "retriever"}
+
+    async def resolve_name(targets: tuple[str, ...]) -> dict[str, str | None]:
+        assert targets == ("retriever:50051",)
+        return dict(found)
+
+    monkeypatch.setattr(remote_drafts, "resolve", resolve_name)
+    monkeypatch.setattr(remote_drafts, "_RESOLVE_INTERVAL_S", 0.02)
+    drafts = loop.drafts_of(RetrieverConfig(("retriever:50051",)))
+    until(lambda: list(drafts.connected()) == ["s1"])
+    for i in range(1, 21):
+        drafts.open(opened(i, pool=f"p/{i}"))
+    until(lambda: len(first.opened) == 20)
+
+    found[f"127.0.0.1:{servers['s2'].port}"] = "retriever"
+    until(lambda: set(drafts.connected()) == {"s1", "s2"})
+    for i in range(21, 61):
+        drafts.open(opened(i, pool=f"p/{i}"))
+    until(lambda: len(first.opened) + len(second.opened) == 60)
+    assert len(second.opened) > 8, "new sequences go to both"
+    assert {message.sequence_id for message in first.opened} >= set(range(1, 21)), "open ones stay where they are"
+
+    del found[f"127.0.0.1:{servers['s1'].port}"]
+    time.sleep(0.1)
+    assert set(drafts.connected()) == {"s1", "s2"}, "a stream that works outlives its name"
+    loop.run(servers["s1"].stop())
+    until(lambda: {message.sequence_id for message in second.opened} == set(range(1, 61)))
+    until(lambda: [shard.name for shard in drafts.shards()] == ["s2"])
+    assert set(drafts.collect(dict.fromkeys(range(1, 61), 3), WAIT_S)) == set(range(1, 61))
 
 
 def test_names_resolve_to_addresses_and_unknown_ones_to_none() -> None:
