@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from laser_protocol.acceptance import Acceptance
 from laser_retriever.estimation import log_odds, scale_probability
-from laser_retriever.kernel import kernel
+from laser_retriever.kernel import allocating_kernel, kernel
 
 # Rows of a table: the sequence itself, the pool, its parent, all further ancestors.
 NUM_SCALING_ROWS = 4
@@ -191,7 +191,7 @@ class Calibration:
         return table
 
 
-@kernel
+@allocating_kernel
 def learn_scalings(
     parents: NDArray[np.int32],
     origins: NDArray[np.uint8],
@@ -247,7 +247,7 @@ def learn_scalings(
                 )  # fmt: skip
 
 
-@kernel
+@allocating_kernel
 def _emitted_nodes(parents: NDArray[np.int32], num_verified: int, accepted_node: int) -> NDArray[np.bool_]:
     emitted = np.zeros(num_verified, np.bool_)
     while accepted_node >= 0:

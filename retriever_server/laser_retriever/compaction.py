@@ -8,6 +8,7 @@ import numpy as np
 
 from laser_retriever.contents import PoolContents
 from laser_retriever.segment import Segment, SegmentContent, StoredDocument
+from laser_retriever.suffix_array import MAX_TOKENS
 
 
 def sealed(contents: PoolContents, end_sequence: int) -> SegmentContent:
@@ -66,9 +67,17 @@ def merged(contents: PoolContents, run: Sequence[Segment], on_disk: Collection[s
     )
 
 
+def newest_fitting(segments: Sequence[Segment]) -> Sequence[Segment]:
+    """The newest segments that one can hold together; at least one."""
+    sizes = np.cumsum([len(segment.index.tokens) for segment in reversed(segments)])
+    num_fitting = max(int(np.count_nonzero(sizes <= MAX_TOKENS)), 1)
+    return segments[-num_fitting:]
+
+
 def choose_run(segments: Sequence[Segment]) -> Sequence[Segment]:
-    """The newest segments whose merging leaves sizes that at least halve from old to new; at least two."""
-    start = len(segments) - 2
+    """The newest segments whose merging leaves sizes that at least halve from old to new; two or more, if they fit."""
+    segments = newest_fitting(segments)
+    start = max(len(segments) - 2, 0)
     total = sum(len(segment.index.tokens) for segment in segments[start:])
     while start > 0 and len(segments[start - 1].index.tokens) < 2 * total:
         start -= 1

@@ -55,8 +55,9 @@ class Examples:
             buffer.tokens, buffer.address, buffer.tokens[-MAX_MATCH_LENGTH:], params.own_weight,
             params.max_own_matches, VOCAB_SIZE, 0, matches, 0,
         )  # fmt: skip
+        self._work = self._work.with_room_for(len(sources.table))
         return collect_segment_matches(
-            sources.table, buffer.tail(), self._model.search_lengths, params.max_per_search, params.enough,
+            sources.table, self._work.searches, buffer.tail(), self._model.search_lengths, params.max_per_search, params.enough,
             params.ancestor_weight, params.begin_bonus, VOCAB_SIZE, 0, matches, n,
         )  # fmt: skip
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray
 from numpy.typing import NDArray
 
 from laser_retriever.estimation import Children, estimate_children, split_matches
-from laser_retriever.kernel import float64_pointer, int32_pointer, int64_pointer, kernel, load_int32, take_turn
+from laser_retriever.kernel import array_at, float64_pointer, int32_pointer, int64_pointer, kernel, load_int32, take_turn
 from laser_retriever.matching import (
     MAX_MATCH_LENGTH,
     NUM_COLUMNS,
     Matches,
+    Searches,
     collect_own_matches,
     collect_segment_matches,
 )
@@ -61,9 +61,10 @@ class Model(NamedTuple):
 
 
 class Workspace(NamedTuple):
-    """Buffers of one drafting thread for trees of at most N nodes from at most M matches.
+    """Buffers of one drafting thread for trees of at most N nodes from at most M matches in at most K sources.
 
     Attributes:
+        searches: of one lookup.
         matches: those of the tree.
         order, scratch, child_of: int64[M], matches grouped by node; room to regroup them.
         children: of one node.
@@ -74,6 +75,7 @@ class Workspace(NamedTuple):
         own_query, pool_query: int32[], tail of the sequence, or of its output, and behind it a node's path.
     """
 
+    searches: Searches
     matches: Matches
     order: NDArray[np.int64]
     scratch: NDArray[np.int64]
@@ -86,10 +88,17 @@ class Workspace(NamedTuple):
     own_query: NDArray[np.int32]
     pool_query: NDArray[np.int32]
 
+    def with_room_for(self, num_sources: int) -> Workspace:
+        """The same buffers, those of a lookup large enough for so many sources."""
+        if num_sources <= len(self.searches.states):
+            return self
+        return self._replace(searches=Searches.room(num_sources))
+
     @staticmethod
     def room(max_matches: int, max_nodes: int, max_depth: int) -> Workspace:
-        """Buffers for that many matches, nodes and tokens of a path."""
+        """Buffers for that many matches, nodes and tokens of a path, and for no source yet."""
         return Workspace(
+            Searches.room(0),
             Matches.room(max_matches),
             np.empty(max_matches, np.int64),
             np.empty(max_matches, np.int64),
@@ -153,7 +162,7 @@ def grow_trees(
             behind a sequence's tokens an END_MARK must lie.
         num_scaling_rows: C. A request's scalings are float64[C, L, 2], see `estimation.estimate_children`.
         vocab_size: token ids of the trees are below it.
-        model, work: see there.
+        model, work: see there; `work` has room for every request's sources.
         trees, num_nodes: [B, N] with N at least every request's number of nodes, and int64[B]; the rows of the trees
             grown are filled.
         next_tree: int64[1], 0 at first, that all threads of a batch share.
@@ -178,7 +187,7 @@ def _grow_tree(
 ) -> int:
     settings = model.settings
     budget = request[BUDGET]
-    scalings = carray(
+    scalings = array_at(
         float64_pointer(request[SCALINGS]), (num_scaling_rows, model.levels[len(model.levels) - 1] + 1, 2)
     )
     own_len, pool_len = _begin_queries(request, work)
@@ -249,9 +258,10 @@ def _needs_lookup(
 def _begin_queries(request: NDArray[np.int64], work: Workspace) -> tuple[int, int]:
     """Writes what the sequence itself and the pools are searched for: its tail, and its output behind a begin mark."""
     num_tokens = request[TEXT_LEN]
-    tokens = carray(int32_pointer(request[TEXT]), (num_tokens,))
+    tokens = array_at(int32_pointer(request[TEXT]), (num_tokens,))
     own_len = min(num_tokens, MAX_MATCH_LENGTH)
-    work.own_query[:own_len] = tokens[num_tokens - own_len :]
+    for i in range(own_len):
+        work.own_query[i] = tokens[num_tokens - own_len + i]
     pool_len = min(num_tokens - request[NUM_PROMPT] + 1, MAX_MATCH_LENGTH)
     start = num_tokens - pool_len
     for i in range(pool_len):
@@ -286,12 +296,12 @@ def _look_up(
     max_per_search = settings[MAX_PER_LATER_SEARCH] if depth else settings[MAX_PER_SEARCH]
     first = num_matches
     num_matches = collect_own_matches(
-        carray(int32_pointer(request[TEXT]), (request[TEXT_LEN],)), request[TEXT],
+        array_at(int32_pointer(request[TEXT]), (request[TEXT_LEN],)), request[TEXT],
         work.own_query[max(own_end - MAX_MATCH_LENGTH, 0) : own_end],
         settings[OWN_WEIGHT], int(settings[MAX_OWN_MATCHES]), vocab_size, depth, work.matches, num_matches,
     )  # fmt: skip
     num_matches = collect_segment_matches(
-        carray(int64_pointer(request[SOURCES]), (request[NUM_SOURCES], NUM_COLUMNS)),
+        array_at(int64_pointer(request[SOURCES]), (request[NUM_SOURCES], NUM_COLUMNS)), work.searches,
         work.pool_query[max(pool_end - MAX_MATCH_LENGTH, 0) : pool_end], model.search_lengths,
         int(max_per_search), settings[ENOUGH], settings[ANCESTOR_WEIGHT], int(settings[BEGIN_BONUS]),
         vocab_size, depth, work.matches, num_matches,

@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import types as _types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import get_cfarray_intrinsic
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +25,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(function: F) -> F:
     """Compiles a pure function over arrays, at its first call, to machine code that runs without the GIL.
 
+    It cannot make arrays, nor return one: whoever calls gives the room. So nothing counts who uses an array, which
+    numba does otherwise at every look into a tuple of them, by a locked instruction that two drafting threads wait for:
+    of a tree's time that was more than half.
+
     Kernels that a kernel calls become part of it: an array is passed as seven values, a tuple of arrays as all of
     theirs, and a tree takes a seventh longer when small kernels are called.
 
     The machine code is cached beside the module, or in NUMBA_CACHE_DIR, or in the user's cache directory. Where none of
     them can be written (a container without a home) it is compiled anew by every process.
     """
+    return _compiled(function, _nrt=False)
+
+
+def allocating_kernel(function: F) -> F:
+    """The same for a function that makes arrays."""
+    return _compiled(function)
+
+
+def _compiled(function: F, **options: Any) -> F:
     try:
-        return cast(F, _renewed_with_all(numba.njit(nogil=True, cache=True, forceinline=True)(function)))
+        made = numba.njit(nogil=True, forceinline=True, cache=True, **options)(function)
     except RuntimeError as error:  # numba's word for "no place to cache"
         logger.warning("kernel.no_cache function=%s reason=%r", function.__name__, str(error))
-        return cast(F, numba.njit(nogil=True, forceinline=True)(function))
+        return cast(F, numba.njit(nogil=True, forceinline=True, **options)(function))
+    return cast(F, _renewed_with_all(made))
 
 
 def _renewed_with_all(dispatcher: Any) -> Any:
@@ -103,6 +118,8 @@ def _prefetch(typing_context: Any, address: Any) -> Any:
 
 # Inside kernels: whoever else wants this processor comes first. Linux takes it away from a kernel only every 3 to 4 ms.
 give_way: Any = types.ExternalFunction("sched_yield", types.int32())
+# The array of a shape behind a pointer: `numba.carray`, which only kernels that make arrays can call.
+array_at: Any = get_cfarray_intrinsic("C", None)
 # Addresses as arrays let one kernel call walk over any number of segments; whoever calls keeps them alive.
 int32_pointer: Any = _as_pointer(types.int32)
 int64_pointer: Any = _as_pointer(types.int64)

@@ -14,10 +14,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import carray
 from numpy.typing import NDArray
 
-from laser_retriever.kernel import kernel, load_int32, prefetch, uint8_pointer
+from laser_retriever.kernel import array_at, kernel, load_int32, prefetch, uint8_pointer
 from laser_retriever.suffix_array import BEGIN_MARK, SORT_DEPTH
 
 # Matches are taken in runs of lengths from one of these up to the next; each has its true length, up to the last.
@@ -74,9 +73,33 @@ class Matches(NamedTuple):
         )
 
 
+class Searches(NamedTuple):
+    """Room for searching K sources at once.
+
+    Attributes:
+        states: int64[K, 6], where each search stands, see the columns.
+        suffixes: int64[K], the suffix looked at.
+        borders: int64[2K, NUM_BORDER_COLUMNS], of each source the lower border and the upper.
+    """
+
+    states: NDArray[np.int64]
+    suffixes: NDArray[np.int64]
+    borders: NDArray[np.int64]
+
+    @staticmethod
+    def room(num_sources: int) -> Searches:
+        """Room for so many sources."""
+        return Searches(
+            np.empty((num_sources, 6), np.int64),
+            np.empty(num_sources, np.int64),
+            np.empty((2 * num_sources, NUM_BORDER_COLUMNS), np.int64),
+        )
+
+
 @kernel
 def collect_segment_matches(
     sources: NDArray[np.int64],
+    searches: Searches,
     query: NDArray[np.int32],
     search_lengths: NDArray[np.int64],
     max_per_search: int,
@@ -93,6 +116,7 @@ def collect_segment_matches(
     Args:
         sources: int64[K, NUM_COLUMNS], see the column names. The arrays behind the addresses must be kept alive, begin
             with BEGIN_MARK and end with END_MARK.
+        searches: room for as many sources.
         query: int32[Q], 1 <= Q <= MAX_MATCH_LENGTH, the tail to match; BEGIN_MARK at most in its first place.
         search_lengths: int64[], SEARCH_LENGTHS.
         max_per_search: most occurrences taken between one search length and the next; of more an even sample.
@@ -106,8 +130,8 @@ def collect_segment_matches(
     Returns:
         How many matches there are now.
     """
-    states = _find_places(sources, query)
-    borders = np.empty((2 * len(sources), NUM_BORDER_COLUMNS), np.int64)
+    states, borders = searches.states, searches.borders
+    _find_places(sources, states, searches.suffixes, query)
     total = 0.0
     for search in range(len(search_lengths) - 1, -1, -1):
         if search_lengths[search] > len(query) or not _any_longer(sources, states, search_lengths[search]):
@@ -133,16 +157,16 @@ def collect_segment_matches(
 
 
 @kernel
-def _find_places(sources: NDArray[np.int64], query: NDArray[np.int32]) -> NDArray[np.int64]:
-    """int64[K, 6]: where the query would stand in each source, as an empty interval."""
+def _find_places(
+    sources: NDArray[np.int64], states: NDArray[np.int64], ends: NDArray[np.int64], query: NDArray[np.int32]
+) -> None:
+    """Fills in the states where the query would stand in each source, as an empty interval."""
     num_sources = len(sources)
-    states = np.zeros((num_sources, 6), np.int64)
-    ends = np.empty(num_sources, np.int64)
     size = len(query)
-    num_searching = 0
     for source in range(num_sources):
+        states[source, LOW] = states[source, BEFORE] = states[source, AFTER] = 0
         states[source, HIGH] = sources[source, NUM_TOKENS]
-        num_searching += 1
+    num_searching = num_sources
     while num_searching > 0:
         # One loop that only loads, so that the loads of all sources are under way together.
         for source in range(num_sources):
@@ -172,7 +196,6 @@ def _find_places(sources: NDArray[np.int64], query: NDArray[np.int32]) -> NDArra
                 states[source, HIGH] = middle
                 states[source, AFTER] = length
             num_searching += states[source, LOW] < states[source, HIGH]
-    return states
 
 
 @kernel
@@ -279,7 +302,7 @@ def _take(
     tokens, suffixes = source[TOKENS], source[SUFFIXES]
     following, weights, origins = matches.following, matches.weights, matches.origins
     num_taken = int(np.ceil(num_found / stride))
-    dead = carray(uint8_pointer(source[DEAD]), ((source[NUM_TOKENS] + 7) >> 3,))
+    dead = array_at(uint8_pointer(source[DEAD]), ((source[NUM_TOKENS] + 7) >> 3,))
     for k in range(min(num_taken, len(following) - num_matches)):
         i = k * num_found // num_taken
         suffix_idx = state[LOW] + i if i < num_below else state[INNER_HIGH] + i - num_below

@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_retriever.kernel import give_way, kernel
+from laser_retriever.kernel import allocating_kernel, give_way, kernel
 
 SORT_DEPTH = 32
+# Places are 32-bit.
+MAX_TOKENS = 2**31 - 1
 
 # Tokens of a pass after which a build gives way to what drafts, less one: about half a millisecond.
 _TURN = (1 << 16) - 1
@@ -26,7 +28,7 @@ def build_suffix_array(tokens: NDArray[np.int32]) -> NDArray[np.int32]:
     """Sorts all suffixes by their first SORT_DEPTH tokens.
 
     Args:
-        tokens: int32[T], T below 2^31, each at least BEGIN_MARK.
+        tokens: int32[T], T at most MAX_TOKENS, each at least BEGIN_MARK.
 
     Returns:
         int32[T], start positions in sorted order. O(T) passes, 16 bytes per token beside the result.
@@ -65,7 +67,7 @@ def _sorted(tokens: NDArray[np.int32], *, is_reversed: bool) -> NDArray[np.int32
     return _sort_suffixes(view, is_reversed, lowest, num_ranks)
 
 
-@kernel
+@allocating_kernel
 def _sort_suffixes(tokens: NDArray[np.int32], is_reversed: bool, lowest: int, num_ranks: int) -> NDArray[np.int32]:
     """Sorts suffixes of `tokens`, or of them in reverse (int32[T], lowest <= token < lowest + num_ranks).
 

@@ -187,6 +187,11 @@ class DraftBatch:
         return len(self._requests)
 
     @property
+    def max_sources(self) -> int:
+        """Most sources of one request."""
+        return int(self.table[:, NUM_SOURCES].max())
+
+    @property
     def is_taken(self) -> bool:
         """Whether every tree has been taken up by some thread."""
         return bool(self.next_tree[0] >= len(self._requests))
@@ -260,6 +265,7 @@ class TreeDrafter:
 
     def grow(self, batch: DraftBatch, max_trees: int) -> None:
         """Grows trees of the batch that no other thread has taken, at most so many."""
+        self._work = self._work.with_room_for(batch.max_sources)
         grow_trees(
             batch.table, NUM_SCALING_ROWS, self._vocab_size, self._model, self._work, batch.trees, batch.num_nodes,
             batch.next_tree, max_trees,

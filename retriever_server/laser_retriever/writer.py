@@ -19,7 +19,7 @@ from laser_protocol.errors import InvalidRequest, PoolMismatch, StorageUnavailab
 from laser_retriever import checked_json
 from laser_retriever.checked_json import DamagedJson
 from laser_retriever.clock import Clock
-from laser_retriever.compaction import choose_run, merged, sealed
+from laser_retriever.compaction import choose_run, merged, newest_fitting, sealed
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.contents import (
     FORMAT_VERSION,
@@ -130,11 +130,11 @@ class PoolWriter:
         with self._building:
             self._seal()
             segments = self._reader.poll().segments
-            if len(segments) > self._config.max_segments:
-                self._merge(len(choose_run(segments)))
+            if len(segments) > self._config.max_segments and len(run := choose_run(segments)) > 1:
+                self._merge(len(run))
 
     def compact(self) -> None:
-        """Merges log and segments into one segment without deleted documents.
+        """Merges log and segments into one segment without deleted documents, or the newest that fit into one.
 
         Raises:
             UnknownPool
@@ -142,9 +142,12 @@ class PoolWriter:
         with self._building:
             self._seal()
             contents = self._reader.poll()
-            dead = any(contents.hidden[segment.name].any() or segment.meta.tombstones for segment in contents.segments)
-            if len(contents.segments) > 1 or dead:
-                self._merge(len(contents.segments))
+            if not contents.segments:
+                return
+            run = newest_fitting(contents.segments)
+            dead = any(contents.hidden[segment.name].any() or segment.meta.tombstones for segment in run)
+            if len(run) > 1 or dead:
+                self._merge(len(run))
 
     def drop(self) -> None:
         """Removes the pool with all its documents. Pools below it stay.

@@ -21,6 +21,7 @@ from laser_retriever.matching import (
     OWN_TEXT,
     SEARCH_LENGTHS,
     Matches,
+    Searches,
     collect_own_matches,
     collect_segment_matches,
 )
@@ -93,8 +94,8 @@ def test_matches_are_all_earlier_occurrences_each_with_its_true_length(
     sources = FixedSources(indexes).sources("", "")[1]
     matches = Matches.room(sum(len(index.tokens) for index in indexes) + 1)
     found = collect_segment_matches(
-        sources.table, np.array(query, np.int32), np.array(SEARCH_LENGTHS), 10_000, np.inf, 1.0, 0, VOCAB_SIZE, 0,
-        matches, 0,
+        sources.table, Searches.room(len(sources.table)), np.array(query, np.int32), np.array(SEARCH_LENGTHS), 10_000,
+        np.inf, 1.0, 0, VOCAB_SIZE, 0, matches, 0,
     )  # fmt: skip
     result = followed(matches, found, [index.tokens for index in indexes])
     expected = [match for documents in segments for text in documents for match in earlier_occurrences(text, query)]
@@ -108,8 +109,8 @@ def test_a_sample_of_matches_weighs_as_much_as_all(documents: list[list[int]], m
     sources = FixedSources((index_of(*documents),)).sources("", "")[1]
     matches = Matches.room(1000)
     found = collect_segment_matches(
-        sources.table, np.array([token % 5], np.int32), np.array(SEARCH_LENGTHS), most, np.inf, 1.0, 0, VOCAB_SIZE, 0,
-        matches, 0,
+        sources.table, Searches.room(1), np.array([token % 5], np.int32), np.array(SEARCH_LENGTHS), most, np.inf, 1.0, 0,
+        VOCAB_SIZE, 0, matches, 0,
     )  # fmt: skip
     assert found <= most + 1
     num_ends = sum(document[-1] == token % 5 for document in documents)
@@ -192,6 +193,20 @@ def test_a_node_is_looked_up_only_if_the_sequence_may_leave_what_is_known_there(
         paths = [path_tokens(tree, node) for node in range(len(tree))]
         assert [5, 6] in paths
         assert ([5, 8] in paths) == drafted
+
+
+def test_a_drafter_takes_any_number_of_sources_one_batch_after_another() -> None:
+    indexes = [index_of([1, 2, 3, token % 50]) for token in range(100)]
+    buffer = TokenBuffer(1)
+    buffer.extend(np.array([9, 1, 2, 3], np.int32))
+    requests = {n: DraftRequest(buffer, Sources.of([Source(index) for index in indexes[:n]]), 64) for n in (1, 100, 2)}
+    drafter = TreeDrafter(DraftParams(), VOCAB_SIZE)
+    for n in (1, 100, 2):
+        tree = drafter.draft([requests[n]])[0].tree
+        alone = TreeDrafter(DraftParams(), VOCAB_SIZE).draft([requests[n]])[0].tree
+        assert tree.token_ids.tolist() == alone.token_ids.tolist()
+        assert tree.probs.tolist() == alone.probs.tolist()
+        assert set(tree.token_ids[tree.parents == -1].tolist()) >= set(range(min(n, 40)))
 
 
 def test_what_a_nearer_source_holds_already_is_passed_over() -> None:

@@ -24,6 +24,7 @@ from laser_protocol.errors import (
     UnknownPool,
     WriterElsewhere,
 )
+from laser_retriever import compaction
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.limits import PoolLimits
 from laser_retriever.log import HEADER_SIZE
@@ -67,6 +68,7 @@ def test_a_killed_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:
     program = f"""
 import os, numpy
 from pathlib import Path
+from laser_retriever import compaction
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
@@ -165,6 +167,21 @@ def test_a_second_writer_is_sent_to_the_first_until_it_gives_up_the_lock(tmp_pat
         first.writer.delete(["a"])
     assert contents(first) == contents(second) == {"a": [1], "b": [2]}
     second.writer.close()
+
+
+def test_segments_are_merged_only_as_far_as_one_can_number_its_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = pool_at(tmp_path, max_segments=1)
+    monkeypatch.setattr(compaction, "MAX_TOKENS", 24)
+    for i in range(4):
+        add(pool, {f"{i}": list(range(8)), "same": [i] * 2})  # 14 tokens with their marks
+        pool.writer.seal()
+    add(pool, {"2": [9]})
+    pool.writer.compact()
+    assert contents(pool) == {"0": list(range(8)), "1": list(range(8)), "2": [9], "3": list(range(8)), "same": [3, 3]}
+    sizes = [len(segment.index.tokens) for segment in pool.snapshot.segments]
+    assert len(sizes) > 1 and max(sizes) <= 24
 
 
 def test_a_reader_follows_sealing_and_compaction_by_another_process(tmp_path: Path) -> None:
