@@ -3,7 +3,8 @@
     python -m benchmarks.retriever_round_trip --corpus corpus_user.jsonl
 
 Starts `laser-retriever` as a process of its own on a pool of --pool-tokens (spliced out of the corpus's first
-outputs, see `_spliced.py`) in six segments and a log, with two ancestors. Then replays the corpus's last outputs as a
+outputs, see `_spliced.py`) in six segments and a log, with two ancestors, which hold samples of a pool beside it and of
+one further off (each as many tokens as `_spliced.py` gives an ancestor). Then replays the corpus's last outputs as a
 verifier would, --sequences at a time, one message each step: every sequence is advanced by the accepted path and the
 bonus token and asked for a tree of --nodes. A round trip is from handing the message to grpc.aio until the message
 with the trees is there; comparing trees with the real outputs is not in it. `cpu_ms` is what the retriever's process
@@ -26,14 +27,19 @@ import numpy as np
 import psutil
 import uvloop
 from benchmarks._draft_stream import Verifier, fill, retriever, until_serving
-from benchmarks._spliced import Recorded, read_recorded, splice
+from benchmarks._spliced import ANCESTOR_SHARES, Recorded, read_recorded, splice
 from tqdm import tqdm
+
+SIBLINGS = ("bench/user/2", "bench/item/1")
+# A retriever serves before its ancestors' samples are built.
+SAMPLING_S = 5.0
 
 
 async def measure(address: str, pid: int, test: Sequence[Recorded], arguments: argparse.Namespace) -> dict[str, Any]:
     """Replays and times."""
     process = psutil.Process(pid)
     await until_serving(address)
+    await asyncio.sleep(SAMPLING_S)
     async with grpc.aio.insecure_channel(address) as channel:
         verifier = Verifier(channel, test, arguments.sequences, arguments.nodes)
         await verifier.shake_hands()
@@ -80,6 +86,9 @@ def main() -> None:
     options = [] if arguments.threads is None else ["--threads", str(arguments.threads)]
     with tempfile.TemporaryDirectory() as directory:
         fill(Path(directory), documents)
+        for number, (pool, share) in enumerate(zip(SIBLINGS, ANCESTOR_SHARES, strict=True), 1):
+            others = splice([r.output for r in recorded[:-64]], int(share * arguments.pool_tokens), seed=number)
+            fill(Path(directory), others, pool)
         with retriever(Path(directory), *options) as (address, process):
             measured = uvloop.run(measure(address, process.pid, recorded[-60:], arguments))
     result = {
