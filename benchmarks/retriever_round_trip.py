@@ -2,9 +2,9 @@
 
     python -m benchmarks.retriever_round_trip --corpus corpus_user.jsonl
 
-Starts `laser-retriever` as a process of its own on a pool of --pool-tokens (spliced out of the corpus's first
-outputs, see `_spliced.py`) in six segments and a log, with two ancestors, which hold samples of a pool beside it and of
-one further off (each as many tokens as `_spliced.py` gives an ancestor). Then replays the corpus's last outputs as a
+Starts `laser-retriever` as a process of its own on a pool of --pool-tokens (spliced out of the corpus's first outputs,
+see `_spliced.py`) in six segments and a log, with two ancestors, which hold samples of a pool beside it and of one
+further off (8,192 documents at most; `_spliced.py` says how many tokens). Then replays the corpus's last outputs as a
 verifier would, --sequences at a time, one message each step: every sequence is advanced by the accepted path and the
 bonus token and asked for a tree of --nodes. A round trip is from handing the message to grpc.aio until the message
 with the trees is there; comparing trees with the real outputs is not in it. `cpu_ms` is what the retriever's process

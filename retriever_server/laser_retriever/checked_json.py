@@ -14,7 +14,7 @@ class DamagedJson(ValueError):
 
 
 class OtherVersion(DamagedJson):
-    """Whole as far as one can see, but of another format."""
+    """Of another format, as far as one can see."""
 
 
 def encode(fields: dict[str, Any]) -> bytes:

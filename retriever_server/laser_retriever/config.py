@@ -25,7 +25,7 @@ class RetrieverConfig:
         rescan_s: seconds between looks at what other processes wrote.
         lock_idle_s: seconds without writes after which a pool's writer lock is given up.
         seal_tokens: a log of more tokens than this, or of twice the bytes they take, is sealed into a segment.
-        max_segments: most segments of a pool; more are merged.
+        max_segments: most segments of a pool; more are merged, as far as one can hold them.
         unlink_after_s: seconds for which replaced segments stay on disk.
         sample_documents: most documents in an ancestor's derived sample.
         sample_interval_s: least seconds between two builds of an ancestor's sample.

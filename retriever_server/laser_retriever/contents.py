@@ -115,14 +115,9 @@ class PoolReader:
 
     def _look(self) -> tuple[object, ...]:
         """What changes whenever a process writes to the pool; cheap."""
-        try:
-            directory = self._directory.stat()
-            log = (self._directory / LOG_NAME).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return (None, (self._directory / IDENTITY_NAME).exists())
+        paths = (self._directory, self._directory / LOG_NAME, self._directory / IDENTITY_NAME)
         # Names beside times: two renames within one tick of the file system's clock look alike.
-        names = tuple(sorted(segment_names(self._directory)))
-        return (directory.st_ino, directory.st_mtime_ns, names, log.st_ino, log.st_size, log.st_mtime_ns)
+        return (*(_state(path) for path in paths), *sorted(segment_names(self._directory)))
 
     def _read(self) -> None:
         """The log comes first: a writer publishes a segment before it shortens the log, so every document is seen in
@@ -202,6 +197,14 @@ class PoolReader:
         except FileNotFoundError:  # replaced and removed since it was listed
             logger.debug("segment.gone pool=%s segment=%s", self._pool, name)
         return None
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_fingerprint(directory: Path) -> str:

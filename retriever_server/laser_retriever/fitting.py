@@ -57,8 +57,8 @@ class Examples:
         )  # fmt: skip
         self._work = self._work.with_room_for(len(sources.table))
         return collect_segment_matches(
-            sources.table, self._work.searches, buffer.tail(), self._model.search_lengths, params.max_per_search, params.enough,
-            params.ancestor_weight, params.begin_bonus, VOCAB_SIZE, 0, matches, n,
+            sources.table, self._work.searches, buffer.tail(), self._model.search_lengths, params.max_per_search,
+            params.enough, params.ancestor_weight, params.begin_bonus, VOCAB_SIZE, 0, matches, n,
         )  # fmt: skip
 
     def _follow(self, sources: Sources, buffer: TokenBuffer, real: Sequence[int]) -> int:

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_retriever.estimation import Children, estimate_children, split_matches
-from laser_retriever.kernel import array_at, float64_pointer, int32_pointer, int64_pointer, kernel, load_int32, take_turn
+from laser_retriever.kernel import (
+    array_at,
+    float64_pointer,
+    int32_pointer,
+    int64_pointer,
+    kernel,
+    load_int32,
+    take_turn,
+)
 from laser_retriever.matching import (
     MAX_MATCH_LENGTH,
     NUM_COLUMNS,

@@ -26,8 +26,8 @@ def kernel(function: F) -> F:
     """Compiles a pure function over arrays, at its first call, to machine code that runs without the GIL.
 
     It cannot make arrays, nor return one: whoever calls gives the room. So nothing counts who uses an array, which
-    numba does otherwise at every look into a tuple of them, by a locked instruction that two drafting threads wait for:
-    of a tree's time that was more than half.
+    numba does otherwise at every look into a tuple of them, by a locked instruction on what two drafting threads share:
+    a fifth of a tree's time, more than half where there are few matches.
 
     Kernels that a kernel calls become part of it: an array is passed as seven values, a tuple of arrays as all of
     theirs, and a tree takes a seventh longer when small kernels are called.

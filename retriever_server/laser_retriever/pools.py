@@ -243,6 +243,7 @@ class Pools:
             raise
         except StorageUnavailable as error:
             self.counters.count(Event.STORAGE_ERRORS)
+            self._refresh_one(target)
             if not target.snapshot.contents.unreadable:  # else no probing of the disk tells when it is over
                 self.storage.failed(target.directory, str(error))
             raise
@@ -319,7 +320,7 @@ class Pools:
             return False
         if changed:
             self._sources = {}
-            self.storage.set_unreadable(pool.directory, pool.snapshot.contents.unreadable)
+        self.storage.set_unreadable(pool.directory, pool.snapshot.contents.unreadable)
         return changed
 
     def _forget(self, found: Sequence[Pool]) -> None:

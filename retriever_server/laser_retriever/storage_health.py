@@ -30,7 +30,7 @@ class StorageHealth:
 
     @property
     def writable(self) -> bool:
-        """Whether nothing is known to fail."""
+        """Whether nothing is known to fail, nor to be in the way."""
         return not self._failing and not self._unreadable
 
     def is_failing(self, directory: Path) -> bool:
@@ -49,13 +49,16 @@ class StorageHealth:
     def set_unreadable(self, directory: Path, reason: str) -> None:
         """Takes note of what keeps a pool from being written to for as long as it lies there; "": nothing."""
         with self._mutex:
-            before = self._unreadable.pop(directory, "")
+            before = self._unreadable.get(directory, "")
             if reason:
                 self._unreadable[directory] = reason
+            elif before:
+                del self._unreadable[directory]
         if reason and reason != before:
             logger.error(
-                "storage.unreadable directory=%s reason=%s; writes are refused, reads go on without it", directory, reason
-            )
+                "storage.unreadable directory=%s reason=%s; writes are refused, what can be read is served",
+                directory, reason,
+            )  # fmt: skip
 
     def probe(self) -> None:
         """Tries the failing directories again; forgets those in which a file can be stored."""

@@ -134,7 +134,7 @@ class PoolWriter:
                 self._merge(len(run))
 
     def compact(self) -> None:
-        """Merges log and segments into one segment without deleted documents, or the newest that fit into one.
+        """Merges log and segments into one segment without deleted documents; of more than MAX_TOKENS the newest.
 
         Raises:
             UnknownPool
@@ -146,7 +146,8 @@ class PoolWriter:
                 return
             run = newest_fitting(contents.segments)
             dead = any(contents.hidden[segment.name].any() or segment.meta.tombstones for segment in run)
-            if len(run) > 1 or dead:
+            # What no longer fits into one is merged, not made anew again and again for what is dead in it.
+            if len(run) > 1 or (dead and len(run) == len(contents.segments)):
                 self._merge(len(run))
 
     def drop(self) -> None:
@@ -222,7 +223,8 @@ class PoolWriter:
             contents = self._reader.poll(look_closely=True)
             if contents.unreadable:
                 raise StorageUnavailable(
-                    f"pool {self._pool!r} can be read only in part, so it is not written to: {contents.unreadable}"
+                    f"pool {self._pool!r} can be read only in part, so it is not written to: {contents.unreadable}; "
+                    "serve it with the version that wrote that, or remove its directory"
                 )
             log = LogWriter(self._disk, self._directory / LOG_NAME, contents.end_sequence)
             for path in self._directory.glob(f"{PREFIX}*{UNFINISHED}"):

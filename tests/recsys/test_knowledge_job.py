@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import json
 import multiprocessing
+import re
 import threading
 import time
 from collections import Counter

@@ -109,8 +109,8 @@ def test_a_sample_of_matches_weighs_as_much_as_all(documents: list[list[int]], m
     sources = FixedSources((index_of(*documents),)).sources("", "")[1]
     matches = Matches.room(1000)
     found = collect_segment_matches(
-        sources.table, Searches.room(1), np.array([token % 5], np.int32), np.array(SEARCH_LENGTHS), most, np.inf, 1.0, 0,
-        VOCAB_SIZE, 0, matches, 0,
+        sources.table, Searches.room(1), np.array([token % 5], np.int32), np.array(SEARCH_LENGTHS), most, np.inf, 1.0,
+        0, VOCAB_SIZE, 0, matches, 0,
     )  # fmt: skip
     assert found <= most + 1
     num_ends = sum(document[-1] == token % 5 for document in documents)

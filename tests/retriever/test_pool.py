@@ -68,7 +68,6 @@ def test_a_killed_writer_loses_nothing_acknowledged(tmp_path: Path) -> None:
     program = f"""
 import os, numpy
 from pathlib import Path
-from laser_retriever import compaction
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
@@ -182,6 +181,13 @@ def test_segments_are_merged_only_as_far_as_one_can_number_its_tokens(
     assert contents(pool) == {"0": list(range(8)), "1": list(range(8)), "2": [9], "3": list(range(8)), "same": [3, 3]}
     sizes = [len(segment.index.tokens) for segment in pool.snapshot.segments]
     assert len(sizes) > 1 and max(sizes) <= 24
+    pool.writer.delete(["0", "2"])
+    pool.writer.compact()
+    assert contents(pool) == {"1": list(range(8)), "3": list(range(8)), "same": [3, 3]}
+    names = [segment.name for segment in pool.snapshot.segments]
+    pool.writer.compact()
+    assert contents(pool) == {"1": list(range(8)), "3": list(range(8)), "same": [3, 3]}
+    assert [segment.name for segment in pool.snapshot.segments] == names, "what cannot become less is left alone"
 
 
 def test_a_reader_follows_sealing_and_compaction_by_another_process(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def test_the_retriever_needs_no_torch() -> None:
 
 
 def test_a_start_does_not_wait_for_numba_to_import_linear_algebra() -> None:
+    pytest.importorskip("scipy")
     program = (
         "import sys; from laser_retriever.cli import warm_up, DraftParams; warm_up(DraftParams());"
         "loaded = [m for m in sys.modules if m.startswith('scipy.linalg')];"

@@ -313,7 +313,7 @@ def test_what_another_version_wrote_keeps_a_pool_from_being_written_and_loses_no
         lambda: pools.compact("p"),
         lambda: pools.add_documents("p", "f", [("d", np.array([4], np.int32))]),
     ):
-        with pytest.raises(StorageUnavailable, match="format version is .*99"):
+        with pytest.raises(StorageUnavailable, match=r"format version is .*99"):
             write()
         pools.upkeep()
         assert not pools.storage.writable, "a disk that can be written to does not mend it"
@@ -321,10 +321,11 @@ def test_what_another_version_wrote_keeps_a_pool_from_being_written_and_loses_no
         assert documents_of(pools, "p") == ({"c": [3]} if what == "segment" else {"a": [1], "b": [2]})
     pools.delete_documents("other", ["a"])
     assert documents_of(pools, "other") == {"b": [2], "c": [3]}
-    pools.close()
 
     path.write_bytes(whole)
-    pools = opened()
+    if what == "segment":  # is opened once
+        pools.close()
+        pools = opened()
     pools.refresh()
     assert pools.storage.writable
     assert documents_of(pools, "p") == {"a": [1], "b": [2], "c": [3]}

@@ -133,8 +133,8 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Ratings cut by time into four parts, none newer than the next: ratings of one second may be on both sides of a
-    user's own cut.
+    """Ratings cut by time into four parts. Of one user none is newer than the next; those of one second may be on both
+    sides of the user's own cut.
 
     Attributes:
         past: what groups, prompts and so texts may know.

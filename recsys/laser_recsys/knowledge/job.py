@@ -263,8 +263,8 @@ class _Job:
                 self._refuse(task, error)
             except _TRANSIENT as error:
                 self._checked.discard(address)  # what comes back may be another
-                self._retry(task, address, error)
-                self._progress.retried(address, error)
+                if self._retry(task, address, error):
+                    self._progress.retried(address, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
@@ -314,8 +314,8 @@ class _Job:
         self._progress.refused()
         self._ended()
 
-    def _retry(self, task: Task, address: str, error: LaserError) -> None:
-        """To be done next, unless this prompt alone is what fails, or no verifier answers any more.
+    def _retry(self, task: Task, address: str, error: LaserError) -> bool:
+        """To be done next, unless this prompt alone is what fails, or no verifier answers any more. Whether it will be.
 
         One sick verifier says nothing about a prompt: it must have failed twice at another one too, where there is one
         that has ever served.
@@ -326,7 +326,7 @@ class _Job:
             num_witnesses = sum(count > 1 for count in failures.values())
             if failures.total() >= _MAX_FAILURES and num_witnesses >= min(2, len(self._seen)):
                 self._refuse(task, error)
-                return
+                return False
         self._returned.append(task)
         self._ended()
         now_s = time.monotonic()
@@ -339,6 +339,7 @@ class _Job:
                 f"no verifier has finished a text for {failing_s:.0f} s; the last said: {error}. What was done is "
                 "kept: run the same command again once they serve"
             ) from error
+        return True
 
     async def _write_parts(self) -> None:
         while not self._all_done.is_set():
