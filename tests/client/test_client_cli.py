@@ -392,6 +392,8 @@ def test_an_interrupt_exits_130_keeps_what_ended_and_frees_the_server(verifier_s
     verifier.script = one_hangs
     prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "aa"}, {"prompt": "hang"}, {"prompt": "bb"})
     output = tmp_path / "r.jsonl"
+    # A shell has what it runs in the background ignore this signal, and so would our child.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "laser_client.cli", "generate", "--verifier", verifier_server.target),
