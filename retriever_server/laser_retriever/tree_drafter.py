@@ -174,6 +174,7 @@ class DraftBatch:
         table: int64[B, NUM_REQUEST_COLUMNS], the requests as the kernels want them.
         trees, num_nodes: see `grow_trees`; NOT_GROWN where no thread has grown the tree.
         next_tree: int64[1], the first that no thread has taken.
+        max_sources: most sources of one request.
     """
 
     def __init__(self, requests: Sequence[DraftRequest], no_scalings: Scalings) -> None:
@@ -182,14 +183,10 @@ class DraftBatch:
         self.trees = Trees.room(len(requests), max(request.node_budget for request in requests))
         self.num_nodes = np.full(len(requests), NOT_GROWN, np.int64)
         self.next_tree = np.zeros(1, np.int64)
+        self.max_sources = max(len(request.sources.table) for request in requests)
 
     def __len__(self) -> int:
         return len(self._requests)
-
-    @property
-    def max_sources(self) -> int:
-        """Most sources of one request."""
-        return int(self.table[:, NUM_SOURCES].max())
 
     @property
     def is_taken(self) -> bool:

@@ -28,7 +28,7 @@ class _OneSource:
 
 @contextmanager
 def _without_scipy_linalg() -> Iterator[None]:
-    """Numba's first kernel imports scipy.linalg, where there is one, for its BLAS: a tenth of a start, and used by no
+    """Numba's first kernel imports scipy.linalg, where there is one, for its BLAS: 0.14 s of a start, and used by no
     kernel. (numba itself has imported scipy by then, to see its version.)"""
     if "scipy.linalg" in sys.modules:
         yield
