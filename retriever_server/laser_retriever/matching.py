@@ -38,10 +38,14 @@ OWN_TEXT = 0
 LOW, HIGH, INNER_LOW, INNER_HIGH, BEFORE, AFTER = range(6)
 
 # One border of an interval while it is searched: the outermost suffix known to match, the innermost known not to and
-# how many tokens that one does match; by how many suffixes to go on, 0 once it is halved; the suffix looked at, and
-# what it holds.
-GOOD, BAD, BAD_LENGTH, STRIDE, PLACE, SUFFIX = range(6)
-NUM_BORDER_COLUMNS = 6
+# how many tokens that one does match; the suffix looked at.
+GOOD, BAD, BAD_LENGTH, SUFFIX = range(4)
+NUM_BORDER_COLUMNS = 4
+
+# What a search looked at on its way: which suffix, and how many tokens of the query it matches.
+PROBED, PROBED_LENGTH = range(2)
+# As many halvings as 32-bit places can take.
+MAX_PROBES = 32
 
 
 class Matches(NamedTuple):
@@ -80,11 +84,16 @@ class Searches(NamedTuple):
         states: int64[K, 6], where each search stands, see the columns.
         suffixes: int64[K], the suffix looked at.
         borders: int64[2K, NUM_BORDER_COLUMNS], of each source the lower border and the upper.
+        probes: int64[2K, MAX_PROBES, 2], what each source's search found below the query's place, and above: nearer and
+            nearer to it, so longer and longer matches.
+        num_probes: int64[2K].
     """
 
     states: NDArray[np.int64]
     suffixes: NDArray[np.int64]
     borders: NDArray[np.int64]
+    probes: NDArray[np.int64]
+    num_probes: NDArray[np.int64]
 
     @staticmethod
     def room(num_sources: int) -> Searches:
@@ -93,6 +102,8 @@ class Searches(NamedTuple):
             np.empty((num_sources, 6), np.int64),
             np.empty(num_sources, np.int64),
             np.empty((2 * num_sources, NUM_BORDER_COLUMNS), np.int64),
+            np.empty((2 * num_sources, MAX_PROBES, 2), np.int64),
+            np.empty(2 * num_sources, np.int64),
         )
 
 
@@ -130,13 +141,13 @@ def collect_segment_matches(
     Returns:
         How many matches there are now.
     """
-    states, borders = searches.states, searches.borders
-    _find_places(sources, states, searches.suffixes, query)
+    states = searches.states
+    _find_places(sources, searches, query)
     total = 0.0
     for search in range(len(search_lengths) - 1, -1, -1):
         if search_lengths[search] > len(query) or not _any_longer(sources, states, search_lengths[search]):
             continue
-        num_found = _widen(sources, states, borders, query, search_lengths[search])
+        num_found = _widen(sources, searches, query, search_lengths[search])
         if num_found == 0:
             continue
         stride = max(num_found / max_per_search, 1.0)
@@ -157,15 +168,16 @@ def collect_segment_matches(
 
 
 @kernel
-def _find_places(
-    sources: NDArray[np.int64], states: NDArray[np.int64], ends: NDArray[np.int64], query: NDArray[np.int32]
-) -> None:
-    """Fills in the states where the query would stand in each source, as an empty interval."""
+def _find_places(sources: NDArray[np.int64], searches: Searches, query: NDArray[np.int32]) -> None:
+    """Fills in the states where the query would stand in each source, as an empty interval, and the probes."""
+    # Fields are taken out once: a tuple of arrays is dear to look into.
+    states, ends, probes, num_probes = searches.states, searches.suffixes, searches.probes, searches.num_probes
     num_sources = len(sources)
     size = len(query)
     for source in range(num_sources):
         states[source, LOW] = states[source, BEFORE] = states[source, AFTER] = 0
         states[source, HIGH] = sources[source, NUM_TOKENS]
+        num_probes[2 * source] = num_probes[2 * source + 1] = 0
     num_searching = num_sources
     while num_searching > 0:
         # One loop that only loads, so that the loads of all sources are under way together.
@@ -180,29 +192,31 @@ def _find_places(
             high = states[source, HIGH]
             if low >= high:
                 continue
-            end = ends[source]
-            tokens = sources[source, TOKENS]
             # Everything between two neighbours agrees with the query as far as both do.
-            length = min(states[source, BEFORE], states[source, AFTER])
-            while (
-                length < size and length <= end and load_int32(tokens + 4 * (end - length)) == query[size - 1 - length]
-            ):
-                length += 1
+            known = min(states[source, BEFORE], states[source, AFTER])
+            tokens, end = sources[source, TOKENS], ends[source]
+            length = _match_length(tokens, end, query, known, size)
             middle = (low + high) >> 1
             if length < size and (length > end or load_int32(tokens + 4 * (end - length)) < query[size - 1 - length]):
+                side = 2 * source
                 states[source, LOW] = middle + 1
                 states[source, BEFORE] = length
             else:
+                side = 2 * source + 1
                 states[source, HIGH] = middle
                 states[source, AFTER] = length
+            probes[side, num_probes[side], PROBED] = middle
+            probes[side, num_probes[side], PROBED_LENGTH] = length
+            num_probes[side] += 1
             num_searching += states[source, LOW] < states[source, HIGH]
 
 
 @kernel
-def _match_length(tokens: int, end: int, query: NDArray[np.int32], most: int) -> int:
-    """With how many of the query's last tokens the context that ends there agrees, up to `most`. Tokens by address."""
+def _match_length(tokens: int, end: int, query: NDArray[np.int32], known: int, most: int) -> int:
+    """With how many of the query's last tokens, up to `most`, the context that ends there agrees; with `known` it does.
+    Tokens by address."""
     size = len(query)
-    length = 0
+    length = known
     while length < most and length <= end and load_int32(tokens + 4 * (end - length)) == query[size - 1 - length]:
         length += 1
     return length
@@ -220,59 +234,37 @@ def _any_longer(sources: NDArray[np.int64], states: NDArray[np.int64], length: i
 
 
 @kernel
-def _widen(
-    sources: NDArray[np.int64],
-    states: NDArray[np.int64],
-    borders: NDArray[np.int64],
-    query: NDArray[np.int32],
-    length: int,
-) -> int:
+def _widen(sources: NDArray[np.int64], searches: Searches, query: NDArray[np.int32], length: int) -> int:
     """Widens the intervals to all suffixes that match at least `length` tokens. Returns how many are new.
 
-    Both borders of all sources are searched together, by galloping and then by halving; `borders` is room for that.
+    Each border lies between two of the probes; all are searched together by halving.
     """
+    states, borders = searches.states, searches.borders
     num_sources = len(sources)
     num_searching = 0
-    for i in range(2 * num_sources):
-        state = states[i >> 1]
-        if i & 1:
-            matches = state[HIGH] < sources[i >> 1, NUM_TOKENS] and state[AFTER] >= length
-            borders[i, GOOD] = state[HIGH] if matches else state[HIGH] - 1
-            borders[i, BAD] = sources[i >> 1, NUM_TOKENS] if matches else state[HIGH]
-            borders[i, BAD_LENGTH] = 0 if matches else state[AFTER]
-        else:
-            matches = state[LOW] > 0 and state[BEFORE] >= length
-            borders[i, GOOD] = state[LOW] - 1 if matches else state[LOW]
-            borders[i, BAD] = -1 if matches else state[LOW] - 1
-            borders[i, BAD_LENGTH] = 0 if matches else state[BEFORE]
-        borders[i, STRIDE] = 1
-        num_searching += abs(borders[i, BAD] - borders[i, GOOD]) > 1
+    for side in range(2 * num_sources):
+        _bracket(sources[side >> 1, NUM_TOKENS], searches, side, length)
+        num_searching += abs(borders[side, BAD] - borders[side, GOOD]) > 1
     while num_searching > 0:
-        for i in range(2 * num_sources):
-            good, bad = borders[i, GOOD], borders[i, BAD]
+        for side in range(2 * num_sources):
+            good, bad = borders[side, GOOD], borders[side, BAD]
+            if abs(bad - good) > 1:
+                borders[side, SUFFIX] = load_int32(sources[side >> 1, SUFFIXES] + 4 * ((good + bad) >> 1))
+                prefetch(sources[side >> 1, TOKENS] + 4 * (borders[side, SUFFIX] - borders[side, BAD_LENGTH]))
+        num_searching = 0
+        for side in range(2 * num_sources):
+            good, bad = borders[side, GOOD], borders[side, BAD]
             if abs(bad - good) <= 1:
                 continue
-            if 0 < borders[i, STRIDE] < abs(bad - good):
-                place = good + borders[i, STRIDE] if i & 1 else good - borders[i, STRIDE]
-            else:
-                borders[i, STRIDE] = 0
-                place = (good + bad) >> 1
-            borders[i, PLACE] = place
-            borders[i, SUFFIX] = load_int32(sources[i >> 1, SUFFIXES] + 4 * place)
-            prefetch(sources[i >> 1, TOKENS] + 4 * borders[i, SUFFIX])
-        num_searching = 0
-        for i in range(2 * num_sources):
-            if abs(borders[i, BAD] - borders[i, GOOD]) <= 1:
-                continue
-            found = _match_length(sources[i >> 1, TOKENS], borders[i, SUFFIX], query, length)
+            middle = (good + bad) >> 1
+            tokens, known = sources[side >> 1, TOKENS], borders[side, BAD_LENGTH]
+            found = _match_length(tokens, borders[side, SUFFIX], query, known, length)
             if found == length:
-                borders[i, GOOD] = borders[i, PLACE]
-                borders[i, STRIDE] *= 2
+                borders[side, GOOD] = good = middle
             else:
-                borders[i, BAD] = borders[i, PLACE]
-                borders[i, BAD_LENGTH] = found
-                borders[i, STRIDE] = 0
-            num_searching += abs(borders[i, BAD] - borders[i, GOOD]) > 1
+                borders[side, BAD] = bad = middle
+                borders[side, BAD_LENGTH] = found
+            num_searching += abs(bad - good) > 1
     num_found = 0
     for source in range(num_sources):
         state = states[source]
@@ -281,6 +273,31 @@ def _widen(
         state[HIGH], state[AFTER] = borders[2 * source + 1, BAD], borders[2 * source + 1, BAD_LENGTH]
         num_found += state[INNER_LOW] - state[LOW] + state[HIGH] - state[INNER_HIGH]
     return num_found
+
+
+@kernel
+def _bracket(num_tokens: int, searches: Searches, side: int, length: int) -> None:
+    """Fills in one border: the interval as it is, widened to the last probe that matches `length` tokens, and the first
+    that does not."""
+    state, border, probes = searches.states[side >> 1], searches.borders[side], searches.probes[side]
+    is_upper = (side & 1) == 1
+    nearest = state[HIGH] if is_upper else state[LOW] - 1
+    nearest_length = state[AFTER] if is_upper else state[BEFORE]
+    if not 0 <= nearest < num_tokens or nearest_length < length:
+        border[GOOD] = nearest - 1 if is_upper else nearest + 1
+        border[BAD] = nearest
+        border[BAD_LENGTH] = nearest_length
+        return
+    border[GOOD] = nearest
+    border[BAD] = num_tokens if is_upper else -1
+    border[BAD_LENGTH] = 0
+    for i in range(searches.num_probes[side] - 1, -1, -1):
+        probed = probes[i, PROBED]
+        if probes[i, PROBED_LENGTH] < length:
+            border[BAD] = probed
+            border[BAD_LENGTH] = probes[i, PROBED_LENGTH]
+            return
+        border[GOOD] = max(border[GOOD], probed) if is_upper else min(border[GOOD], probed)
 
 
 @kernel
