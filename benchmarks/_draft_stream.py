@@ -44,9 +44,8 @@ def retriever(directory: Path, *options: str) -> Iterator[tuple[str, subprocess.
     """A `laser-retriever` process: its address and itself. It may not listen yet."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    program = "import sys; from laser_retriever.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "serve", "--pools", str(directory), "--listen", address, *options]
-    process = subprocess.Popen([*command, "--log-level", "warning"])
+    command = [sys.executable, "-m", "laser_retriever", "serve", "--pools", str(directory), "--listen", address]
+    process = subprocess.Popen([*command, "--log-level", "warning", *options])
     try:
         yield address, process
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,23 +58,6 @@ class _Outcome:
     num_verified_nodes: int
     accepted_node_idx: int
     num_emitted: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Begun:
-    """Trees that helpers have begun with, to be finished by `Drafter.finish`.
-
-    Attributes:
-        sequences: theirs, in the batch's order.
-        batch: the trees.
-        helped: what the helpers do.
-        deadline_s: see `Drafter.begin`.
-    """
-
-    sequences: list[_Sequence]
-    batch: DraftBatch
-    helped: list[Future[None]]
-    deadline_s: float
 
 
 class Drafter:
@@ -220,10 +203,10 @@ class Drafter:
         """
         self.check_budget(sequence_id, node_budget)
         self.calibrate()
-        return self.finish(self.begin([(sequence_id, node_budget)]))[0].tree
+        return self.draft_all([(sequence_id, node_budget)])[0].tree
 
     def check_budget(self, sequence_id: int, node_budget: int) -> None:
-        """What `begin` relies on.
+        """What `draft_all` relies on.
 
         Raises:
             InvalidRequest: as for `draft`.
@@ -233,13 +216,10 @@ class Drafter:
             self.close(sequence_id)
             raise InvalidRequest(f"node_budget is {node_budget}, must be from 0 to {MAX_NODES}", field="node_budget")
 
-    def begin(
+    def draft_all(
         self, wanted: Sequence[tuple[int, int]], helpers: Executor | None = None, deadline_s: float = math.inf
-    ) -> list[Begun]:
-        """Has helpers begin with trees of several sequences. All that was begun must be finished, once.
-
-        Until then none of these sequences may be begun with again or advanced: helpers read its tokens by their
-        address, and advancing it may move them.
+    ) -> list[Draft]:
+        """The trees of several sequences.
 
         Args:
             wanted: sequence ids and node budgets that `check_budget` let pass, each sequence once.
@@ -247,44 +227,36 @@ class Drafter:
             deadline_s: by `time.monotonic`; trees not begun then stay empty and count as late.
 
         Returns:
-            What `finish` takes.
+            The trees, in that order, once all are grown or their time is over.
         """
-        begun = []
-        for start in range(0, len(wanted), MAX_TREES_PER_BATCH):
-            part = wanted[start : start + MAX_TREES_PER_BATCH]
-            sequences = [self._sequences[sequence_id] for sequence_id, _ in part]
-            requests = [self._request(sequence, budget) for sequence, (_, budget) in zip(sequences, part, strict=True)]
-            batch = DraftBatch(requests, self._no_scalings)
-            num_helpers = min(len(self._tree_drafters), -(-len(batch) // MIN_TREES_PER_THREAD)) - 1
-            helped = [helpers.submit(self._help, batch, deadline_s) for _ in range(num_helpers)] if helpers else []
-            begun.append(Begun(sequences, batch, helped, deadline_s))
-        return begun
-
-    def finish(self, begun: Sequence[Begun]) -> list[Draft]:
-        """The trees that were begun, in that order, once all are grown or their time is over."""
-        for each in begun:
-            _grow(self._tree_drafters[0], each.batch, each.deadline_s)
-        drafts: list[Draft] = []
-        for each in begun:
-            for future in each.helped:
-                # One that has not begun has nothing left to do, and must not be waited for: its thread may wait for us.
-                if not future.cancel():
-                    future.result()
-            made = each.batch.drafts()
-            for sequence, draft in zip(each.sequences, made, strict=True):
-                sequence.last_draft = draft
-            drafts += made
-            self.num_late += each.batch.num_late
-            self.feedback.drafted(len(made) - each.batch.num_late, sum(draft.num_nodes for draft in made))
+        sequences = [self._sequences[sequence_id] for sequence_id, _ in wanted]
+        requests = [self._request(sequence, budget) for sequence, (_, budget) in zip(sequences, wanted, strict=True)]
+        batches = [
+            DraftBatch(requests[start : start + MAX_TREES_PER_BATCH], self._no_scalings)
+            for start in range(0, len(requests), MAX_TREES_PER_BATCH)
+        ]
+        num_helpers = min(len(self._tree_drafters), -(-len(wanted) // MIN_TREES_PER_THREAD)) - 1
+        helped = [helpers.submit(self._help, batches, deadline_s) for _ in range(num_helpers)] if helpers else []
+        _grow(self._tree_drafters[0], batches, deadline_s)
+        for future in helped:
+            # One that has not begun has nothing left to do, and must not be waited for: its thread may wait for us.
+            if not future.cancel():
+                future.result()
+        drafts = [draft for batch in batches for draft in batch.drafts()]
+        for sequence, draft in zip(sequences, drafts, strict=True):
+            sequence.last_draft = draft
+        num_late = sum(batch.num_late for batch in batches)
+        self.num_late += num_late
+        self.feedback.drafted(len(drafts) - num_late, sum(draft.num_nodes for draft in drafts))
         return drafts
 
-    def _help(self, batch: DraftBatch, deadline_s: float) -> None:
+    def _help(self, batches: Sequence[DraftBatch], deadline_s: float) -> None:
         try:
             tree_drafter = self._idle_tree_drafters.pop()
         except IndexError:  # as many draft for this stream as may
             return
         try:
-            _grow(tree_drafter, batch, deadline_s)
+            _grow(tree_drafter, batches, deadline_s)
         finally:
             self._idle_tree_drafters.append(tree_drafter)
 
@@ -355,7 +327,8 @@ class Drafter:
         self._outcomes.append(_Outcome(sequence, draft, num_verified_nodes, accepted_node_idx, len(tokens)))
 
 
-def _grow(tree_drafter: TreeDrafter, batch: DraftBatch, deadline_s: float) -> None:
-    """Grows trees of a batch until none is left or the time is over."""
-    while not batch.is_taken and time.monotonic() <= deadline_s:
-        tree_drafter.grow(batch, MAX_TREES_PER_CALL)
+def _grow(tree_drafter: TreeDrafter, batches: Sequence[DraftBatch], deadline_s: float) -> None:
+    """Grows trees until none is left or the time is over."""
+    for batch in batches:
+        while not batch.is_taken and time.monotonic() <= deadline_s:
+            tree_drafter.grow(batch, MAX_TREES_PER_CALL)

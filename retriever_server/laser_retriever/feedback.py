@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_protocol.tree import DraftTree
-from laser_retriever.kernel import kernel
+from laser_retriever.kernel import kernel, short_kernel
 
 NUM_DECILES = 10
 
@@ -62,7 +62,7 @@ def _count(
     return length
 
 
-@kernel
+@short_kernel
 def begins_with_path(
     parents: NDArray[np.int32], token_ids: NDArray[np.int32], row: int, node_idx: int, emitted: NDArray[np.int32]
 ) -> bool:
@@ -83,7 +83,7 @@ def begins_with_path(
     return True
 
 
-@kernel
+@short_kernel
 def first_outside(token_ids: NDArray[np.int32], vocab_size: int) -> int:
     """Index of the first token that is not from 0 to below `vocab_size`, or -1."""
     for i in range(len(token_ids)):

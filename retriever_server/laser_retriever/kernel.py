@@ -43,12 +43,18 @@ def allocating_kernel(function: F) -> F:
     return _compiled(function)
 
 
+def short_kernel(function: F) -> F:
+    """The same for what takes a microsecond: it keeps the GIL, for which it might wait much longer."""
+    return _compiled(function, nogil=False, _nrt=False)
+
+
 def _compiled(function: F, **options: Any) -> F:
+    options = {"nogil": True, "forceinline": True, **options}
     try:
-        made = numba.njit(nogil=True, forceinline=True, cache=True, **options)(function)
+        made = numba.njit(cache=True, **options)(function)
     except RuntimeError as error:  # numba's word for "no place to cache"
         logger.warning("kernel.no_cache function=%s reason=%r", function.__name__, str(error))
-        return cast(F, numba.njit(nogil=True, forceinline=True, **options)(function))
+        return cast(F, numba.njit(**options)(function))
     return cast(F, _renewed_with_all(made))
 
 

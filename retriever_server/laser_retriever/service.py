@@ -24,7 +24,7 @@ from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.calibration import Calibration
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.draft_threads import draft_executor
-from laser_retriever.drafter import Begun, Drafter
+from laser_retriever.drafter import Drafter
 from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
 from laser_retriever.pools import Pools, PoolStatus
 from laser_retriever.snapshot import PoolSnapshot
@@ -46,8 +46,6 @@ FLUSH_TOKENS = 1_048_576
 # Documents of one message of an export.
 EXPORT_BYTES = 4 * 1024 * 1024
 HEALTH_INTERVAL_S = 0.5
-# Of a message so many are drafted for by other threads while the rest of it is read.
-FIRST_TREES = 8
 
 _POOL_STATES = {
     PoolStatus.OK: retriever_pb2.POOL_STATE_OK,
@@ -313,19 +311,8 @@ def answer(
     response = retriever_pb2.DraftResponse()
     for sequence_id in request.closes:
         drafter.close(sequence_id)
-    messages: list[retriever_pb2.OpenSequence | retriever_pb2.AdvanceSequence] = [*request.opens, *request.advances]
-    # One that comes twice is not drafted for before it has come for the last time.
-    is_each_once = len({message.sequence_id for message in messages}) == len(messages)
-    num_first = FIRST_TREES if is_each_once else len(messages)
-    begun: list[Begun] = []
-    drafted: list[int] = []
     wanted: dict[int, int] = {}
-
-    def begin() -> None:
-        begun.extend(drafter.begin(list(wanted.items()), helpers, deadline_s))
-        drafted.extend(wanted)
-        wanted.clear()
-
+    messages: list[retriever_pb2.OpenSequence | retriever_pb2.AdvanceSequence] = [*request.opens, *request.advances]
     for message in messages:
         wanted.pop(message.sequence_id, None)
         try:
@@ -340,11 +327,8 @@ def answer(
         except InvalidRequest as error:
             drafter.close(message.sequence_id)
             response.faults.add(sequence_id=message.sequence_id, message=str(error))
-        if len(wanted) == num_first and not begun:
-            begin()
-    begin()
-    drafts = drafter.finish(begun)
-    for _, together in itertools.groupby(zip(drafted, drafts, strict=True), lambda each: id(each[1].batch)):
+    drafts = drafter.draft_all(list(wanted.items()), helpers, deadline_s)
+    for _, together in itertools.groupby(zip(wanted, drafts, strict=True), lambda each: id(each[1].batch)):
         _add_trees(response, list(together))
     return response
 

@@ -316,9 +316,8 @@ def test_threads_and_deadlines_change_nothing_but_how_many_trees_there_are() -> 
         for i in range(150):
             drafter.open(i, "p", [30, i % 7, i % 5], 1 + i % 3)
     with ThreadPoolExecutor(2) as threads:
-        begun = [each for part in (wanted[:8], wanted[8:100], wanted[100:]) for each in helped.begin(part, threads)]
-        trees = [draft.tree for draft in helped.finish(begun)]
-        late = [draft.tree for draft in helped.finish(helped.begin(wanted, threads, deadline_s=0.0))]
+        trees = [draft.tree for draft in helped.draft_all(wanted, threads)]
+        late = [draft.tree for draft in helped.draft_all(wanted, threads, deadline_s=0.0)]
     expected = [alone.draft(i, budget) for i, budget in wanted]
     for tree, other in zip(trees, expected, strict=True):
         assert tree.token_ids.tolist() == other.token_ids.tolist()

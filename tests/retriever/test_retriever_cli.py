@@ -29,7 +29,7 @@ from laser_retriever.service import WRITES_NAME
 from laser_verifier.config import RetrieverConfig as VerifierRetrieverConfig
 from laser_verifier.remote_pools import RemotePools
 
-COMMAND = [sys.executable, "-c", "import sys; from laser_retriever.cli import main; sys.exit(main())"]
+COMMAND = [sys.executable, "-m", "laser_retriever"]
 
 
 @contextmanager
