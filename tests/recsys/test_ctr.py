@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BertConfig, BertModel
 
+from laser_recsys.cli import main
 from laser_recsys.ctr import encoder, knowledge_vectors
 from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Evaluation
 from laser_recsys.ctr.knowledge_vectors import KnowledgeVectors, load_knowledge, shuffled
@@ -21,6 +22,7 @@ from laser_recsys.ctr.samples import HISTORY_LEN, SampleSplit, make_samples
 from laser_recsys.ctr.statistics import compare, num_seeds_needed
 from laser_recsys.ctr.training import train
 from laser_recsys.datasets.dataset import Dataset, Item, Ratings, Split, User, split
+from laser_recsys.datasets.prepared import write_prepared
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge.rows import STRICT, Task, make_row, write_knowledge
 from tests.recsys.conftest import MakeGeneration
@@ -256,6 +258,36 @@ def test_knowledge_of_another_dataset_or_of_someone_twice_is_an_error(
     write(path, make_generation, ("user", "0"), pool="ml-1m/kar/user/0")
     with pytest.raises(ValueError, match="user 0 is knowledge of 'ml-1m', must be of 'liking'"):
         load_knowledge([path], liking[0], samples.vocabulary, tmp_path)
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_the_command_goes_from_knowledge_files_to_a_decision_and_a_page(
+    liking: tuple[Dataset, Split],
+    make_generation: MakeGeneration,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("laser_recsys.ctr.evaluation.train", lambda *arguments: train(*arguments, max_epochs=1))
+    write_prepared(tmp_path / "data", liking[0])
+    plain, relaxed, items = (tmp_path / f"{name}.parquet" for name in ("plain", "relaxed", "items"))
+    write(plain, make_generation, *(("user", str(user)) for user in range(NUM_USERS)))
+    write(relaxed, make_generation, ("user", "0"))
+    write(items, make_generation, ("item", "3"))
+    command = [
+        "evaluate", "--data", str(tmp_path / "data"), "--knowledge", f"plain={plain},{items}",
+        f"relaxed={relaxed},{items}", "--networks", "deepfm", "--seeds", "2", "--max-seeds", "3", "--decide", "relaxed",
+        "--shuffled", "--jobs", "1", "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "60 of 60 users have training samples" in said
+    assert "spread" in said and "plain, shuffled" in said and "no knowledge" in said
+    assert any(verdict in said for verdict in ("equivalent", "inconclusive", "different"))
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf8")
+    assert "60 of 60 users, 1 of 1500 items" in page and "1 of 60 users, 1 of 1500 items" in page
+    runs = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
+    assert {run["knowledge"] for run in runs} == {"no knowledge", "plain", "plain, shuffled", "relaxed"}
 
 
 @pytest.fixture

@@ -84,6 +84,7 @@ def test_users_are_grouped_by_every_other_method(data: Path, method: str, capsys
             "--users is given beside --model, which knows",
         ),
         (["evaluate", "--seeds", "0"], 2, "--seeds is 0, must be at least 1"),
+        (["evaluate", "--max-seeds", "61"], 2, "--max-seeds is 61, must be at most 60"),
         (["evaluate", "--knowledge", "file.parquet"], 2, "--knowledge is 'file.parquet', must be NAME=FILE"),
         (["evaluate", "--knowledge", "a=b", "a=c"], 2, "--knowledge names 'a' twice"),
         (["evaluate", "--seeds", "1", "--decide", "a"], 2, "--decide needs a pilot of at least 2 --seeds"),

@@ -103,6 +103,10 @@ def _check(arguments: argparse.Namespace) -> None:
         if (value := getattr(arguments, name)) is not None and value < least:
             option = name.replace("_", "-")
             raise argparse.ArgumentTypeError(f"--{option} is {getattr(arguments, name)}, must be at least {least}")
+    from laser_recsys.ctr.statistics import MAX_SEEDS
+
+    if arguments.max_seeds > MAX_SEEDS:
+        raise argparse.ArgumentTypeError(f"--max-seeds is {arguments.max_seeds}, must be at most {MAX_SEEDS}")
     if arguments.decide is not None and arguments.seeds < 2:
         raise argparse.ArgumentTypeError("--decide needs a pilot of at least 2 --seeds")
 
