@@ -189,7 +189,7 @@ class PoolClient:
         self._call_writer(pool, lambda stub, options: stub.DropPool(request, **options))
 
     def compact(self, pool: str) -> Pool:
-        """Merges a pool into one segment without deleted documents. May take long.
+        """Merges the segments of a pool, as far as 2^31 tokens go into one, without deleted documents. May take long.
 
         Raises:
             UnknownPool: there is none.

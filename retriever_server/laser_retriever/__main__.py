@@ -7,14 +7,12 @@ import sys
 
 
 def main() -> int:
-    """Entry point, see `cli.main`.
-
-    Nothing that is imported becomes garbage, and looking for some takes a sixth of the time: so the collector is off
-    until `warmup.settle_garbage_collector`.
-    """
+    """Entry point, see `cli.main`. Looking for garbage while everything is imported would take a sixth of that time."""
     gc.disable()
     from laser_retriever.cli import main as command
 
+    gc.freeze()
+    gc.enable()
     return command()
 
 

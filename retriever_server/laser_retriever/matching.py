@@ -85,7 +85,7 @@ class Searches(NamedTuple):
         suffixes: int64[K], the suffix looked at.
         borders: int64[2K, NUM_BORDER_COLUMNS], of each source the lower border and the upper.
         probes: int64[2K, MAX_PROBES, 2], what each source's search found below the query's place, and above: nearer and
-            nearer to it, so longer and longer matches.
+            nearer to it, so never shorter matches.
         num_probes: int64[2K].
     """
 
@@ -237,7 +237,7 @@ def _any_longer(sources: NDArray[np.int64], states: NDArray[np.int64], length: i
 def _widen(sources: NDArray[np.int64], searches: Searches, query: NDArray[np.int32], length: int) -> int:
     """Widens the intervals to all suffixes that match at least `length` tokens. Returns how many are new.
 
-    Each border lies between two of the probes; all are searched together by halving.
+    Each border lies where `_bracket` says; all are searched together by halving.
     """
     states, borders = searches.states, searches.borders
     num_sources = len(sources)

@@ -194,7 +194,7 @@ class Pools:
         self._changed.set()
 
     def compact(self, pool: str) -> PoolSnapshot:
-        """Merges a pool into one segment without deleted documents."""
+        """Merges the segments of a pool without deleted documents: see `PoolWriter.compact`."""
         self._existing(pool)
         with self._writing(pool) as target:
             target.writer.compact()

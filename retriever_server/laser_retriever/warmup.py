@@ -57,9 +57,9 @@ def warm_up(params: DraftParams) -> None:
 def settle_garbage_collector() -> None:
     """Keeps garbage collection from holding drafts up.
 
-    A full collection walks over all that the compiler left: 60 ms. So what is there now is left out for good. Young
-    objects, of which a compaction makes one per document, are looked at by the ten thousand and the old ones seldom.
+    A full collection walks over all that the compiler left: 60 ms. So what is there now is left out; and young objects,
+    of which a compaction makes one per document, are looked at by the ten thousand and the old ones seldom.
     """
+    gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 50, 50)
-    gc.enable()

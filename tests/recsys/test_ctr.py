@@ -260,7 +260,6 @@ def test_knowledge_of_another_dataset_or_of_someone_twice_is_an_error(
         load_knowledge([path], liking[0], samples.vocabulary, tmp_path)
 
 
-@pytest.mark.usefixtures("fake_encoder")
 def test_the_command_goes_from_knowledge_files_to_a_decision_and_a_page(
     liking: tuple[Dataset, Split],
     make_generation: MakeGeneration,
@@ -268,6 +267,10 @@ def test_the_command_goes_from_knowledge_files_to_a_decision_and_a_page(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def encode(texts: list[str], cache: Path) -> np.ndarray:
+        return np.random.default_rng(0).normal(size=(len(texts), encoder.DIMENSIONS)).astype(np.float32)
+
+    monkeypatch.setattr(knowledge_vectors, "encode_cached", encode)
     monkeypatch.setattr("laser_recsys.ctr.evaluation.train", lambda *arguments: train(*arguments, max_epochs=1))
     write_prepared(tmp_path / "data", liking[0])
     plain, relaxed, items = (tmp_path / f"{name}.parquet" for name in ("plain", "relaxed", "items"))
@@ -282,8 +285,11 @@ def test_the_command_goes_from_knowledge_files_to_a_decision_and_a_page(
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "60 of 60 users have training samples" in said
-    assert "spread" in said and "plain, shuffled" in said and "no knowledge" in said
-    assert any(verdict in said for verdict in ("equivalent", "inconclusive", "different"))
+    rows = {line.split("  ")[1].strip(): line for line in said.splitlines() if line.startswith("deepfm  ")}
+    assert rows.keys() == {"no knowledge", "plain", "plain, shuffled", "relaxed"}
+    assert "reference" in rows["plain"]
+    assert any(verdict in rows["relaxed"] for verdict in ("equivalent", "inconclusive", "different"))
+    assert "deepfm, relaxed against plain: spread" in said and "3 are run" in said
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf8")
     assert "60 of 60 users, 1 of 1500 items" in page and "1 of 60 users, 1 of 1500 items" in page
     runs = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()

@@ -210,6 +210,17 @@ def test_a_start_does_not_wait_for_numba_to_import_linear_algebra() -> None:
     assert done.stdout == "[] 2.0\n"
 
 
+def test_garbage_is_collected_again_once_the_command_is_imported() -> None:
+    program = (
+        "import gc, sys, laser_retriever.__main__ as command\n"
+        "assert 'numba' not in sys.modules\n"
+        "sys.argv = ['laser-retriever', '--help']\n"
+        "try: command.main()\n"
+        "except SystemExit: sys.exit(0 if gc.isenabled() and gc.get_freeze_count() > 10_000 else 3)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0
+
+
 def test_a_server_on_all_addresses_advertises_its_host_name() -> None:
     assert own_address("0.0.0.0:0", 5) != "0.0.0.0:5"
     assert own_address("127.0.0.1:0", 5) == "127.0.0.1:5"

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "export": "write all documents to a file",
         "remove": "delete documents by id",
         "drop": "delete a pool with all its documents",
-        "compact": "merge a pool into one segment, without deleted documents",
+        "compact": "merge the segments of a pool, without deleted documents",
     }
     for name, text in helps.items():
         action = actions.add_parser(

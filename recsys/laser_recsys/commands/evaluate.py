@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of every row (default: %(default)s)")
     parser.add_argument("--decide", metavar="NAME", help="the comparison to decide, see below")
-    parser.add_argument("--max-seeds", type=int, default=60, metavar="N", help="default: %(default)s")
+    parser.add_argument("--max-seeds", type=int, default=60, metavar="N", help="default, and most: %(default)s")
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="runs at a time (default: as many as processors may be used)"
     )
@@ -99,12 +99,12 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from laser_recsys.ctr.statistics import MAX_SEEDS
+
     for name, least in (("seeds", 1), ("max_seeds", 2), ("jobs", 1)):
         if (value := getattr(arguments, name)) is not None and value < least:
             option = name.replace("_", "-")
             raise argparse.ArgumentTypeError(f"--{option} is {getattr(arguments, name)}, must be at least {least}")
-    from laser_recsys.ctr.statistics import MAX_SEEDS
-
     if arguments.max_seeds > MAX_SEEDS:
         raise argparse.ArgumentTypeError(f"--max-seeds is {arguments.max_seeds}, must be at most {MAX_SEEDS}")
     if arguments.decide is not None and arguments.seeds < 2:
