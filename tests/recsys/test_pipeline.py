@@ -87,7 +87,8 @@ def test_users_are_grouped_by_every_other_method(data: Path, method: str, capsys
         (["evaluate", "--max-seeds", "61"], 2, "--max-seeds is 61, must be at most 60"),
         (["evaluate", "--knowledge", "file.parquet"], 2, "--knowledge is 'file.parquet', must be NAME=FILE"),
         (["evaluate", "--knowledge", "a=b", "a=c"], 2, "--knowledge names 'a' twice"),
-        (["evaluate", "--seeds", "1", "--decide", "a"], 2, "--decide needs a pilot of at least 2 --seeds"),
+        (["evaluate", "--seeds", "1", "--decide", "a"], 2, "--decide needs a pilot of 2 to 60 --seeds, not 1"),
+        (["evaluate", "--seeds", "61", "--decide", "a"], 2, "--decide needs a pilot of 2 to 60 --seeds, not 61"),
         (["evaluate"], 1, "ml-100k: test has 0 samples"),
     ],
 )

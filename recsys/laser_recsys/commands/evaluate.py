@@ -107,8 +107,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise argparse.ArgumentTypeError(f"--{option} is {getattr(arguments, name)}, must be at least {least}")
     if arguments.max_seeds > MAX_SEEDS:
         raise argparse.ArgumentTypeError(f"--max-seeds is {arguments.max_seeds}, must be at most {MAX_SEEDS}")
-    if arguments.decide is not None and arguments.seeds < 2:
-        raise argparse.ArgumentTypeError("--decide needs a pilot of at least 2 --seeds")
+    if arguments.decide is not None and not 2 <= arguments.seeds <= MAX_SEEDS:
+        raise argparse.ArgumentTypeError(f"--decide needs a pilot of 2 to {MAX_SEEDS} --seeds, not {arguments.seeds}")
 
 
 def _named_files(values: list[str]) -> dict[str, list[Path]]:
