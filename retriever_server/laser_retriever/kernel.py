@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from numba import types as _types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import get_cfarray_intrinsic
+
+from laser_protocol.kernel_cache import renew_with_package
 
 logger = logging.getLogger(__name__)
 
@@ -55,23 +56,8 @@ def _compiled(function: F, **options: Any) -> F:
     except RuntimeError as error:  # numba's word for "no place to cache"
         logger.warning("kernel.no_cache function=%s reason=%r", function.__name__, str(error))
         return cast(F, numba.njit(**options)(function))
-    return cast(F, _renewed_with_all(made))
-
-
-def _renewed_with_all(dispatcher: Any) -> Any:
-    """Has a cached kernel compiled anew when any module of this package has changed.
-
-    numba asks for its own module only, but what it calls is compiled into it: columns of a table, say, that have become
-    more. Reaches into numba, whose cache has no such setting.
-    """
-    dispatcher._cache._cache_file._source_stamp = _package_stamp()
-    return dispatcher
-
-
-@functools.cache
-def _package_stamp() -> tuple[tuple[str, int, int], ...]:
-    found = ((path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+    renew_with_package(made, Path(__file__).parent)
+    return cast(F, made)
 
 
 def _as_pointer(item: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,8 @@ import numba
 from numba import types
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic as numba_intrinsic
+
+from laser_protocol.kernel_cache import renew_with_package
 
 logger = logging.getLogger(__name__)
 
@@ -41,22 +42,12 @@ def intrinsic(function: Callable[..., Any]) -> Any:
 
 
 def _cached(make: Callable[[], Any], name: str) -> Any:
-    """Has machine code cached beside the module, in NUMBA_CACHE_DIR or the user's cache directory, else made anew.
-
-    numba renews it when its own module has changed, but what a kernel calls is compiled into it; so here it is renewed
-    when any module of this package has. That reaches into numba, whose cache has no such setting.
-    """
+    """Has machine code cached beside the module, in NUMBA_CACHE_DIR or the user's cache directory, else made anew."""
     compiled = make()
     try:
         compiled.enable_caching()
     except RuntimeError as error:  # numba's word for "no place to cache"
         logger.warning("kernel.no_cache function=%s reason=%r", name, str(error))
         return make()
-    compiled._cache._cache_file._source_stamp = _package_stamp()
+    renew_with_package(compiled, Path(__file__).parent)
     return compiled
-
-
-@functools.cache
-def _package_stamp() -> tuple[tuple[str, int, int], ...]:
-    found = ((path.name, path.stat()) for path in sorted(Path(__file__).parent.glob("*.py")))
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
