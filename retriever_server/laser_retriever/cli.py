@@ -153,6 +153,7 @@ async def serve(config: RetrieverConfig, listen: ListenConfig) -> None:
         health.cancel()
         service.end_drafts()
         await server.stop()
+        await loop.run_in_executor(None, pools.give_up_locks)
     logger.info("laser_retriever.stopped")
 
 

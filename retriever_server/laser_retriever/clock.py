@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+_JUMP_S = 60.0
+_DOUBT_S = 600.0
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -18,3 +21,29 @@ class Clock:
 
     unix_s: Callable[[], float] = time.time
     monotonic_s: Callable[[], float] = time.monotonic
+
+
+class SteadyTime:
+    """Seconds since 1970 for what cannot be undone: a jump ahead is believed only once it has lasted.
+
+    A virtual machine that wakes up may be days ahead until its clock is set.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._believed_s = self._ahead_s()
+        self._jumped_at_s: float | None = None
+
+    def unix_s(self) -> float:
+        """The time, of which a jump ahead by more than a minute is left out for ten minutes."""
+        now_s, ahead_s = self._clock.monotonic_s(), self._ahead_s()
+        if ahead_s <= self._believed_s + _JUMP_S:
+            self._believed_s, self._jumped_at_s = ahead_s, None
+        elif self._jumped_at_s is None:
+            self._jumped_at_s = now_s
+        elif now_s - self._jumped_at_s >= _DOUBT_S:
+            self._believed_s, self._jumped_at_s = ahead_s, None
+        return now_s + self._believed_s
+
+    def _ahead_s(self) -> float:
+        return self._clock.unix_s() - self._clock.monotonic_s()

@@ -98,6 +98,7 @@ class PoolReader:
         self._log_changed = False  # since the contents were made
         self._log_sequences: dict[str, int] = {}
         self._corrupt: set[str] = set()
+        self._failed: dict[str, str] = {}  # why a segment could not be read when it was tried last
         self._unsupported: dict[str, str] = {}  # why, by segment's name
 
     def poll(self, *, look_closely: bool = False) -> PoolContents:
@@ -108,7 +109,7 @@ class PoolReader:
         """
         with self._mutex:
             seen = self._look()
-            if seen != self._seen or look_closely:
+            if seen != self._seen or look_closely or self._failed:
                 self._read()
                 self._seen = seen
             return self._contents
@@ -174,6 +175,7 @@ class PoolReader:
             if segment is not None:
                 opened[name] = segment
                 replaced.update(segment.meta.replaces)
+        self._failed = {name: why for name, why in self._failed.items() if name in names - replaced}
         live = [segment for name, segment in opened.items() if name not in replaced]
         return tuple(sorted(live, key=lambda segment: segment.meta.end_sequence))
 
@@ -182,10 +184,12 @@ class PoolReader:
         if self._log_reader.unreadable:
             return f"{LOG_NAME}: {self._log_reader.unreadable}"
         replaced = {name for segment in segments for name in segment.meta.replaces}
-        left = self._unsupported.keys() & set(segment_names(self._directory)) - replaced
-        return f"{min(left)}/{self._unsupported[min(left)]}" if left else ""
+        reasons = self._unsupported | self._failed
+        left = reasons.keys() & set(segment_names(self._directory)) - replaced
+        return f"{min(left)}/{reasons[min(left)]}" if left else ""
 
     def _open(self, name: str) -> Segment | None:
+        failed_before = self._failed.pop(name, None)
         try:
             return open_segment(self._directory / name, into_memory=self._into_memory)
         except CorruptSegment as error:
@@ -196,6 +200,11 @@ class PoolReader:
                          self._pool, self._directory / name, error)  # fmt: skip
         except FileNotFoundError:  # replaced and removed since it was listed
             logger.debug("segment.gone pool=%s segment=%s", self._pool, name)
+        except OSError as error:  # not for good, perhaps
+            if failed_before is None:
+                logger.error("segment.failed pool=%s segment=%s reason=%s; its documents are not served until then",
+                             self._pool, self._directory / name, error.strerror)  # fmt: skip
+            self._failed[name] = f"cannot be read: {error.strerror}"
         return None
 
 

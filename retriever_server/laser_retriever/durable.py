@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # A write of many megabytes keeps its processor for milliseconds, from a drafting thread too.
@@ -85,8 +85,13 @@ class Disk:
     def replace_file(self, path: Path, data: bytes) -> None:
         """Writes a file so that at every moment either the old or the new content stands there, whole. Durable."""
         temporary = path.with_name(unfinished(path.name))
-        self.write_file(temporary, data)
-        self.rename(temporary, path)
+        try:
+            self.write_file(temporary, data)
+            self.rename(temporary, path)
+        except OSError:
+            with suppress(OSError):  # on a full disk others need the room
+                self.unlink(temporary)
+            raise
         self.sync_directory(path.parent)
 
     def sync_directory(self, path: Path) -> None:

@@ -31,7 +31,8 @@ _HEADER = struct.Struct("<8sIQQ")  # magic, format version, first record's numbe
 _CHECKSUM = struct.Struct("<I")
 _HEADER_MAGIC = b"LASERLOG"
 _FRAME = struct.Struct("<4sII")  # magic, payload length, CRC-32 of the payload
-_FRAME_MAGIC = b"\xf1LSR"
+# In no id, which is UTF-8, and refused in a document's tokens: readers go on at the next one behind a damaged place.
+FRAME_MAGIC = b"\xf1LSR"
 _PAYLOAD = struct.Struct("<QqBH")  # record's number, time, kind, length of the id
 _ADD, _DELETE = 1, 2
 _HEADER_COPY_SIZE = _HEADER.size + _CHECKSUM.size
@@ -100,7 +101,7 @@ def _encode_frame(sequence: int, record: Record) -> bytes:
     kind = _DELETE if record.token_ids is None else _ADD
     tokens = b"" if record.token_ids is None else np.ascontiguousarray(record.token_ids, "<i4").tobytes()
     payload = _PAYLOAD.pack(sequence, record.time_ms, kind, len(document_id)) + document_id + tokens
-    return _FRAME.pack(_FRAME_MAGIC, len(payload), zlib.crc32(payload)) + payload
+    return _FRAME.pack(FRAME_MAGIC, len(payload), zlib.crc32(payload)) + payload
 
 
 def scan_frames(data: bytes, source: str) -> tuple[list[tuple[int, Record]], int]:
@@ -147,20 +148,22 @@ def _decode_frame(data: bytes, offset: int) -> tuple[int, Record, int] | None:
     magic, length, checksum = _FRAME.unpack_from(data, offset)
     start = offset + _FRAME.size
     end = start + length
-    if magic != _FRAME_MAGIC or length < _PAYLOAD.size or end > len(data):
+    if magic != FRAME_MAGIC or length < _PAYLOAD.size or end > len(data):
         return None
     payload = memoryview(data)[start:end]
     if zlib.crc32(payload) != checksum:
         return None
     sequence, time_ms, kind, id_len = _PAYLOAD.unpack_from(payload)
     tokens_start = _PAYLOAD.size + id_len
+    if (length - tokens_start) % 4:
+        return None
     document_id = bytes(payload[_PAYLOAD.size : tokens_start]).decode(errors="replace")
     tokens = None if kind == _DELETE else np.frombuffer(payload[tokens_start:], "<i4").astype(np.int32)
     return sequence, Record(document_id, tokens, time_ms), end
 
 
 def _next_valid_frame(data: bytes, offset: int) -> int | None:
-    while (offset := data.find(_FRAME_MAGIC, offset)) >= 0:
+    while (offset := data.find(FRAME_MAGIC, offset)) >= 0:
         if _decode_frame(data, offset) is not None:
             return offset
         offset += 1

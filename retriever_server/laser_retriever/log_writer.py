@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -74,6 +75,8 @@ class LogWriter:
             self._disk.sync_data(self._descriptor)
         except OSError as error:
             logger.error("log.write_failed path=%s reason=%s", self._path, error.strerror)
+            with contextlib.suppress(OSError):  # on a full disk the new file needs the room
+                self._disk.truncate(self._descriptor, self._end)
             raise storage_error(error) from error
         self._failed = False
         self._end += len(data)

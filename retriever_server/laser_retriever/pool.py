@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from laser_protocol.errors import WriterElsewhere
-from laser_retriever.clock import Clock
+from laser_retriever.clock import Clock, SteadyTime
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.contents import PoolContents, PoolReader
 from laser_retriever.durable import Disk
@@ -49,9 +49,10 @@ class Pool:
         self.pool = pool
         self.directory = config.pools / pool
         self._config = config
-        self._clock = clock or Clock()
+        clock = clock or Clock()
+        self._steady_time = SteadyTime(clock)
         self._reader = PoolReader(pool, self.directory, into_memory=config.read_into_memory)
-        self.writer = PoolWriter(pool, config, self._reader, address, disk or Disk(), self._clock)
+        self.writer = PoolWriter(pool, config, self._reader, address, disk or Disk(), clock)
         self._refreshing = threading.Lock()
         self._builder = SnapshotBuilder(pool)
         self._snapshot = self._builder.build(PoolContents())
@@ -71,6 +72,18 @@ class Pool:
             self._snapshot = self._builder.build(contents)
             return True
 
+    def tidy(self) -> Upkeep:
+        """Does of what is due only what needs no room on the disk: removes what was replaced long ago.
+
+        Raises:
+            StorageUnavailable
+        """
+        try:
+            self.writer.tidy()
+        except WriterElsewhere as error:
+            logger.debug("pool.upkeep_elsewhere pool=%s holder=%s", self.pool, error.holder)
+        return Upkeep()
+
     def upkeep(self) -> Upkeep:
         """Does what is due: evicts, seals a long log, merges what is mostly dead, removes what was replaced long ago.
 
@@ -79,8 +92,9 @@ class Pool:
         """
         num_evicted = num_seals = num_compactions = 0
         try:
-            if self._exceeds_limits():
-                num_evicted = self.writer.evict()
+            now_s = self._steady_time.unix_s()
+            if self._exceeds_limits(now_s):
+                num_evicted = self.writer.evict(now_s)
             snapshot = self._snapshot
             if self.writer.holds_lock and self._has_long_log(snapshot):
                 self.writer.seal()
@@ -99,8 +113,6 @@ class Pool:
         frames_bytes = snapshot.log_size_bytes - HEADER_SIZE
         return len(snapshot.tail.tokens) > max_tokens or frames_bytes > 2 * BYTES_PER_TOKEN * max_tokens
 
-    def _exceeds_limits(self) -> bool:
+    def _exceeds_limits(self, now_s: float) -> bool:
         s = self._snapshot
-        return s.exists and self._config.limits.exceeded(
-            s.num_documents, s.num_tokens, s.oldest_ms, self._clock.unix_s()
-        )
+        return s.exists and self._config.limits.exceeded(s.num_documents, s.num_tokens, s.oldest_ms, now_s)

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from enum import Enum
 
@@ -18,6 +18,7 @@ from laser_retriever.contents import IDENTITY_NAME
 from laser_retriever.counters import Event, EventCounters
 from laser_retriever.durable import Disk
 from laser_retriever.index import Source, Sources
+from laser_retriever.log_writer import storage_error
 from laser_retriever.pool import Pool, Upkeep
 from laser_retriever.samples import Samples
 from laser_retriever.snapshot import PoolSnapshot
@@ -27,8 +28,6 @@ from laser_retriever.writer import Documents
 logger = logging.getLogger(__name__)
 
 MAX_CACHED_SOURCES = 4096
-# While many samples are built, what others wrote is looked for this often.
-TAKE_IN_INTERVAL_S = 1.0
 
 
 class PoolStatus(Enum):
@@ -42,8 +41,8 @@ class PoolStatus(Enum):
 class Pools:
     """The pools of a directory. Thread-safe.
 
-    One thread takes in what is written, by any process; another does what takes long: sealing, compacting, evicting.
-    What pools hold is known from the start; their ancestors' samples come with the first refresh.
+    One thread takes in what is written, by any process; others do what takes long: one samples for ancestors, another
+    evicts, seals and compacts. What pools hold is known from the start; samples come with the first refresh.
 
     Args:
         config: where they lie and how they are kept.
@@ -73,8 +72,10 @@ class Pools:
         self._updating_samples = threading.Lock()
         self._sources: dict[tuple[str, str], tuple[PoolStatus, Sources]] = {}
         self._changed = threading.Event()
+        self._samples_due = threading.Event()
         self._upkeep_due = threading.Event()
         self._closing = threading.Event()
+        self._unlistable: Set[str] = set()
         self.counters = EventCounters()
         try:
             self._disk.make_directories(config.pools.absolute(), config.pools.absolute())
@@ -83,6 +84,7 @@ class Pools:
             raise StorageUnavailable(f"pools is {str(config.pools)!r}, cannot be used: {error.strerror}") from error
         self.storage = StorageHealth(self._disk, config.pools)
         self._take_in()
+        self._samples_due.clear()
         self._threads: list[threading.Thread] = []
         if started:
             self.start()
@@ -96,18 +98,25 @@ class Pools:
         self._threads = [
             threading.Thread(target=self._repeat, args=args, name=f"pools-{name}", daemon=True)
             for name, *args in (
-                ("refresh", self.refresh, self._changed),
+                ("refresh", self._take_in, self._changed),
+                ("samples", self._update_samples, self._samples_due),
                 ("upkeep", self.upkeep, self._upkeep_due),
             )
         ]
         for thread in self._threads:
             thread.start()
 
+    def give_up_locks(self) -> None:
+        """Begins to stop: others may write the pools at once, but for those that are being compacted."""
+        self._closing.set()
+        for pool in self._known():
+            pool.writer.give_up()
+
     def close(self) -> None:
         """Stops the background work and gives up all writer locks."""
         self._closing.set()
-        self._changed.set()
-        self._upkeep_due.set()
+        for due in (self._changed, self._samples_due, self._upkeep_due):
+            due.set()
         for thread in self._threads:
             thread.join()
         for pool in self._known():
@@ -211,6 +220,8 @@ class Pools:
         if self._refresh_one(found):
             self._changed.set()
         if not found.snapshot.exists:
+            if reason := self.storage.why_unreadable(found.directory):
+                raise StorageUnavailable(f"pool {pool!r} cannot be read: {reason}")
             raise _unknown(pool)
         return found.snapshot
 
@@ -260,7 +271,11 @@ class Pools:
     def _existing(self, pool: str) -> Pool:
         check_pool_id(pool)
         # Not under the mutex: drafting threads may wait for that, and never for a file system.
-        if pool not in self._pools and not (self._config.pools / pool / IDENTITY_NAME).is_file():
+        try:
+            is_there = pool in self._pools or (self._config.pools / pool / IDENTITY_NAME).is_file()
+        except OSError as error:
+            raise storage_error(error) from error
+        if not is_there:
             raise _unknown(pool)
         with self._mutex:
             return self._opened(pool)
@@ -274,35 +289,36 @@ class Pools:
     def refresh_soon(self) -> None:
         """Has the background refresh now and not in `rescan_s`."""
         self._changed.set()
+        self._samples_due.set()
 
     def refresh(self) -> None:
         """Takes in everything written since, by any process, and rebuilds the samples that it changes."""
         self._take_in()
-        taken_in_s = self._clock.monotonic_s()
-        with self._updating_samples:
-            for _ in self._samples.update(self.snapshots()):
-                self._sources = {}
-                # Samples take long where pools are many; what is written meanwhile does not wait for the last of them.
-                if self._clock.monotonic_s() - taken_in_s >= TAKE_IN_INTERVAL_S:
-                    self._take_in()
-                    taken_in_s = self._clock.monotonic_s()
+        self._update_samples()
 
     def _take_in(self) -> None:
         found = self._discover()
         changed = [self._refresh_one(pool) for pool in self._known()]
         if any(changed):
+            self._samples_due.set()
             self._upkeep_due.set()
         self._forget(found)
+
+    def _update_samples(self) -> None:
+        with self._updating_samples:
+            for _ in self._samples.update(self.snapshots()):
+                self._sources = {}
 
     def upkeep(self) -> None:
         """Does for every pool what is due: evicting, sealing, compacting, tidying."""
         self.storage.probe()
         for pool in self._known():
-            if self._closing.is_set() or self.storage.is_failing(pool.directory):
+            if self._closing.is_set() or self.storage.why_unreadable(pool.directory):
                 continue
             try:
                 with self._writing(pool.pool) as target:
-                    done = target.upkeep()
+                    # On a full disk what frees room is still done.
+                    done = target.tidy() if self.storage.is_failing(pool.directory) else target.upkeep()
             except LaserError as error:
                 logger.warning("pool.upkeep_failed pool=%s reason=%s", pool.pool, error)
                 continue
@@ -316,7 +332,7 @@ class Pools:
         try:
             changed = pool.refresh()
         except OSError as error:  # what one pool cannot read must not keep the others from being served
-            logger.error("pool.unreadable pool=%s reason=%s", pool.pool, error.strerror)
+            self.storage.set_unreadable(pool.directory, f"its files cannot be read: {error.strerror}")
             return False
         if changed:
             self._sources = {}
@@ -342,7 +358,8 @@ class Pools:
     def _discover(self) -> list[Pool]:
         """The pools whose directories are there."""
         found = []
-        for directory, names, files in os.walk(self._config.pools):
+        failures: list[OSError] = []
+        for directory, names, files in os.walk(self._config.pools, onerror=failures.append):
             names[:] = [name for name in names if not name.startswith("seg-")]
             if IDENTITY_NAME in files:
                 pool = os.path.relpath(directory, self._config.pools)
@@ -353,6 +370,12 @@ class Pools:
                     continue
                 with self._mutex:
                     found.append(self._opened(pool))
+        # What is not found was dropped since its parent was listed.
+        unlistable = {str(each.filename): each.strerror for each in failures if not isinstance(each, FileNotFoundError)}
+        for directory in unlistable.keys() - self._unlistable:
+            logger.error("pools.unlistable directory=%s reason=%s; pools in it are not served",
+                         directory, unlistable[directory])  # fmt: skip
+        self._unlistable = unlistable.keys()
         return found
 
     def _repeat(self, work: Callable[[], None], due: threading.Event) -> None:

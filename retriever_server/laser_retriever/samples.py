@@ -21,6 +21,8 @@ from laser_retriever.snapshot import PoolSnapshot
 
 # However busy a root is and however long its sample takes, what was deleted below it is gone from it after this.
 MAX_WAIT_S = 30.0
+# Of one sample and tokenizer: what takes some seconds to sort, and 8 bytes each.
+MAX_TOKENS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +147,8 @@ def _smallest(
 ) -> list[tuple[tuple[str, ...], TokenIndex, int]]:
     """The documents with the smallest hashes, by pool path, then hash: (path, index, place in it) each.
 
+    Of an ancestor of fewer documents as many or more of each pool, also where MAX_TOKENS ends the choice.
+
     Chosen by numpy, which lets other threads run; going over as many in Python would hold them up for milliseconds.
     """
     chosen: list[tuple[tuple[str, ...], TokenIndex, int]] = []
@@ -167,6 +171,8 @@ def _smallest(
             kept = _smallest_idxs(together, max_documents)
             chosen, found = [chosen[i] for i in kept.tolist()], [together[kept]]
     in_order = [chosen[i] for i in np.argsort(np.concatenate(found), kind="stable")[:max_documents].tolist()]
+    num_tokens = np.cumsum([len(index.document(i)) for _, index, i in in_order])
+    in_order = in_order[: int(np.searchsorted(num_tokens, MAX_TOKENS, side="right"))]
     in_order.sort(key=lambda item: item[0])
     return in_order
 

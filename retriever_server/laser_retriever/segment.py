@@ -37,6 +37,7 @@ _DTYPES = {"tokens.i32": "<i4", "offsets.i64": "<i8", "suffixes.i32": "<i4", "ti
 # and that only in segments large enough to be worth it.
 _MAPPED = ("tokens.i32", "suffixes.i32")
 MIN_MAPPED_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20
 
 Array = NDArray[Any]
 
@@ -197,6 +198,7 @@ def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
         CorruptSegment: what it says of itself is damaged or missing.
         UnsupportedSegment: it is of another format version.
         FileNotFoundError: it is gone altogether.
+        OSError: its documents cannot be read; they may be whole.
     """
     try:
         meta = SegmentMeta.from_json((path / "meta.json").read_bytes())
@@ -218,8 +220,8 @@ def open_segment(path: Path, *, into_memory: bool = False) -> Segment:
             if len(array) != length:
                 raise CorruptSegment(f"{file_name}: has {len(array)} items, must have {length}")
             return array
-        except (CorruptSegment, FileNotFoundError) as error:
-            reason = error if isinstance(error, CorruptSegment) else f"{file_name}: is missing"
+        except (CorruptSegment, OSError) as error:
+            reason = error if isinstance(error, CorruptSegment) else f"{file_name}: {error.strerror}"
             logger.error("segment.repaired segment=%s reason=%s: made anew in memory; compact the pool", path, reason)
             return derive()
 
@@ -273,6 +275,15 @@ def _created_ms(name: str) -> int:
         return 0
 
 
+def _file_checksum(path: Path) -> int:
+    """The CRC-32 of a file. Not of its mapping: of that a place that cannot be read would end the process."""
+    checksum = 0
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(_PIECE_BYTES):
+            checksum = zlib.crc32(data, checksum)
+    return checksum
+
+
 def _bytes_of(array: Array) -> memoryview:
     """The bytes of a contiguous array, without a copy."""
     return memoryview(array.view(np.uint8).data)
@@ -285,13 +296,13 @@ def _read_array(directory: Path, file_name: str, meta: SegmentMeta, into_memory:
     item = np.dtype(dtype).itemsize
     if size % item:
         raise CorruptSegment(f"{file_name}: has {size} bytes, must have a multiple of {item}")
-    if not size:
-        array: Array = np.empty(0, dtype)
-    elif into_memory or file_name not in _MAPPED:
-        array = np.fromfile(path, dtype)
+    if into_memory or not size or file_name not in _MAPPED:
+        array: Array = np.fromfile(path, dtype)
+        found = zlib.crc32(_bytes_of(array))
     else:
+        found = _file_checksum(path)
         array = np.asarray(np.memmap(path, dtype, "r"))
-    found, expected = zlib.crc32(_bytes_of(array)), meta.checksums.get(file_name)
+    expected = meta.checksums.get(file_name)
     if found != expected:
         raise CorruptSegment(f"{file_name}: has CRC-32 {found:#010x}, must have {expected or 0:#010x} by meta.json")
     return array

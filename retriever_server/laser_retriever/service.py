@@ -25,6 +25,7 @@ from laser_retriever.calibration import Calibration
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.draft_threads import draft_executor
 from laser_retriever.drafter import Drafter
+from laser_retriever.log import FRAME_MAGIC
 from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
 from laser_retriever.pools import Pools, PoolStatus
 from laser_retriever.snapshot import PoolSnapshot
@@ -45,6 +46,10 @@ MAX_DOCUMENT_TOKENS = 1_048_576
 FLUSH_TOKENS = 1_048_576
 # Documents of one message of an export.
 EXPORT_BYTES = 4 * 1024 * 1024
+# Around each of them.
+FRAMING_BYTES = 6
+# What one message of a draft stream may say of sequences, as a multiple of those that may be open.
+MAX_CHANGES_PER_SEQUENCE = 4
 HEALTH_INTERVAL_S = 0.5
 
 _POOL_STATES = {
@@ -128,6 +133,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                     continue
                 if request.HasField("handshake"):
                     raise InvalidRequest("handshake is set, must be only in the first message", field="handshake")
+                _check_size(request, MAX_CHANGES_PER_SEQUENCE * self._config.max_sequences)
                 arrived_s = time.perf_counter()
                 deadline_s = time.monotonic() + self._config.draft_deadline_s
                 if calibrated is not None:
@@ -294,6 +300,16 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         return await asyncio.get_running_loop().run_in_executor(self._rebuild_threads, function, *arguments)
 
 
+def _check_size(request: retriever_pb2.DraftRequest, most: int) -> None:
+    """What is wrong is answered for each sequence: without a limit a message of bytes would take minutes."""
+    num_changes = len(request.opens) + len(request.advances) + len(request.closes)
+    if num_changes > most:
+        raise InvalidRequest(
+            f"opens, advances and closes are {num_changes} together, must be at most {most} in one message",
+            field="opens",
+        )
+
+
 def _stopping() -> NotReady:
     return NotReady("this retriever is stopping; its sequences are for the other shards")
 
@@ -414,6 +430,12 @@ def _document(message: retriever_pb2.Document) -> tuple[str, NDArray[np.int32]]:
             f"token_ids of document {message.id!r} has {len(tokens)} tokens, must have 1 to {MAX_DOCUMENT_TOKENS}",
             field="token_ids",
         )
+    if FRAME_MAGIC in message.token_ids:
+        raise InvalidRequest(
+            f"token_ids of document {message.id!r} holds the bytes {FRAME_MAGIC!r} that mark a record of the log, must "
+            "not (tokens below 1,290,000,000 do not)",
+            field="token_ids",
+        )
     if int(tokens.min()) < 0:
         raise InvalidRequest(
             f"token_ids of document {message.id!r} holds {tokens.min()}, must be at least 0", field="token_ids"
@@ -432,10 +454,11 @@ def _batches(snapshot: PoolSnapshot) -> Iterator[Documents]:
     size_bytes = 0
     for document_id, index, i in snapshot.documents():
         document = retriever_pb2.Document(id=document_id, token_ids=index.document(i).astype("<i4").tobytes())
-        if batch and size_bytes + len(document.token_ids) > EXPORT_BYTES:
+        document_bytes = document.ByteSize() + FRAMING_BYTES
+        if batch and size_bytes + document_bytes > EXPORT_BYTES:
             yield batch
             batch, size_bytes = [], 0
         batch.append(document)
-        size_bytes += len(document.token_ids) + len(document_id)
+        size_bytes += document_bytes
     if batch:
         yield batch

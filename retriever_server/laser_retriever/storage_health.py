@@ -34,8 +34,12 @@ class StorageHealth:
         return not self._failing and not self._unreadable
 
     def is_failing(self, directory: Path) -> bool:
-        """Whether writing in this directory failed and was not possible since, or must not be tried."""
-        return directory in self._failing or directory in self._unreadable
+        """Whether writing in this directory failed and was not possible since."""
+        return directory in self._failing
+
+    def why_unreadable(self, directory: Path) -> str:
+        """Why writing in this directory must not be tried; "": it may."""
+        return self._unreadable.get(directory, "")
 
     def failed(self, directory: Path, reason: str) -> None:
         """Takes note that writing in a directory failed."""

@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 Documents = Sequence[tuple[str, NDArray[np.int32]]]
 
+# To take a lock whose directory others remove meanwhile.
+_ATTEMPTS = 8
+
 
 class PoolWriter:
     """Writes one pool. Thread-safe. Every method may raise WriterElsewhere and StorageUnavailable.
@@ -105,8 +108,11 @@ class PoolWriter:
             contents = self._reader.poll()
             return self._bury(log, [document_id for document_id in dict.fromkeys(ids) if contents.has(document_id)])
 
-    def evict(self) -> int:
+    def evict(self, now_s: float) -> int:
         """Deletes the oldest documents until the pool is within its limits. Returns how many.
+
+        Args:
+            now_s: seconds since 1970, for limits of age.
 
         Raises:
             UnknownPool
@@ -115,7 +121,7 @@ class PoolWriter:
             log.heal()
             # Chosen under the mutex: a document replaced in the meantime is no longer an old one.
             live = LiveDocuments.of(self._reader.poll())
-            gone = self._config.limits.evicted(live.num_tokens, live.times_ms, self._clock.unix_s())
+            gone = self._config.limits.evicted(live.num_tokens, live.times_ms, now_s)
             num_evicted = self._bury(log, live.ids(gone))
         if num_evicted:
             logger.info("pool.evicted pool=%s documents=%d", self._pool, num_evicted)
@@ -156,7 +162,7 @@ class PoolWriter:
         Raises:
             UnknownPool
         """
-        with self._building, self._as_writer():
+        with self._building, self._holding_lock():
             # Without its identity a pool does not exist: whatever a crash leaves is removed before it exists again.
             self._disk.unlink(self._directory / IDENTITY_NAME)
             try:
@@ -183,6 +189,15 @@ class PoolWriter:
         finally:
             self._building.release()
 
+    def give_up(self) -> None:
+        """Gives up the writer lock unless segments are being made or removed."""
+        if self._building.acquire(blocking=False):
+            try:
+                with self._writing:
+                    self._release()
+            finally:
+                self._building.release()
+
     def close(self) -> None:
         """Gives up the writer lock, if held."""
         with self._building, self._writing:
@@ -192,29 +207,40 @@ class PoolWriter:
 
     @contextmanager
     def _as_writer(self, founding: str = "") -> Iterator[LogWriter]:
-        """The log, with the lock held and no other thread writing. `founding`: fingerprint of a pool to found."""
+        """The log, recovered, with the lock held and no other thread writing. `founding`: see `_holding_lock`."""
+        with self._holding_lock(founding):
+            if self._log is None:
+                try:
+                    self._log = LogWriter(self._disk, self._directory / LOG_NAME, self._reader.poll().end_sequence)
+                except BaseException:
+                    self._release()
+                    raise
+            yield self._log
+
+    @contextmanager
+    def _holding_lock(self, founding: str = "") -> Iterator[None]:
+        """No other thread or process writes. Needs no room on the disk, unlike a log: it can be made there.
+
+        Args:
+            founding: fingerprint of a pool to found where there is none.
+        """
         with self._writing:
             try:
-                if self._log is None:
-                    self._log = self._take_over(founding)
+                if self._lock is None:
+                    self._take_over(founding)
                 self._check_fingerprint(self._fingerprint, founding)
-                yield self._log
+                yield
             except OSError as error:
                 raise storage_error(error) from error
             except DamagedJson as error:
                 raise StorageUnavailable(f"{IDENTITY_NAME} of pool {self._pool!r} cannot be read: {error}") from error
             self._last_write_s = self._clock.monotonic_s()
 
-    def _take_over(self, founding: str) -> LogWriter:
-        """Takes the lock, recovers the log, removes what an earlier writer did not finish."""
+    def _take_over(self, founding: str) -> None:
+        """Takes the lock, and removes what an earlier writer did not finish."""
         stored = read_fingerprint(self._directory)
         self._check_fingerprint(stored, founding)
-        try:
-            # Of a pool that exists its founder has made them durable.
-            self._disk.make_directories(self._directory, self._directory if stored else self._config.pools)
-        except (NotADirectoryError, FileExistsError) as error:
-            raise InvalidRequest(f"pool {self._pool!r} has the name of a file in a pool", field="pool") from error
-        self._lock = WriterLock.acquire(self._disk, self._directory, self._pool, self._address())
+        self._lock = self._acquire(stored)
         try:
             self._fingerprint = read_fingerprint(self._directory)
             self._check_fingerprint(self._fingerprint, founding)
@@ -226,13 +252,25 @@ class PoolWriter:
                     f"pool {self._pool!r} can be read only in part, so it is not written to: {contents.unreadable}; "
                     "serve it with the version that wrote that, or remove its directory"
                 )
-            log = LogWriter(self._disk, self._directory / LOG_NAME, contents.end_sequence)
             for path in self._directory.glob(f"{PREFIX}*{UNFINISHED}"):
                 self._disk.remove_tree(path)
         except BaseException:
             self._release()
             raise
-        return log
+
+    def _acquire(self, stored: str) -> WriterLock:
+        """The lock, in a directory that is made where no pool is stored."""
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                # Of a pool that exists its founder has made them durable.
+                self._disk.make_directories(self._directory, self._directory if stored else self._config.pools)
+                return WriterLock.acquire(self._disk, self._directory, self._pool, self._address())
+            except (NotADirectoryError, FileExistsError) as error:
+                raise InvalidRequest(f"pool {self._pool!r} has the name of a file in a pool", field="pool") from error
+            except FileNotFoundError:  # its directory went with a pool beside it that was dropped
+                if not attempts_left:
+                    raise
+        raise AssertionError("the last attempt raises")
 
     def _check_fingerprint(self, stored: str, given: str) -> None:
         if not stored and not given:
@@ -310,7 +348,7 @@ class PoolWriter:
         due = [name for name in waiting if now_s - self._replaced_since_s[name] >= self._config.unlink_after_s]
         if not due:
             return bool(waiting)
-        with self._as_writer():
+        with self._holding_lock():
             pass
         for name in due:
             self._disk.remove_tree(self._directory / name)

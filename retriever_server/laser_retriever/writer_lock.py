@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -40,8 +41,7 @@ class WriterLock:
             try:
                 _lock(descriptor, pool)
                 if _is_file(path, descriptor):
-                    disk.truncate(descriptor, 0)
-                    disk.write_all(descriptor, holder.encode(), 0)
+                    _write_name(disk, descriptor, holder)
                     return WriterLock(disk, descriptor)
             except BaseException:  # a descriptor left open would hold the lock until the process ends
                 disk.close(descriptor)
@@ -75,6 +75,16 @@ def _lock(descriptor: int, pool: str) -> None:
             holder=address or None,
             retry_after_s=1.0,
         ) from None
+
+
+def _write_name(disk: Disk, descriptor: int, holder: str) -> None:
+    try:
+        disk.truncate(descriptor, 0)
+        disk.write_all(descriptor, holder.encode(), 0)
+    except OSError as error:
+        # Without a name on a full disk: the holder may be about to make room there.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
 def _is_file(path: Path, descriptor: int) -> bool:

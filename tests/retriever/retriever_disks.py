@@ -89,6 +89,31 @@ class FailingDisk(UnsyncedDisk):
         super().remove_directory(path)
 
 
+class SmallDisk(UnsyncedDisk):
+    """Holds so many bytes in the files below a directory.
+
+    Attributes:
+        capacity: bytes; None: any number.
+    """
+
+    def __init__(self, root: Path, capacity: int | None = None) -> None:
+        self._root = root
+        self.capacity = capacity
+
+    @property
+    def used(self) -> int:
+        """Bytes in all files."""
+        return sum(path.stat().st_size for path in self._root.rglob("*") if path.is_file())
+
+    def write(self, descriptor: int, data: memoryview, offset: int) -> int:
+        growth = max(offset + len(data) - os.fstat(descriptor).st_size, 0)
+        if self.capacity is not None and self.used + growth > self.capacity:
+            fitting = max(len(data) - (self.used + growth - self.capacity), 0)
+            super().write(descriptor, data[:fitting], offset)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(descriptor, data, offset)
+
+
 # Operations on inodes, which are numbered as they are made; 0 is the root directory.
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from retriever_clocks import HandClock
 from retriever_disks import UnsyncedDisk
 
+from laser_retriever.clock import Clock
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.limits import PoolLimits
 from laser_retriever.log import BYTES_PER_TOKEN, HEADER_SIZE, Record, encode_frames
@@ -167,3 +168,22 @@ def test_a_pool_that_is_mostly_dead_is_compacted_by_itself(tmp_path: Path) -> No
 def test_a_negative_limit_is_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is -1"):
         PoolLimits(**{field: -1})
+
+
+def test_a_clock_that_jumps_ahead_is_believed_only_after_ten_minutes(tmp_path: Path) -> None:
+    hand, offset_s = HandClock(), 0.0
+    clock = Clock(lambda: hand.now_s + offset_s, lambda: hand.now_s)
+    config = RetrieverConfig(pools=tmp_path, limits=PoolLimits(max_age_s=DAY_S))
+    pool = Pool("p", config, str, UnsyncedDisk(), clock)
+    add(pool, a=1)
+    offset_s = 2 * DAY_S
+    assert pool.upkeep() == Upkeep()
+    hand.advance(300)
+    offset_s = 0.0
+    assert pool.upkeep() == Upkeep()
+    offset_s = 2 * DAY_S
+    assert pool.upkeep() == Upkeep()
+    hand.advance(599)
+    assert pool.upkeep() == Upkeep() and ids(pool) == ["a"]
+    hand.advance(1)
+    assert pool.upkeep() == Upkeep(num_evicted=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from retriever_disks import FailingDisk, UnsyncedDisk
 
 from laser_protocol.errors import StorageUnavailable
 from laser_retriever.durable import Disk
-from laser_retriever.log import COPIES, HEADER_SIZE, LogReader, Record, encode_frames
+from laser_retriever.log import COPIES, FRAME_MAGIC, HEADER_SIZE, LogReader, Record, encode_frames
 from laser_retriever.log_writer import LogWriter
 
 Read = list[tuple[int, str, list[int] | None]]
@@ -124,6 +126,16 @@ def test_what_is_no_log_of_this_format_gives_no_records_and_is_not_written_to(
     with pytest.raises(StorageUnavailable, match=message):
         write(path)
     assert path.read_bytes() == before
+
+
+def test_a_payload_that_is_no_record_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "log.wal"
+    write(path, [record("a", 1)]).close()
+    payload = encode_frames(1, [record("b", 2)])[12:][: -12 - len(encode_frames(1, [record("b", 2)])) // 2] + b"x"
+    with path.open("ab") as file:
+        file.write(struct.pack("<4sII", FRAME_MAGIC, len(payload), zlib.crc32(payload)) + payload)
+        file.write(encode_frames(2, [record("c", 3)]))
+    assert read(path) == [(0, "a", [1]), (2, "c", [3])]
 
 
 def test_a_reader_follows_a_log_through_its_replacement(tmp_path: Path) -> None:

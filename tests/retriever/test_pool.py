@@ -383,7 +383,7 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.exists)
     @rule(which=st.integers(0, 1))
     def evict(self, which: int) -> None:
-        num_evicted = self.writer(which).evict()
+        num_evicted = self.writer(which).evict(0.0)
         while len(self.model) > 4 or sum(map(len, self.model.values())) > 20:
             del self.model[next(iter(self.model))]
             num_evicted -= 1

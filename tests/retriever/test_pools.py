@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from retriever_clocks import HandClock
 from retriever_disks import UnsyncedDisk
 
 import laser_retriever.writer
-from laser_protocol.errors import InvalidRequest, StorageUnavailable, UnknownPool
+from laser_protocol.errors import InvalidRequest, StorageUnavailable, UnknownPool, WriterElsewhere
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.durable import Disk
 from laser_retriever.index import Sources
@@ -117,28 +119,38 @@ def test_writes_are_taken_in_and_samples_served_while_further_samples_are_built(
     with pools_at(tmp_path) as pools:
         for root in ("a", "b"):
             add(pools, f"{root}/x", {"1": [1], "2": [2]})
-    hand = HandClock()
-    pools = Pools(RetrieverConfig(pools=tmp_path, rescan_s=1e6), clock=hand.clock)
-    built: list[str] = []
-    build = Samples._build
+    build, built = Samples._build, []
 
     def build_slowly(self: Samples, snapshots: Sequence[PoolSnapshot]) -> Sample:
         pool = snapshots[0].pool
         if not built:
             pools.delete_documents("a/x" if pool == "b/x" else "b/x", ["1"])
+            until(lambda: texts(pools.sources("a/x" if pool == "b/x" else "b/x", "f")[1])[0] == (0, [[2]]))
         else:
             assert self.get(built[0].split("/")[0]) is not None, "the first is served already"
-            assert texts(pools.sources(pool, "f")[1]) == [(0, [[2]])], "the deletion has come in"
         built.append(pool)
-        hand.advance(2)
         return build(self, snapshots)
 
     monkeypatch.setattr(Samples, "_build", build_slowly)
-    try:
+    with pools_at(tmp_path) as pools:
+        until(lambda: set(built) == {"a/x", "b/x"})
+
+
+def test_a_sample_holds_no_more_tokens_than_it_may_and_the_nearer_one_what_the_further_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laser_retriever.samples.MAX_TOKENS", 10)
+    with pools_at(tmp_path) as pools:
+        for pool in ("a/b/c", "a/b/d", "a/e"):
+            add(pools, pool, {str(i): [i] * 3 for i in range(4)})
         pools.refresh()
-        assert sorted(built) == ["a/x", "b/x"]
-    finally:
-        pools.close()
+        near, far = pools._samples.get("a/b"), pools._samples.get("a")
+        assert near is not None and far is not None
+        assert near.indexes["f"].num_documents == far.indexes["f"].num_documents == 3
+        kept = far.tokens_below("a/b", "f")
+        of_near = {tuple(near.indexes["f"].document(i).tolist()) for i in range(3)}
+        index = far.indexes["f"]
+        assert {tuple(index.document(i).tolist()) for i in range(3) if index.offsets[i] in kept} <= of_near
 
 
 def test_deletions_carry_over_to_ancestors_and_other_instances(tmp_path: Path) -> None:
@@ -429,4 +441,56 @@ def test_a_pool_that_cannot_be_read_does_not_keep_others_from_being_served(
     monkeypatch.setattr(Pool, "refresh", fail_for_one)
     with pools_at(tmp_path) as pools:
         assert texts(pools.sources("good", "f")[1]) == [(0, [[2]])]
-    assert "pool=bad reason=Permission denied" in caplog.text
+        assert not pools.storage.writable
+    assert "bad reason=its files cannot be read: Permission denied" in caplog.text
+
+
+def test_a_directory_that_cannot_be_listed_is_told_once_and_its_pools_are_not_called_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    denied = PermissionError(13, "Permission denied", str(tmp_path / "a"))
+    walk = os.walk
+
+    def fail(top: Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+        onerror(denied)
+        return walk(top)
+
+    monkeypatch.setattr("laser_retriever.pools.os.walk", fail)
+    monkeypatch.setattr(Path, "is_file", Mock(side_effect=denied))
+    with pools_at(tmp_path) as pools:
+        pools.list_pools()
+        with pytest.raises(StorageUnavailable, match="Permission denied"):
+            pools.describe("a/b")
+    assert caplog.text.count("pools.unlistable") == 1
+
+
+def test_a_stop_gives_up_what_nobody_builds_at_once(tmp_path: Path) -> None:
+    with pools_at(tmp_path) as pools:
+        for pool in ("idle", "busy"):
+            add(pools, pool, {"1": [1]})
+        with pools._pools["busy"].writer._building:
+            pools.give_up_locks()
+            with pools_at(tmp_path) as other:
+                add(other, "idle", {"2": [2]})
+                with pytest.raises(WriterElsewhere):
+                    add(other, "busy", {"2": [2]})
+
+
+def test_a_pool_is_founded_although_its_parent_is_removed_at_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pools_at(tmp_path) as pools:
+        add(pools, "a/b", {"1": [1]})
+        acquire = WriterLock.acquire
+
+        def drop_beside(disk: Disk, directory: Path, pool: str, holder: str) -> WriterLock:
+            if pool == "a/c":
+                monkeypatch.setattr(WriterLock, "acquire", acquire)
+                directory.rmdir()
+                pools.drop("a/b")
+                assert not (tmp_path / "a").exists()
+            return acquire(disk, directory, pool, holder)
+
+        monkeypatch.setattr(WriterLock, "acquire", drop_beside)
+        add(pools, "a/c", {"1": [1]})
+        assert pools.describe("a/c").num_documents == 1

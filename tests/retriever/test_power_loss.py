@@ -95,7 +95,7 @@ def record(root: Path, skipped: frozenset[str] = frozenset()) -> History:
     history.acknowledged(model)
     pool.writer.seal()
     adds(e=[6], f=[7], g=[8])
-    assert pool.writer.evict() == 1
+    assert pool.writer.evict(0.0) == 1
     del model["a"]
     history.acknowledged(model)
     pool.writer.seal()

@@ -31,6 +31,7 @@ from laser_protocol.serving import LaserServer, ListenConfig
 from laser_protocol.tree import tree_from_message
 from laser_protocol.v1 import acceptance_pb2, retriever_pb2, retriever_pb2_grpc
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.log import FRAME_MAGIC
 from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
 from laser_retriever.service import SERVICE_NAME, WRITES_NAME, RetrieverService
@@ -321,6 +322,14 @@ def test_a_second_handshake_ends_the_stream(server: RunningServer) -> None:
     assert (type(error), error.field) == (InvalidRequest, "handshake")
 
 
+def test_a_message_of_more_changes_than_sequences_may_be_open_ends_the_stream(server: RunningServer) -> None:
+    handshake = retriever_pb2.Handshake(tokenizer_fingerprint=FINGERPRINT, vocab_size=5)
+    flood = retriever_pb2.DraftRequest(opens=[retriever_pb2.OpenSequence()] * 20_000)
+    error = raised(lambda: list(server.stub.Draft(iter([retriever_pb2.DraftRequest(handshake=handshake), flood]))))
+    assert (type(error), error.field) == (InvalidRequest, "opens")
+    assert "20000" in str(error) and "16384" in str(error)
+
+
 def add_request(**fields: Any) -> retriever_pb2.AddDocumentsRequest:
     document = retriever_pb2.Document(id="a", token_ids=pack(1))
     fields = {"pool": POOL, "tokenizer_fingerprint": FINGERPRINT, "documents": [document], **fields}
@@ -343,6 +352,7 @@ def document(document_id: str, token_ids: bytes) -> list[retriever_pb2.Document]
         (add_request(documents=document("a", b"")), "token_ids"),
         (add_request(documents=document("a", b"abc")), "token_ids"),
         (add_request(documents=document("a", pack(1, -1))), "token_ids"),
+        (add_request(documents=document("a", pack(1) + b"ab" + FRAME_MAGIC + b"cd")), "token_ids"),
     ],
 )
 def test_documents_that_cannot_be_stored_are_refused_naming_the_field(
@@ -473,6 +483,15 @@ def test_documents_come_back_in_order_of_arrival_in_messages_of_bounded_size(ser
     assert [len(message.documents) for message in export(server)] == [3, 1]
     error = raised(lambda: list(server.stub.ExportDocuments(retriever_pb2.ExportDocumentsRequest(pool="none"))))
     assert type(error) is UnknownPool
+
+
+def test_no_message_of_an_export_is_larger_than_promised(server: RunningServer) -> None:
+    for first in (0, 10_000):
+        server.add({f"{i:05}" + "😀" * 62: [1] for i in range(first, first + 10_000)})
+    messages = export(server)
+    assert len(messages) > 1
+    assert max(message.ByteSize() for message in messages) <= 4 * 1024 * 1024
+    assert sum(len(message.documents) for message in messages) == 20_000
 
 
 def export(server: RunningServer) -> list[retriever_pb2.ExportDocumentsResponse]:

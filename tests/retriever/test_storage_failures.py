@@ -11,7 +11,8 @@ from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
-from retriever_disks import FailingDisk, UnsyncedDisk
+from retriever_clocks import HandClock
+from retriever_disks import FailingDisk, SmallDisk, UnsyncedDisk
 
 from laser_protocol.errors import StorageUnavailable
 from laser_retriever import checked_json, log
@@ -114,7 +115,7 @@ def test_a_long_deletion_that_failed_in_its_middle_is_made_when_it_is_asked_for_
     gone = list(documents)[:-1]
 
     def remove() -> int:
-        return pool.writer.delete(gone) if how == "delete" else pool.writer.evict()
+        return pool.writer.delete(gone) if how == "delete" else pool.writer.evict(0.0)
 
     add(pool, documents)
     disk.error, disk.num_operations, disk._at, disk._for_good = NO_SPACE, 0, 1, True
@@ -127,6 +128,85 @@ def test_a_long_deletion_that_failed_in_its_middle_is_made_when_it_is_asked_for_
     assert remove() == len(gone)
     add(pool, {"y": [1]})
     assert contents(pool) == {f"{1_999:0100}": [1_999], "y": [1]}
+
+
+def test_what_does_not_fit_on_the_disk_takes_no_room_from_what_does(memory_path: Path) -> None:
+    disk = SmallDisk(memory_path)
+    pool = Pool("p", RetrieverConfig(pools=memory_path), str, disk)
+    add(pool, {"a": list(range(1_000))})
+    disk.capacity = disk.used + 20_000
+    used = disk.used
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable, match="disk full"):
+            add(pool, {"big": list(range(5_000))})
+        assert disk.used <= used
+    add(pool, {"b": [1]})
+    assert contents(pool) == {"a": list(range(1_000)), "b": [1]}
+
+
+def test_on_a_full_disk_pools_are_dropped_and_replaced_segments_removed(memory_path: Path) -> None:
+    hand, disk = HandClock(), SmallDisk(memory_path)
+    pools = Pools(RetrieverConfig(pools=memory_path, rescan_s=1e6), disk, hand.clock)
+    try:
+        for pool in ("a", "b"):
+            for i in range(2):
+                pools.add_documents(pool, "f", [(str(i), np.arange(5_000, dtype=np.int32))])
+                pools.compact(pool)
+        pools.upkeep()
+        disk.capacity = disk.used
+        with pytest.raises(StorageUnavailable, match="disk full"):
+            pools.add_documents("a", "f", [("2", np.arange(5_000, dtype=np.int32))])
+        segments = lambda pool: len(list((memory_path / pool).glob("seg-*")))  # noqa: E731
+        assert segments("a") == segments("b") == 3 and not pools.storage.writable
+        hand.advance(61)
+        pools.upkeep()
+        pools.upkeep()
+        assert segments("a") == segments("b") == 1 and pools.storage.writable
+        disk.capacity = disk.used
+        for pool in ("a", "b"):
+            pools._pools[pool].writer.close()  # as if the process were a new one
+            pools.drop(pool)
+        assert disk.used == 0
+    finally:
+        pools.close()
+
+
+def test_a_segment_that_cannot_be_read_for_now_is_served_again_and_not_written_past(
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = Pools(RetrieverConfig(pools=memory_path, rescan_s=1e6), UnsyncedDisk())
+    pools.add_documents("p", "f", [("a", np.array([1, 2], np.int32))])
+    pools.compact("p")
+    pools.add_documents("p", "f", [("b", np.array([3], np.int32))])
+    pools.close()
+    with monkeypatch.context() as patched:
+        fails = Mock(side_effect=OSError(errno.EIO, "Input/output error"))
+        patched.setattr("laser_retriever.contents.open_segment", fails)
+        pools = Pools(RetrieverConfig(pools=memory_path, rescan_s=1e6), UnsyncedDisk())
+        assert [key for key, _, _ in pools.describe("p").documents()] == ["b"]
+        assert not pools.storage.writable
+        with pytest.raises(StorageUnavailable, match="cannot be read: Input/output error"):
+            pools.delete_documents("p", ["a"])
+    try:
+        assert [key for key, _, _ in pools.describe("p").documents()] == ["a", "b"]
+        assert pools.storage.writable
+        assert pools.delete_documents("p", ["a"]) == 1
+    finally:
+        pools.close()
+
+
+def test_a_pool_of_which_nothing_can_be_read_is_not_called_unknown(
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Pool("p", RetrieverConfig(pools=memory_path), str, UnsyncedDisk()).writer.add("f", [("a", np.ones(1, np.int32))])
+    monkeypatch.setattr(log.LogReader, "poll", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+    pools = Pools(RetrieverConfig(pools=memory_path, rescan_s=1e6), UnsyncedDisk())
+    try:
+        with pytest.raises(StorageUnavailable, match="Input/output error"):
+            pools.describe("p")
+        assert not pools.storage.writable
+    finally:
+        pools.close()
 
 
 def test_what_is_added_after_a_drop_that_failed_anywhere_is_kept(memory_path: Path) -> None:
@@ -189,8 +269,8 @@ def test_a_lock_in_which_the_holder_could_not_be_named_is_free_for_the_next(memo
     first, second = (Pool("p", config, lambda: "first:1", disk), Pool("p", config, lambda: "second:2", UnsyncedDisk()))
     add(first, {"a": [1]})
     first.writer.close()
-    disk.error, disk.num_operations, disk._at = NO_SPACE, 0, at
-    with pytest.raises(StorageUnavailable, match="disk full"):
+    disk.error, disk.num_operations, disk._at = READ_ONLY, 0, at
+    with pytest.raises(StorageUnavailable, match="not writable"):
         add(first, {"b": [2]})
     assert disk.num_operations == at + 1
     add(second, {"c": [3]})
