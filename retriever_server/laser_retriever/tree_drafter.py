@@ -84,13 +84,13 @@ class DraftParams:
     begin_bonus: int = 16
     min_prob: float = 0.001
     max_matches: int = 2048
-    max_per_search: int = 128
+    max_per_search: int = 64
     max_per_later_search: int = 32
     max_own_matches: int = 64
     enough: float = 16.0
     max_lookups: int = 8
     max_depth: int = 48
-    min_unseen: float = 0.01
+    min_unseen: float = 0.02
 
     def __post_init__(self) -> None:
         if not self.coefficients:
