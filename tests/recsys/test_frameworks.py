@@ -99,6 +99,11 @@ def test_a_template_of_ones_own_is_used_like_the_others(dataset: Dataset, tmp_pa
         ("[user]", '[user]\nanswer = "xml"', "user.answer is 'xml', must be 'text' or 'json'"),
         ("[user]", "[user", "own.toml is no TOML"),
         ("[user]", "[nouns]\nmovie = 1\n[user]", r"\[nouns.X\] must hold strings"),
+        (
+            "[user]",
+            '[nouns.cd]\nNoun = "CD"\nmood = "m"\n[nouns.book]\n[user]',
+            r"\[nouns.book\] lacks mood, which another noun has: must hold it",
+        ),
     ],
 )
 def test_a_wrong_template_is_named_with_field_value_and_what_is_right(old: str, new: str, message: str) -> None:
@@ -163,6 +168,8 @@ def test_tasks_count_what_was_shortened_and_name_users_without_history_and_group
         ('{"summarization": "a"}', None),
         ('{"summarization": "", "reasoning": "b"}', None),
         ('{"summarization": ["a"], "reasoning": "b"}', None),
+        pytest.param(2000 * '{"a": ' + '{"summarization": "a", "reasoning": "b"}', ("a", "b"), id="too deep"),
+        pytest.param('{"a": ' + 5000 * "9" + "}", None, id="too long a number"),
         ("no object", None),
     ],
 )

@@ -26,7 +26,7 @@ def parse_answer(text: str) -> Answer | None:
     while start >= 0:
         try:
             found, _ = _DECODER.raw_decode(text, start)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also numbers too long, objects too deep
             found = None
         if isinstance(found, dict):
             parts = found.get("summarization"), found.get("reasoning")

@@ -91,7 +91,7 @@ class Framework:
     Attributes:
         name: component of the pools' ids.
         user, item: the templates; None: the framework asks nothing about these.
-        nouns: {field: words} by noun ("movie", "book").
+        nouns: {field: words} by noun ("movie", "book"); all have the same fields.
         instruction_first: whether the instruction stands first.
     """
 
@@ -173,7 +173,11 @@ def parse_framework(source: str, text: str) -> Framework:
         raise TemplateError(f"{source}: [nouns.X] must hold strings")
     if not any(isinstance(table.get(kind), dict) for kind in ("user", "item")):
         raise TemplateError(f"{source} has neither [user] nor [item]")
-    common = _NOUN_FIELDS | {field for words in nouns.values() for field in words}
+    own = {field for words in nouns.values() for field in words}
+    for noun, words in nouns.items():
+        if missing := sorted(own - _NOUN_FIELDS - words.keys()):
+            raise TemplateError(f"{source}: [nouns.{noun}] lacks {missing[0]}, which another noun has: must hold it")
+    common = _NOUN_FIELDS | own
     user, item = (_template(source, kind, table[kind], common) if kind in table else None for kind in ("user", "item"))
     return Framework(name, user, item, nouns)
 
