@@ -85,6 +85,12 @@ def test_markup_authors_and_years_are_taken_where_the_format_has_them(tmp_path: 
     assert (item.creator, item.year, item.description) == ("A. Writer", 2012, "Of 2023.")
 
 
+def test_categories_of_other_departments_are_no_genres_of_a_book(tmp_path: Path) -> None:
+    both = [["Movies & TV", "Drama"], ["Books", "Mystery"]]
+    write(tmp_path, "2014", [META["2014"](book).replace("[['Books', 'Mystery']]", str(both)) for book in BOOKS])
+    assert {item.genres for item in read(tmp_path, "2014").items.values()} == {("Mystery",)}
+
+
 def test_of_several_ratings_of_one_book_the_newest_counts(tmp_path: Path) -> None:
     write(tmp_path, "2014")
     path = tmp_path / "ratings_Books.csv"

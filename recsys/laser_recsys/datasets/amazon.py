@@ -72,7 +72,10 @@ EDITIONS: Mapping[str, Edition] = {
         RatingColumns(("user", "item", "stars", "time"), ","),
         ast.literal_eval,
         "asin",
-        lambda fields: [str(name) for path in fields.get("categories") or [] for name in path],
+        # A book may stand below other departments too.
+        lambda fields: [
+            str(name) for path in fields.get("categories") or [] if path[:1] == ["Books"] for name in path
+        ],
         lambda fields: str(fields.get("brand") or ""),
         lambda fields: None,
     ),
