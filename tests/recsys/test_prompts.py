@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from laser_recsys.datasets.dataset import Dataset, Ratings, split
 from laser_recsys.datasets.movielens import read_ml_100k
 from laser_recsys.frameworks.prompts import PromptWriter
 from laser_recsys.frameworks.template import load_framework
+from laser_recsys.tokens import PromptTokenizer
 from tests.recsys.conftest import INTER, WriteWheel
+from tests.verifier.tiny import tiny_tokenizer
 
 
 def kar(dataset: Dataset, past: Ratings | None = None) -> PromptWriter:
@@ -39,3 +43,20 @@ def test_half_stars_are_shown_as_such(write_wheel: WriteWheel) -> None:
 def test_a_user_without_a_past_is_an_error(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="user 99 has no ratings"):
         kar(dataset).user(99)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "system is given, but the model has no chat template to hold it: take another framework or model"),
+        ("{{ raise_exception('no such role') }}", r"system is refused by the model's chat template \(no such role\)"),
+    ],
+)
+def test_a_system_turn_that_a_verifier_would_refuse_is_not_measured(
+    tmp_path: Path, template: str | None, message: str
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        PromptTokenizer(str(tmp_path)).count(["w1 w2"], "w3")
