@@ -164,6 +164,22 @@ def test_a_job_starts_while_one_of_its_verifiers_is_down(tmp_path: Path) -> None
         run(tmp_path / "other", tasks(), nobody, patience_s=0.2)
 
 
+def test_a_server_that_is_none_of_ours_ends_the_job_at_once_as_what_it_is(tmp_path: Path) -> None:
+    with (
+        serving() as address,
+        pytest.raises(JobFailed, match=rf"{address} does not say what it serves: .* the right server's address"),
+    ):
+        run(tmp_path, tasks(3), address, patience_s=60.0)
+
+
+def test_a_log_does_not_tell_every_time_that_a_server_is_not_there_yet(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(JobFailed):
+        run(tmp_path, tasks(3), "127.0.0.1:9", patience_s=0.6)
+    assert caplog.text.count("knowledge.no_answer verifier=127.0.0.1:9") == 1
+
+
 def test_a_sick_verifier_makes_no_prompt_be_given_up_while_another_is_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

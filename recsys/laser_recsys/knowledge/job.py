@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
@@ -33,12 +34,14 @@ from laser_recsys.knowledge.rows import PLAIN, Knowledge, Mode, Task, TaskKey, m
 logger = logging.getLogger(__name__)
 
 # The verifier may be back, or another one may do it.
-_TRANSIENT = (NotReady, EngineDead, DeadlineExceeded, Overloaded, Internal)
+_AWAY = (NotReady, EngineDead, DeadlineExceeded, Overloaded)
+_TRANSIENT = (*_AWAY, Internal)
 # Unlike the others these may be the prompt's own doing, so they are not tried for ever.
 _PERHAPS_THE_PROMPT = (Internal, DeadlineExceeded)
 _MAX_FAILURES = 5
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
+_TOLD_EVERY_S = 10.0  # that a verifier does not answer
 
 
 class JobFailed(RecsysError):
@@ -119,19 +122,25 @@ async def served_model(config: JobConfig) -> Model:
     """What the verifiers serve: the word of the first that answers. The others may come later, and are asked then.
 
     Raises:
-        JobFailed: none answered for `patience_s`.
+        JobFailed: none answered for `patience_s`, or one is no verifier.
         LaserError: a failure that trying again does not mend, such as Unauthenticated.
     """
     ends_s = time.monotonic() + config.patience_s
+    told_s = dict.fromkeys(config.verifiers, -math.inf)
     async with _clients(config) as clients:
         while True:
             for address, client in zip(config.verifiers, clients, strict=True):
                 try:
                     return await client.model()
-                except _TRANSIENT as error:
-                    logger.warning("knowledge.no_answer verifier=%s error=%s", address, error)
-                    if time.monotonic() > ends_s:
+                except _AWAY as error:
+                    now_s = time.monotonic()
+                    if now_s >= told_s[address] + _TOLD_EVERY_S:
+                        told_s[address] = now_s
+                        logger.warning("knowledge.no_answer verifier=%s error=%s", address, error)
+                    if now_s > ends_s:
                         raise JobFailed(f"no verifier has answered for {config.patience_s:g} s; {error}") from error
+                except Internal as error:
+                    raise JobFailed(f"{address} does not say what it serves: {error}") from error
             await asyncio.sleep(_FIRST_PAUSE_S)
 
 
