@@ -15,7 +15,8 @@ import grpc
 import pyarrow.parquet as pq
 import pytest
 
-from laser_client import Model, NotReady, Strict, Unauthenticated
+from laser_client import EngineDead, Model, NotReady, Strict, Unauthenticated
+from laser_protocol.errors import to_trailing_metadata
 from laser_protocol.v1 import verifier_pb2
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge import job
@@ -46,6 +47,7 @@ class Verifier(EchoVerifier):
         self._model = model
         self.pause_s = 0.0
         self.breaks = False
+        self.num_deadly = 0  # calls of such prompts that find a dead engine
         self.num_broken: Counter[str] = Counter()
 
     def GetModel(self, request: Any, context: Any) -> verifier_pb2.GetModelResponse:  # noqa: N802
@@ -65,6 +67,13 @@ class Verifier(EchoVerifier):
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "prompt has 9000 tokens")
         if "forbidden" in request.text.text:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+        if "deadly" in request.text.text:
+            with self._lock:
+                self.num_deadly -= 1
+            if self.num_deadly >= 0:
+                dead = EngineDead("the engine ended after a fault")
+                context.set_trailing_metadata(to_trailing_metadata(dead))
+                context.abort(grpc.StatusCode.UNAVAILABLE, str(dead))
         time.sleep(self.pause_s)
         yield from super().Generate(request, context)
 
@@ -251,6 +260,24 @@ def test_a_prompt_at_which_the_server_breaks_every_time_is_given_up_and_the_rest
     with serving(Verifier()) as address, pytest.raises(IncompleteJob, match="1 of 3 prompts were given up"):
         run(tmp_path, [*tasks(2), Task(Prompt("2", "user", "kar", "fail"), "p")], address)
     assert sum(len(pq.read_table(part)) for part in (tmp_path / "parts").iterdir()) == 2
+
+
+def test_a_prompt_that_ends_the_engine_again_and_again_is_given_up_and_one_death_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(job, "_LONGEST_PAUSE_S", 0.001)
+    verifier = Verifier()
+    asked = [*tasks(2), Task(Prompt("x", "user", "kar", "deadly"), "p")]
+    with serving(verifier) as address:
+        verifier.num_deadly = 20  # answers until its process ends
+        run(tmp_path / "once", asked, address)
+        assert ids(tmp_path / "once") == Counter("01x")
+        verifier.num_deadly = 10**6
+        monkeypatch.setattr(job, "_START_S", 0.0)
+        with pytest.raises(IncompleteJob, match="1 of 3 prompts were given up"):
+            run(tmp_path / "again", asked, address)
+    assert ids(tmp_path / "again") == Counter("01")
 
 
 def test_a_wrong_token_ends_the_job_at_once_as_what_it_is(tmp_path: Path) -> None:

@@ -37,8 +37,11 @@ logger = logging.getLogger(__name__)
 _AWAY = (NotReady, EngineDead, DeadlineExceeded, Overloaded)
 _TRANSIENT = (*_AWAY, Internal)
 # Unlike the others these may be the prompt's own doing, so they are not tried for ever.
-_PERHAPS_THE_PROMPT = (Internal, DeadlineExceeded)
+_PERHAPS_THE_PROMPT = (Internal, DeadlineExceeded, EngineDead)
 _MAX_FAILURES = 5
+# An engine dies once, but its server says so to all until its process ends, and a prompt that comes back is at once
+# taken by an idle slot: what fails again in less time than any server takes to start tells of the same death.
+_START_S = 5.0
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
 _TOLD_EVERY_S = 10.0  # that a verifier does not answer
@@ -237,6 +240,7 @@ class _Job:
         self._changed = asyncio.Event()
         self._all_done = asyncio.Event()
         self._failures: dict[TaskKey, Counter[str]] = {}
+        self._died_s: dict[tuple[TaskKey, str], float] = {}  # when a task counted an engine's death, by address
         self._checked: set[str] = set()  # serve the job's model, as far as we know
         self._seen: set[str] = set()  # did so once
         self._failing: dict[str, tuple[float, float]] = {}  # first and last failure since the last success, by address
@@ -329,7 +333,7 @@ class _Job:
         One sick verifier says nothing about a prompt: it must have failed twice at another one too, where there is one
         that has ever served.
         """
-        if isinstance(error, _PERHAPS_THE_PROMPT):
+        if isinstance(error, _PERHAPS_THE_PROMPT) and self._is_another(task, address, error):
             failures = self._failures.setdefault(task.key, Counter())
             failures[address] += 1
             num_witnesses = sum(count > 1 for count in failures.values())
@@ -348,6 +352,16 @@ class _Job:
                 f"no verifier has finished a text for {failing_s:.0f} s; the last said: {error}. What was done is "
                 "kept: run the same command again once they serve"
             ) from error
+        return True
+
+    def _is_another(self, task: Task, address: str, error: LaserError) -> bool:
+        """Whether this is a failure of its own, not an engine's death that the task has been told of already."""
+        if not isinstance(error, EngineDead):
+            return True
+        now_s, place = time.monotonic(), (task.key, address)
+        if now_s < self._died_s.get(place, -math.inf) + _START_S:
+            return False
+        self._died_s[place] = now_s
         return True
 
     async def _write_parts(self) -> None:
