@@ -25,6 +25,7 @@ from laser_recsys.datasets.dataset import Dataset, Item, Ratings, Split, User, s
 from laser_recsys.datasets.prepared import write_prepared
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge.rows import STRICT, Task, make_row, write_knowledge
+from laser_recsys.lock import alone_in
 from tests.recsys.conftest import MakeGeneration
 from tests.verifier.tiny import tiny_tokenizer
 
@@ -294,6 +295,16 @@ def test_the_command_goes_from_knowledge_files_to_a_decision_and_a_page(
     assert "60 of 60 users, 1 of 1500 items" in page and "1 of 60 users, 1 of 1500 items" in page
     runs = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
     assert {run["knowledge"] for run in runs} == {"no knowledge", "plain", "plain, shuffled", "relaxed"}
+
+
+def test_two_evaluations_do_not_write_one_folder(
+    liking: tuple[Dataset, Split], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_prepared(tmp_path / "data", liking[0])
+    output = tmp_path / "out"
+    with alone_in(output, output / "evaluation.lock"):
+        assert main(["evaluate", "--data", str(tmp_path / "data"), "--output", str(output)]) == 1
+    assert f"another process works in {output}: wait for it" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -21,11 +21,12 @@ from laser_protocol.v1 import verifier_pb2
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge import job
 from laser_recsys.knowledge.job import JobConfig, JobFailed
-from laser_recsys.knowledge.ledger import LedgerError, alone_in, open_ledger
+from laser_recsys.knowledge.ledger import LedgerError, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
 from laser_recsys.knowledge.ray_job import run_ray_job
 from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task
 from laser_recsys.knowledge.session import IncompleteJob, ProgressBar, run_session
+from laser_recsys.lock import FolderLocked, alone_in
 from tests.recsys.scripted import EchoVerifier, serving
 
 NUM_TASKS = 40
@@ -332,7 +333,7 @@ def test_two_ray_jobs_do_not_write_one_output(tmp_path: Path) -> None:
     model = Model("tiny", "llama", "f" * 64, 40, 64, 1, False, (), "float32", "cpu", Strict())
     with (
         alone_in(output, tmp_path / "made" / ".knowledge.parquet.lock"),
-        pytest.raises(LedgerError, match=r"another process runs the job in .*knowledge\.parquet"),
+        pytest.raises(FolderLocked, match=r"another process works in .*knowledge\.parquet"),
     ):
         run_ray_job(config, [], output, model)
     assert unfinished.exists()
@@ -341,14 +342,14 @@ def test_two_ray_jobs_do_not_write_one_output(tmp_path: Path) -> None:
 def test_two_processes_do_not_run_one_job(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with open_ledger(tmp_path, {"a": 1}), context.Pool(1) as pool:
-        assert "another process runs the job" in pool.apply(_open, (tmp_path,))
+        assert "another process works in" in pool.apply(_open, (tmp_path,))
 
 
 def _open(folder: Path) -> str:
     try:
         with open_ledger(folder, {"a": 1}):
             return "opened"
-    except LedgerError as error:
+    except FolderLocked as error:
         return str(error)
 
 

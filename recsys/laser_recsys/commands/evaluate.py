@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Runs it.
 
     Raises:
-        DatasetError, CacheError, ValueError: see the modules of `laser_recsys.ctr`.
+        DatasetError, CacheError, FolderLocked, ValueError: see the modules of `laser_recsys.ctr`.
     """
     import joblib
 
@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     from laser_recsys.ctr.samples import LIKED_STARS, make_samples
     from laser_recsys.datasets.prepared import read_prepared
     from laser_recsys.facts import processor_name
+    from laser_recsys.lock import alone_in
 
     _check(arguments)
     deepctr_torch()  # is missed here, not after minutes of encoding
@@ -79,11 +80,13 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     if arguments.decide == reference:
         raise ValueError(f"--decide is {reference!r}, the first row, that all are compared with: name another one")
     num_jobs = arguments.jobs or joblib.cpu_count()
-    evaluation = Evaluation(samples, knowledge, reference, arguments.output, num_jobs)
-    evaluation.run(arguments.networks, evaluation.names, arguments.seeds)
-    if arguments.decide is not None:
-        evaluation.decide(arguments.networks[0], arguments.decide, say, arguments.seeds, arguments.max_seeds)
-    rows = evaluation.rows(arguments.networks)
+    # Two in one folder would each write runs.parquet without the other's runs.
+    with alone_in(arguments.output, arguments.output / "evaluation.lock"):
+        evaluation = Evaluation(samples, knowledge, reference, arguments.output, num_jobs)
+        evaluation.run(arguments.networks, evaluation.names, arguments.seeds)
+        if arguments.decide is not None:
+            evaluation.decide(arguments.networks[0], arguments.decide, say, arguments.seeds, arguments.max_seeds)
+        rows = evaluation.rows(arguments.networks)
     counts = (
         f"{len(samples.train)} training, {len(samples.validation)} validation and {len(samples.test)} test samples, "
         f"liked is {LIKED_STARS:g} stars or more; {samples.train.num_users} of {len(samples.vocabulary.user_keys)} "

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Runs it.
 
     Raises:
-        LaserError, JobFailed, LedgerError, ValueError: see `laser_recsys.knowledge.job`.
+        LaserError, RecsysError, ValueError: see `laser_recsys.knowledge.session`.
     """
     from laser_client.commands.common import connection_arguments
     from laser_recsys.knowledge.job import JobConfig

@@ -9,7 +9,6 @@ DIR/refused.jsonl       what was given up, and why; only where something was
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,10 +21,11 @@ import pyarrow.parquet
 from laser_recsys.cache import building
 from laser_recsys.errors import RecsysError
 from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, read_rows, write_knowledge
+from laser_recsys.lock import alone_in
 
 
 class LedgerError(RecsysError):
-    """The job's directory belongs to another job, or to a process that runs. The message says what to do."""
+    """The job's directory belongs to another job, or what is in it is damaged. The message says what to do."""
 
 
 class Ledger:
@@ -93,7 +93,8 @@ def open_ledger(folder: Path, settings: Mapping[str, object]) -> Iterator[Ledger
         settings: what makes this job another one than another: model, acceptance, limits. JSON values.
 
     Raises:
-        LedgerError: another process runs a job there, or the job there has other settings; names them.
+        FolderLocked: another process runs a job there.
+        LedgerError: the job there has other settings; names them.
         OSError: the folder cannot be written.
     """
     (folder / "parts").mkdir(parents=True, exist_ok=True)
@@ -102,24 +103,6 @@ def open_ledger(folder: Path, settings: Mapping[str, object]) -> Iterator[Ledger
             shutil.rmtree(unfinished)  # a part that a killed process was writing
         _check_settings(folder / "job.json", json.loads(json.dumps(settings)))
         yield Ledger(folder)
-
-
-@contextmanager
-def alone_in(folder: Path, lock_path: Path) -> Iterator[None]:
-    """While the body runs, no other process of this host runs a job that goes to `folder`, by a lock on a file.
-
-    Raises:
-        LedgerError: another one does.
-        OSError: the lock's file cannot be written.
-    """
-    with lock_path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LedgerError(
-                f"another process runs the job in {folder}: wait for it, or name another folder"
-            ) from None
-        yield
 
 
 def _check_settings(path: Path, settings: dict[str, object]) -> None:

@@ -19,11 +19,11 @@ import pyarrow
 
 from laser_client import Generation, LaserError, Model
 from laser_recsys.knowledge.job import JobConfig, JobFailed, run_job, served_model
-from laser_recsys.knowledge.ledger import alone_in
 from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
 from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row
 from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, read_rows
 from laser_recsys.knowledge.session import IncompleteJob
+from laser_recsys.lock import alone_in
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def run_ray_session(
     """`run_ray_job` as a user sees it.
 
     Raises:
-        JobFailed, IncompleteJob, LedgerError, ValueError: see there.
+        JobFailed, IncompleteJob, FolderLocked, ValueError: see there.
     """
     model = asyncio.run(served_model(config))
     num_rows = run_ray_job(config, prompts, output, model, num_workers, address)
@@ -110,13 +110,12 @@ def run_ray_job(
 
     Raises:
         ValueError: num_workers is below 1, `output` exists, or a prompt stands twice.
-        LedgerError: another process of this host writes `output`.
+        FolderLocked: another process of this host writes `output`.
         JobFailed: no verifier served, or the cluster failed.
         IncompleteJob: some prompts were given up; `output` holds the rest.
     """
     if num_workers < 1:
         raise ValueError(f"num_workers is {num_workers}, must be at least 1")
-    output.parent.mkdir(parents=True, exist_ok=True)
     with alone_in(output, output.with_name(f".{output.name}.lock")):
         if output.exists():
             raise ValueError(f"output {output} exists: name another, or remove it")

@@ -96,6 +96,7 @@ async def run_session(
         say: takes each line for the user.
 
     Raises:
+        FolderLocked: another process runs a job there.
         LedgerError: the folder holds another job.
         JobFailed: no verifier serves, or they serve different models.
         IncompleteJob: prompts were given up; knowledge.parquet holds the others.
