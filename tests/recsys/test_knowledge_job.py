@@ -314,6 +314,12 @@ def test_a_folder_with_another_job_is_refused_with_what_differs(tmp_path: Path) 
             run(tmp_path, tasks(4), address)
 
 
+def test_damaged_settings_of_a_job_are_named(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("")
+    with pytest.raises(LedgerError, match=r"job\.json is no JSON .*: remove it if"), open_ledger(tmp_path, {"a": 1}):
+        pass
+
+
 def test_verifiers_of_different_models_are_refused(tmp_path: Path) -> None:
     with (
         serving(Verifier()) as first,
@@ -354,13 +360,17 @@ def _open(folder: Path) -> str:
 
 
 def test_what_a_killed_process_left_unfinished_is_removed_and_never_read(tmp_path: Path) -> None:
-    left = tmp_path / "parts" / ".000001.parquet-x7" / "000001.parquet"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half a part")
+    left = [
+        tmp_path / f"{folder}.{name}-x7" / name
+        for folder, name in (("parts/", "000001.parquet"), ("", "knowledge.parquet"), ("", "job.json"))
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"half a file")
     with serving(Verifier()) as address:
         run(tmp_path, tasks(3), address)
     assert len(ids(tmp_path)) == 3
-    assert not left.parent.exists()
+    assert not any(path.parent.exists() for path in left)
 
 
 def test_a_part_that_holds_a_task_again_is_refused(tmp_path: Path) -> None:

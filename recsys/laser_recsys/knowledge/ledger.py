@@ -23,6 +23,8 @@ from laser_recsys.errors import RecsysError
 from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, read_rows, write_knowledge
 from laser_recsys.lock import alone_in
 
+_PUBLISHED = ("job.json", "knowledge.parquet", "refused.jsonl")
+
 
 class LedgerError(RecsysError):
     """The job's directory belongs to another job, or what is in it is damaged. The message says what to do."""
@@ -94,20 +96,26 @@ def open_ledger(folder: Path, settings: Mapping[str, object]) -> Iterator[Ledger
 
     Raises:
         FolderLocked: another process runs a job there.
-        LedgerError: the job there has other settings; names them.
+        LedgerError: the job there has other settings, which it names, or job.json is damaged.
         OSError: the folder cannot be written.
     """
     (folder / "parts").mkdir(parents=True, exist_ok=True)
     with alone_in(folder, folder / "job.lock"):
-        for unfinished in (folder / "parts").glob(".*"):
-            shutil.rmtree(unfinished)  # a part that a killed process was writing
+        for pattern in ("parts/.*", *(f".{name}-*" for name in _PUBLISHED)):
+            for unfinished in folder.glob(pattern):
+                shutil.rmtree(unfinished)  # what a killed process was writing
         _check_settings(folder / "job.json", json.loads(json.dumps(settings)))
         yield Ledger(folder)
 
 
 def _check_settings(path: Path, settings: dict[str, object]) -> None:
     if path.exists():
-        stored = json.loads(path.read_text(encoding="utf8"))
+        try:
+            stored = json.loads(path.read_text(encoding="utf8"))
+        except ValueError as error:
+            raise LedgerError(
+                f"{path} is no JSON ({error}): remove it if the parts beside it are this job's, or name another folder"
+            ) from error
         for name in sorted(stored.keys() | settings.keys()):
             if stored.get(name) != settings.get(name):
                 raise LedgerError(
@@ -116,7 +124,10 @@ def _check_settings(path: Path, settings: dict[str, object]) -> None:
                 )
         return
     with building(path) as built:
-        built.write_text(json.dumps(settings, indent=1), encoding="utf8")
+        with built.open("w", encoding="utf8") as file:
+            json.dump(settings, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
         built.replace(path)
 
 
