@@ -21,7 +21,7 @@ from laser_protocol.v1 import verifier_pb2
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge import job
 from laser_recsys.knowledge.job import JobConfig, JobFailed
-from laser_recsys.knowledge.ledger import LedgerError, open_ledger
+from laser_recsys.knowledge.ledger import Ledger, LedgerError, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
 from laser_recsys.knowledge.ray_job import run_ray_job
 from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task
@@ -122,13 +122,17 @@ def test_a_job_resumes_where_it_was_and_asks_nothing_twice(tmp_path: Path) -> No
     assert verifier.requests == []
 
 
-def test_what_was_given_up_is_no_longer_named_once_it_is_done(tmp_path: Path) -> None:
+def test_what_was_given_up_is_no_longer_named_once_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verifier = Verifier()
     asked = [*tasks(2), Task(Prompt("x", "user", "kar", "fail"), "p")]
     with serving(verifier) as address:
         with pytest.raises(IncompleteJob):
             run(tmp_path, asked, address)
         verifier.fails = False
+        with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+            killed.setattr(Ledger, "merge", lambda ledger: 1 / 0)
+            run(tmp_path, asked, address)
+        assert not (tmp_path / "knowledge.parquet").exists(), "the earlier run's would look like one of all"
         run(tmp_path, asked, address)
     assert ids(tmp_path) == Counter(["0", "1", "x"])
     assert not (tmp_path / "refused.jsonl").exists()

@@ -35,6 +35,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.merged = folder / "knowledge.parquet"
         self._parts = folder / "parts"
         self.done: set[TaskKey] = set()
         for part in self._sorted_parts():
@@ -67,13 +68,12 @@ class Ledger:
 
     def merge(self) -> Path:
         """Writes knowledge.parquet out of all parts, one part in memory at a time."""
-        path = self.folder / "knowledge.parquet"
-        with building(path) as built:
+        with building(self.merged) as built:
             with pyarrow.parquet.ParquetWriter(built, SCHEMA, compression="zstd") as writer:
                 for part in self._sorted_parts():
                     writer.write_table(pyarrow.parquet.read_table(part, schema=SCHEMA))
-            built.replace(path)
-        return path
+            built.replace(self.merged)
+        return self.merged
 
     def _sorted_parts(self) -> list[Path]:
         return sorted(self._parts.glob("[0-9]*.parquet"))

@@ -135,7 +135,10 @@ def _conclude(
     if len(ledger.done) + len(refused) != len(tasks):
         raise JobFailed(f"{len(ledger.done)} texts are done, {len(tasks)} were asked for")
     refusals = ledger.folder / "refused.jsonl"
-    _write_refused(refusals, refused)  # first: a file of all texts that are done must not look like one of all
+    # At no moment may a file of all texts that are done, of this run or an earlier one, look like one of all.
+    if refused or refusals.exists():
+        ledger.merged.unlink(missing_ok=True)
+    _write_refused(refusals, refused)
     path = ledger.merge()
     num_tokens, num_steps = ledger.rates()
     say(f"{len(ledger.done)} texts, {num_tokens} tokens, {num_tokens / max(num_steps, 1):.2f} tokens per step: {path}")
