@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import multiprocessing
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -404,6 +406,24 @@ def test_prompts_are_read_back_as_written_and_a_doubled_one_is_named(tmp_path: P
     path.write_text("no parquet")
     with pytest.raises(ValueError, match="is no Parquet file"):
         PromptFiles([path])
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("id", [1, 2], "column id is of type int64, must be string"),
+        ("num_dropped", ["0", "1"], "column num_dropped is of type string, must be int32"),
+        ("prompt", ["about 0", None], "column prompt holds a null, must hold none"),
+        ("pool", pa.array(["p", "q"], pa.large_string()), None),
+    ],
+)
+def test_a_prompt_file_of_wrong_columns_is_named(tmp_path: Path, column: str, values: Any, message: str | None) -> None:
+    path = tmp_path / "prompts.parquet"
+    write_prompts(path, tasks(2))
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values)), path)
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        assert [task.pool for task in PromptFiles([path])] == ["p", "q"]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from laser_recsys.knowledge.rows import KEY_COLUMNS, Task, TaskKey
 
 _BATCH = 1024
 _ROW_GROUP = 8192
+_NEEDED = (*KEY_COLUMNS, "pool", "prompt")
+_TEXT = (pyarrow.string(), pyarrow.large_string())
 
 SCHEMA = pyarrow.schema(
     [
@@ -42,13 +44,14 @@ class PromptFiles:
         paths: files of `write_prompts`.
 
     Raises:
-        ValueError: a file is not to be read, lacks a column, or a task stands twice.
+        ValueError: a file is not to be read, lacks a column or has one of another type, a value that a task needs is
+            null, or a task stands twice.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
         self._num_rows: int = sum(_open(path).metadata.num_rows for path in self._paths)
-        self._check_unique()
+        self._check_rows()
 
     def __len__(self) -> int:
         return self._num_rows
@@ -70,11 +73,14 @@ class PromptFiles:
         """The frameworks among them that ask for JSON."""
         return sorted({task.prompt.framework for task in self if task.prompt.answer == "json"})
 
-    def _check_unique(self) -> None:
+    def _check_rows(self) -> None:
         seen: set[TaskKey] = set()
         for path in self._paths:
-            for batch in _open(path).iter_batches(_BATCH, columns=list(KEY_COLUMNS)):
-                for row in batch.to_pylist():
+            for batch in _open(path).iter_batches(_BATCH, columns=list(_NEEDED)):
+                for name in _NEEDED:
+                    if batch[name].null_count:
+                        raise ValueError(f"{path}: column {name} holds a null, must hold none")
+                for row in batch.select(list(KEY_COLUMNS)).to_pylist():
                     key = (row["framework"], row["kind"], row["id"])
                     if key in seen:
                         raise ValueError(f"{path}: {' '.join(key)} stands twice; must be once")
@@ -120,4 +126,8 @@ def _open(path: Path) -> Any:
     missing = [name for name in SCHEMA.names if name not in file.schema_arrow.names]
     if missing:
         raise ValueError(f"{path} has the columns {file.schema_arrow.names}, lacks {missing}")
+    for wanted in SCHEMA:
+        found = file.schema_arrow.field(wanted.name).type
+        if not (found in _TEXT if wanted.type in _TEXT else pyarrow.types.is_integer(found)):
+            raise ValueError(f"{path}: column {wanted.name} is of type {found}, must be {wanted.type}")
     return file
