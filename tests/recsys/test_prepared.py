@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from laser_recsys.datasets import prepared
 from laser_recsys.datasets.dataset import Dataset, DatasetError, Ratings, Split, SplitBy, split
 from laser_recsys.datasets.prepared import read_prepared, write_prepared
 
@@ -88,8 +89,16 @@ def test_a_folder_that_holds_another_split_or_dataset_is_not_overwritten(dataset
     assert read_prepared(tmp_path)[0].name == "ml-100k"
 
 
-def test_a_half_written_dataset_is_not_read(dataset: Dataset, tmp_path: Path) -> None:
-    write_prepared(tmp_path, dataset)
-    (tmp_path / "prepared.json").unlink()
-    with pytest.raises(DatasetError, match="holds no prepared dataset"):
+def test_a_half_written_dataset_is_not_read_nor_overwritten_by_another_split(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_prepared(tmp_path, dataset, "user")
+    with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+        killed.setattr(prepared, "split", lambda ratings, by: 1 / 0)
+        write_prepared(tmp_path, dataset, "user")
+    with pytest.raises(DatasetError, match="was not prepared to the end: run the same laser-recsys prepare again"):
         read_prepared(tmp_path)
+    with pytest.raises(DatasetError, match="split_by 'user', asked for is 'time'"):
+        write_prepared(tmp_path, dataset, "time")
+    write_prepared(tmp_path, dataset, "user")
+    assert read_prepared(tmp_path)[0].name == "ml-100k"

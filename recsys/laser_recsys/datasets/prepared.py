@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -49,7 +50,7 @@ RATING_SCHEMA = pyarrow.schema(
 
 
 def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user") -> Split:
-    """Splits and writes a dataset; prepared.json, without which nothing is read, comes last.
+    """Splits and writes a dataset; prepared.json calls it unfinished until all of it is there.
 
     Returns:
         The split.
@@ -65,7 +66,7 @@ def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user") -> Spli
         "num_ratings": len(dataset.ratings), "ratings": _digest(dataset),
     }  # fmt: skip
     _check_same(folder / "prepared.json", facts)
-    (folder / "prepared.json").unlink(missing_ok=True)
+    _write_facts(folder, {**facts, "unfinished": True})
     parts = split(dataset.ratings, by)
     items = [{"key": key, **asdict(item)} for key, item in sorted(dataset.items.items())]
     users = [
@@ -75,7 +76,7 @@ def write_prepared(folder: Path, dataset: Dataset, by: SplitBy = "user") -> Spli
     _write(folder / "items.parquet", pyarrow.Table.from_pylist(items, ITEM_SCHEMA))
     _write(folder / "users.parquet", pyarrow.Table.from_pylist(users, USER_SCHEMA))
     _write(folder / "ratings.parquet", pyarrow.concat_tables(map(_rating_table, _each(parts), range(len(PARTS)))))
-    _publish(folder / "prepared.json", lambda path: path.write_text(json.dumps(facts, indent=1), encoding="utf8"))
+    _write_facts(folder, facts)
     return parts
 
 
@@ -90,6 +91,10 @@ def _digest(dataset: Dataset) -> str:
     ):
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _write_facts(folder: Path, facts: Mapping[str, object]) -> None:
+    _publish(folder / "prepared.json", lambda path: path.write_text(json.dumps(facts, indent=1), encoding="utf8"))
 
 
 def _check_same(path: Path, facts: Mapping[str, object]) -> None:
@@ -109,15 +114,13 @@ def read_prepared(folder: Path) -> tuple[Dataset, Split]:
     """Reads what `write_prepared` wrote.
 
     Raises:
-        DatasetError: there is none, or it is of another format.
+        DatasetError: there is none, or it is unfinished, damaged or of another format.
     """
+    facts = _read_facts(folder)
     try:
-        facts = json.loads((folder / "prepared.json").read_text(encoding="utf8"))
         tables = [pyarrow.parquet.read_table(folder / f"{name}.parquet") for name in ("items", "users", "ratings")]
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{folder} holds no prepared dataset (laser-recsys prepare makes one): {error}") from error
-    if facts.get("format") != _FORMAT:
-        raise DatasetError(f"{folder}/prepared.json has format {facts.get('format')!r}, must be {_FORMAT}")
+        raise DatasetError(f"{folder} is damaged (laser-recsys prepare mends it): {error}") from error
     items, users, ratings = tables
     known_items = {
         row.pop("key"): Item(**{**row, "genres": tuple(row["genres"])}) for row in items.to_pylist()
@@ -129,6 +132,18 @@ def read_prepared(folder: Path) -> tuple[Dataset, Split]:
     dataset = Dataset(facts["name"], facts["noun"], known_items, known_users, Ratings.sort(*columns))
     dataset.check()
     return dataset, parts
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / "prepared.json").read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{folder} holds no prepared dataset (laser-recsys prepare makes one): {error}") from error
+    if facts.get("unfinished"):
+        raise DatasetError(f"{folder} was not prepared to the end: run the same laser-recsys prepare again")
+    if facts.get("format") != _FORMAT:
+        raise DatasetError(f"{folder}/prepared.json has format {facts.get('format')!r}, must be {_FORMAT}")
+    return facts
 
 
 def _each(parts: Split) -> tuple[Ratings, Ratings, Ratings, Ratings]:
