@@ -24,7 +24,7 @@ from laser_recsys.ctr.training import train
 from laser_recsys.datasets.dataset import Dataset, Item, Ratings, Split, User, split
 from laser_recsys.datasets.prepared import write_prepared
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge.rows import STRICT, Task, make_row, write_knowledge
+from laser_recsys.knowledge.rows import SCHEMA, STRICT, Task, make_row, marked, write_knowledge
 from laser_recsys.lock import alone_in
 from tests.recsys.conftest import MakeGeneration
 from tests.verifier.tiny import tiny_tokenizer
@@ -237,7 +237,7 @@ def test_texts_stand_at_their_users_and_items_and_the_rest_is_zero(
     first, second = tmp_path / "users.parquet", tmp_path / "items.parquet"
     write(first, make_generation, ("user", "0"), ("user", "59"))
     write(second, make_generation, ("item", "3"))
-    vectors = load_knowledge([first, second], liking[0], samples.vocabulary, tmp_path)
+    vectors = load_knowledge([first, second], liking[0], "user 1", samples.vocabulary, tmp_path)
     assert np.flatnonzero(vectors.tables["user"].any(1)).tolist() == [1, 60]
     assert np.flatnonzero(vectors.tables["item"].any(1)).tolist() == [4]
     assert vectors.coverage == "2 of 60 users, 1 of 1500 items"
@@ -255,10 +255,24 @@ def test_knowledge_of_another_dataset_or_of_someone_twice_is_an_error(
     ):
         write(path, make_generation, *ids)
         with pytest.raises(ValueError, match=message):
-            load_knowledge([path], liking[0], samples.vocabulary, tmp_path)
+            load_knowledge([path], liking[0], "user 1", samples.vocabulary, tmp_path)
     write(path, make_generation, ("user", "0"), pool="ml-1m/kar/user/0")
     with pytest.raises(ValueError, match="user 0 is knowledge of 'ml-1m', must be of 'liking'"):
-        load_knowledge([path], liking[0], samples.vocabulary, tmp_path)
+        load_knowledge([path], liking[0], "user 1", samples.vocabulary, tmp_path)
+
+
+@pytest.mark.usefixtures("fake_encoder")
+def test_knowledge_of_another_split_is_an_error_also_in_a_directory(
+    liking: tuple[Dataset, Split], samples: SampleSplit, make_generation: MakeGeneration, tmp_path: Path
+) -> None:
+    (tmp_path / "k").mkdir()
+    for number, split_known in enumerate(("user 1", "time 1")):
+        path = tmp_path / "k" / f"{number}.parquet"
+        write(path, make_generation, ("user", str(number)))
+        pq.write_table(pq.read_table(path).cast(marked(SCHEMA, split_known)), path)
+    load_knowledge([tmp_path / "k" / "0.parquet"], liking[0], "user 1", samples.vocabulary, tmp_path)
+    with pytest.raises(ValueError, match=r"k was made for another split \(time 1\), must be for the data's \(user 1\)"):
+        load_knowledge([tmp_path / "k"], liking[0], "user 1", samples.vocabulary, tmp_path)
 
 
 def test_the_command_goes_from_knowledge_files_to_a_decision_and_a_page(

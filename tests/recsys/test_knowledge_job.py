@@ -5,6 +5,8 @@ import contextlib
 import json
 import multiprocessing
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -26,7 +28,7 @@ from laser_recsys.knowledge.job import JobConfig, JobFailed
 from laser_recsys.knowledge.ledger import Ledger, LedgerError, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
 from laser_recsys.knowledge.ray_job import run_ray_job
-from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task
+from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task, splits_of
 from laser_recsys.knowledge.session import IncompleteJob, ProgressBar, run_session
 from laser_recsys.lock import FolderLocked, alone_in
 from tests.recsys.scripted import EchoVerifier, serving
@@ -132,7 +134,7 @@ def test_what_was_given_up_is_no_longer_named_once_it_is_done(tmp_path: Path, mo
             run(tmp_path, asked, address)
         verifier.fails = False
         with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
-            killed.setattr(Ledger, "merge", lambda ledger: 1 / 0)
+            killed.setattr(Ledger, "merge", lambda ledger, split: 1 / 0)
             run(tmp_path, asked, address)
         assert not (tmp_path / "knowledge.parquet").exists(), "the earlier run's would look like one of all"
         run(tmp_path, asked, address)
@@ -406,6 +408,30 @@ def test_prompts_are_read_back_as_written_and_a_doubled_one_is_named(tmp_path: P
     path.write_text("no parquet")
     with pytest.raises(ValueError, match="is no Parquet file"):
         PromptFiles([path])
+
+
+def test_prompt_files_say_their_split_and_must_be_of_one(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{place}.parquet" for place in range(3)]
+    for path, task, split in zip(paths, tasks(3), ("", "user 1", "time 1"), strict=True):
+        write_prompts(path, [task], split)
+    assert PromptFiles(paths[:1]).split == ""
+    assert PromptFiles(paths[:2]).split == "user 1"
+    with pytest.raises(
+        ValueError, match=r"of different splits, must be of one: .*1\.parquet of 'user 1', .*2\.parquet of 'time 1'"
+    ):
+        PromptFiles(paths)
+
+
+@pytest.mark.slow
+def test_on_ray_the_output_says_the_split_of_its_prompts(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    prompts, output = tmp_path / "prompts.parquet", tmp_path / "knowledge"
+    write_prompts(prompts, tasks(9), "user 1")
+    with serving(Verifier()) as address:
+        command = [sys.executable, "-m", "laser_recsys.cli", "generate", "--prompts", str(prompts)]
+        command += ["--verifier", address, "--ray", "local", "--output", str(output)]
+        subprocess.run(command, check=True, timeout=100, capture_output=True)
+    assert splits_of(output) == {"user 1"}
 
 
 @pytest.mark.parametrize(

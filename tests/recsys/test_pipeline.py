@@ -9,6 +9,8 @@ import pytest
 
 from laser_recsys.cli import main
 from laser_recsys.datasets.catalogue import read_dataset
+from laser_recsys.datasets.prepared import split_mark
+from laser_recsys.knowledge.rows import splits_of
 from tests.recsys.conftest import INTER, WriteWheel
 from tests.recsys.scripted import serving
 from tests.recsys.test_knowledge_job import Verifier
@@ -39,6 +41,7 @@ def test_from_ratings_to_knowledge_each_step_takes_what_the_one_before_wrote(
         plain = ["--acceptance", "plain", "--output", str(tmp_path / "plain")]
         assert main(["generate", "--prompts", prompts, "--verifier", address, *plain]) == 0
         assert {request.learn for request in verifier.requests} == {False}, "a later run would be drafted from it"
+    assert splits_of(output / "knowledge.parquet") == {split_mark(data)}
     rows = pq.read_table(output / "knowledge.parquet").to_pylist()
     assert sorted((row["kind"], row["id"]) for row in rows) == sorted(
         [("user", str(user)) for user in range(1, 13)] + [("item", str(item)) for item in range(1, 6)]

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     from laser_recsys.ctr.networks import deepctr_torch
     from laser_recsys.ctr.report import text_table, write_report
     from laser_recsys.ctr.samples import LIKED_STARS, make_samples
-    from laser_recsys.datasets.prepared import read_prepared
+    from laser_recsys.datasets.prepared import read_prepared, split_mark
     from laser_recsys.facts import processor_name
     from laser_recsys.lock import alone_in
 
@@ -69,8 +69,10 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     named = _named_files(arguments.knowledge)
     dataset, parts = read_prepared(arguments.data)
     samples = make_samples(dataset, parts)
+    split = split_mark(arguments.data)
     knowledge = {
-        name: load_knowledge(paths, dataset, samples.vocabulary, arguments.cache) for name, paths in named.items()
+        name: load_knowledge(paths, dataset, split, samples.vocabulary, arguments.cache)
+        for name, paths in named.items()
     }
     reference = next(iter(knowledge), NO_KNOWLEDGE)
     if arguments.shuffled and knowledge:

@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     """
     from tqdm import tqdm
 
-    from laser_recsys.datasets.prepared import read_prepared
+    from laser_recsys.datasets.prepared import read_prepared, split_mark
     from laser_recsys.frameworks.prompts import PromptWriter
     from laser_recsys.frameworks.template import load_framework
     from laser_recsys.groups.table import read_groups
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     output = arguments.output or arguments.data / f"prompts-{framework.name}.parquet"
     num_asked = sum(of_kind.num_asked for of_kind in made.values())
     tasks = tqdm(chain.from_iterable(made.values()), total=num_asked, desc="prompts", unit="prompt", leave=False)
-    if not write_prompts(output, tasks):
+    if not write_prompts(output, tasks, split_mark(arguments.data)):
         raise ValueError(f"no prompts: nobody in {arguments.data} has a history")
     for kind, of_kind in made.items():
         say(f"{of_kind.num_tasks} {kind} prompts in {framework.name}: {of_kind.summary()}")

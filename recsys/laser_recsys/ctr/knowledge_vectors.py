@@ -13,7 +13,7 @@ from laser_recsys.ctr.encoder import DIMENSIONS, encode_cached
 from laser_recsys.ctr.samples import Vocabulary
 from laser_recsys.datasets.dataset import Dataset
 from laser_recsys.frameworks.answers import knowledge_text
-from laser_recsys.knowledge.rows import SCHEMA, read_rows
+from laser_recsys.knowledge.rows import SCHEMA, read_rows, splits_of
 
 KINDS = ("user", "item")
 
@@ -33,15 +33,22 @@ class KnowledgeVectors:
 
 
 def load_knowledge(
-    paths: Sequence[Path], dataset: Dataset, vocabulary: Vocabulary, cache_dir: Path
+    paths: Sequence[Path], dataset: Dataset, split: str, vocabulary: Vocabulary, cache_dir: Path
 ) -> KnowledgeVectors:
     """Encodes the texts of knowledge files; encoded texts are kept in the cache.
 
+    Args:
+        paths: of the files.
+        dataset: whose users and items they speak of.
+        split: of the dataset (`split_mark`); files that do not say theirs are taken.
+        vocabulary: of the samples.
+        cache_dir: of encoded texts.
+
     Raises:
-        ValueError: a file is no knowledge file, is of another dataset, speaks of nobody in this one, or of somebody
-            twice.
+        ValueError: a file is no knowledge file, is of another dataset or split, speaks of nobody in this one, or of
+            somebody twice.
     """
-    texts = _texts(paths, dataset.name)
+    texts = _texts(paths, dataset.name, split)
     tables, coverage = {}, []
     for kind, keys, known in (
         ("user", vocabulary.user_keys, dataset.users),
@@ -75,10 +82,16 @@ def shuffled(vectors: KnowledgeVectors, seed: int = 0) -> KnowledgeVectors:
     return KnowledgeVectors(tables, vectors.coverage)
 
 
-def _texts(paths: Sequence[Path], dataset: str) -> dict[tuple[str, str], str]:
+def _texts(paths: Sequence[Path], dataset: str, split: str) -> dict[tuple[str, str], str]:
     texts: dict[tuple[str, str], str] = {}
     for path in paths:
-        for row in read_rows(path, SCHEMA, ("id", "kind", "text", "pool")):
+        rows = read_rows(path, SCHEMA, ("id", "kind", "text", "pool"))
+        if others := splits_of(path) - {split}:
+            raise ValueError(
+                f"{path} was made for another split ({', '.join(sorted(others))}), must be for the data's ({split}): "
+                "its texts may know ratings that this one holds back"
+            )
+        for row in rows:
             key = (row["kind"], row["id"])
             if key[0] not in KINDS:
                 raise ValueError(f"{path}: kind is {key[0]!r}, must be 'user' or 'item'")

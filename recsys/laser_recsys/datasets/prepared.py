@@ -134,6 +134,16 @@ def read_prepared(folder: Path) -> tuple[Dataset, Split]:
     return dataset, parts
 
 
+def split_mark(folder: Path) -> str:
+    """What names a prepared split to files that are made from it, its way and its ratings: "user 0123456789abcdef".
+
+    Raises:
+        DatasetError: there is none, or it is unfinished or of another format.
+    """
+    facts = _read_facts(folder)
+    return f"{facts['split_by']} {facts['ratings']}"
+
+
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads((folder / "prepared.json").read_text(encoding="utf8"))

@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from laser_recsys.cache import building
 from laser_recsys.errors import RecsysError
-from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, read_rows, write_knowledge
+from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, marked, read_rows, write_knowledge
 from laser_recsys.lock import alone_in
 
 _PUBLISHED = ("job.json", "knowledge.parquet", "refused.jsonl")
@@ -66,10 +66,10 @@ class Ledger:
             num_steps += sum(table["num_steps"].to_pylist())
         return num_tokens, num_steps
 
-    def merge(self) -> Path:
-        """Writes knowledge.parquet out of all parts, one part in memory at a time."""
+    def merge(self, split: str) -> Path:
+        """Writes knowledge.parquet out of all parts, one part in memory at a time, marked with the prompts' split."""
         with building(self.merged) as built:
-            with pyarrow.parquet.ParquetWriter(built, SCHEMA, compression="zstd") as writer:
+            with pyarrow.parquet.ParquetWriter(built, marked(SCHEMA, split), compression="zstd") as writer:
                 for part in self._sorted_parts():
                     writer.write_table(pyarrow.parquet.read_table(part, schema=SCHEMA))
             built.replace(self.merged)

@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from laser_recsys.cache import building
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge.rows import KEY_COLUMNS, Task, TaskKey
+from laser_recsys.knowledge.rows import KEY_COLUMNS, Task, TaskKey, marked, splits_of
 
 _BATCH = 1024
 _ROW_GROUP = 8192
@@ -45,12 +45,16 @@ class PromptFiles:
 
     Raises:
         ValueError: a file is not to be read, lacks a column or has one of another type, a value that a task needs is
-            null, or a task stands twice.
+            null, a task stands twice, or two files are of different splits.
+
+    Attributes:
+        split: that the prompts were made from (`split_mark`); empty: no file says.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = list(paths)
         self._num_rows: int = sum(_open(path).metadata.num_rows for path in self._paths)
+        self.split = self._common_split()
         self._check_rows()
 
     def __len__(self) -> int:
@@ -73,6 +77,13 @@ class PromptFiles:
         """The frameworks among them that ask for JSON."""
         return sorted({task.prompt.framework for task in self if task.prompt.answer == "json"})
 
+    def _common_split(self) -> str:
+        found = {split: path for path in self._paths for split in splits_of(path)}
+        if len(found) > 1:
+            told = ", ".join(f"{path} of {split!r}" for split, path in found.items())
+            raise ValueError(f"prompts are of different splits, must be of one: {told}")
+        return next(iter(found), "")
+
     def _check_rows(self) -> None:
         seen: set[TaskKey] = set()
         for path in self._paths:
@@ -87,8 +98,13 @@ class PromptFiles:
                     seen.add(key)
 
 
-def write_prompts(path: Path, tasks: Iterable[Task]) -> int:
+def write_prompts(path: Path, tasks: Iterable[Task], split: str = "") -> int:
     """Writes prompts.parquet as the tasks come; the file appears complete and on the disk, or, without any, not at all.
+
+    Args:
+        path: of the file.
+        tasks: each at most once.
+        split: that they were made from (`split_mark`); empty: the file does not say.
 
     Returns:
         How many there are.
@@ -96,7 +112,7 @@ def write_prompts(path: Path, tasks: Iterable[Task]) -> int:
     num_rows, rows = 0, map(_row, tasks)
     with building(path) as built:
         with built.open("wb") as file:
-            with pyarrow.parquet.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+            with pyarrow.parquet.ParquetWriter(file, marked(SCHEMA, split), compression="zstd") as writer:
                 while batch := list(islice(rows, _ROW_GROUP)):
                     writer.write_table(pyarrow.Table.from_pylist(batch, schema=SCHEMA))
                     num_rows += len(batch)

@@ -21,7 +21,7 @@ from laser_client import Generation, LaserError, Model
 from laser_recsys.knowledge.job import JobConfig, JobFailed, run_job, served_model
 from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
 from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row
-from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, read_rows
+from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, marked, read_rows
 from laser_recsys.knowledge.session import IncompleteJob
 from laser_recsys.lock import alone_in
 
@@ -122,12 +122,18 @@ def run_ray_job(
         tasks = PromptFiles(prompts)  # each stands once
         partial = output.with_name(f".{output.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        _generate(config, prompts, partial, model, num_workers, address)
+        _generate(config, prompts, tasks.split, partial, model, num_workers, address)
         return _publish(partial, output, tasks)
 
 
 def _generate(
-    config: JobConfig, prompts: Sequence[Path], partial: Path, model: Model, num_workers: int, address: str | None
+    config: JobConfig,
+    prompts: Sequence[Path],
+    split: str,
+    partial: Path,
+    model: Model,
+    num_workers: int,
+    address: str | None,
 ) -> None:
     """Has the cluster write the texts of all prompts to a directory.
 
@@ -151,7 +157,7 @@ def _generate(
             compute=ray.data.TaskPoolStrategy(size=num_workers),
             num_cpus=0.5,  # it waits for verifiers
         )
-        made.write_parquet(str(partial))
+        made.write_parquet(str(partial), schema=marked(SCHEMA, split))
     except (RayError, LaserError, JobFailed) as error:
         raise JobFailed(f"Ray: {getattr(error, 'cause', None) or error}") from error
     finally:

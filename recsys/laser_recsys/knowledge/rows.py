@@ -16,6 +16,8 @@ from laser_client import Generation, Relaxed, Strict
 from laser_recsys.cache import building
 from laser_recsys.frameworks.prompts import Prompt
 
+_SPLIT_KEY = b"laser.split"
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -108,6 +110,17 @@ SCHEMA = pyarrow.schema(
         ("created_at", pyarrow.timestamp("us", tz="UTC")),
     ]
 )
+
+
+def marked(schema: pyarrow.Schema, split: str) -> pyarrow.Schema:
+    """The schema of a file that is made from the past of this split (`split_mark`); empty: it does not say."""
+    return schema.with_metadata({_SPLIT_KEY: split} if split else None)
+
+
+def splits_of(path: Path) -> set[str]:
+    """The splits that a Parquet file, or the files of a directory, were made from, as far as they say."""
+    told = [part.physical_schema.metadata or {} for part in pyarrow.parquet.ParquetDataset(path).fragments]
+    return {metadata[_SPLIT_KEY].decode() for metadata in told if _SPLIT_KEY in metadata}
 
 
 def pool_id(dataset: str, framework: str, kind: str, group: int) -> str:

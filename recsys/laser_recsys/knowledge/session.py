@@ -139,7 +139,7 @@ def _conclude(
     if refused or refusals.exists():
         ledger.merged.unlink(missing_ok=True)
     _write_refused(refusals, refused)
-    path = ledger.merge()
+    path = ledger.merge(tasks.split)
     num_tokens, num_steps = ledger.rates()
     say(f"{len(ledger.done)} texts, {num_tokens} tokens, {num_tokens / max(num_steps, 1):.2f} tokens per step: {path}")
     for framework in tasks.json_frameworks():
