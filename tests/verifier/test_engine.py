@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 from laser_protocol.acceptance import Relaxed, Strict
 from laser_protocol.errors import EngineDead, NotReady, Overloaded
@@ -111,6 +116,20 @@ def test_a_stop_string_ends_the_text_before_it_and_the_tokens_with_it(network: A
     server.run()
     assert outcome.text == " ".join(words[:at]) + (" " if at else "")
     assert outcome.token_ids == plain[: at + 2]
+    assert outcome.finished.reason is FinishReason.STOP
+
+
+def test_a_stop_string_in_one_token_with_half_a_character_at_the_end_is_cut_too(network: Any) -> None:
+    """A blank and the first byte of a character give no text before the character's last byte, which never comes."""
+    tokens = sorted(ByteLevel.alphabet())[:VOCAB_SIZE]
+    tokens[plain_decoding(network, PROMPT, 2)[-1]] = "\u0120\u00e2"
+    tokenizer = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    tokenizer.decoder = ByteLevelDecoder()
+    server = TinyServer(tiny_model(network), NoDrafts())
+    server.engine._tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    outcome = server.submit(PROMPT, 2, stop=(" ",))
+    server.run()
+    assert outcome.text == tokens[outcome.token_ids[0]]
     assert outcome.finished.reason is FinishReason.STOP
 
 

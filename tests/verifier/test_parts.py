@@ -206,7 +206,7 @@ def test_bytes_that_form_no_character_never_stop_the_stream() -> None:
         for token_id in rng.integers(2, 258, 40).tolist():
             assert not stream.push(token_id)
             pieces.append(stream.take())
-        assert "".join([*pieces, stream.finish(stopped=False)])
+        assert "".join([*pieces, stream.finish()])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_bytes_that_form_no_character_are_replaced_and_eat_nothing_beside_them(t
     for token_id in tokenizer.convert_tokens_to_ids(tokens):
         assert not stream.push(token_id)
         pieces.append(stream.take())
-    assert "".join([*pieces, stream.finish(stopped=False)]) == text
+    assert "".join([*pieces, stream.finish()]) == text
 
 
 def test_a_long_stop_string_costs_no_more_than_the_text_is_long() -> None:
@@ -233,7 +233,26 @@ def test_a_long_stop_string_costs_no_more_than_the_text_is_long() -> None:
     for token_id in BYTES.encode("a" * 40):
         assert not stream.push(token_id)
         assert stream.take() == ""
-    assert stream.finish(stopped=False) == "a" * 40
+    assert stream.finish() == "a" * 40
+
+
+def test_a_long_stop_string_is_looked_at_only_where_it_may_begin() -> None:
+    looked_at: list[Any] = []
+
+    class Watched(str):
+        def __getitem__(self, key: Any) -> str:
+            looked_at.append(key)
+            return super().__getitem__(key)
+
+        def startswith(self, *arguments: Any) -> bool:
+            looked_at.append(arguments)
+            return super().startswith(*arguments)
+
+    stream = TextStream(BYTES, (Watched("a" * 256),))
+    for token_id in BYTES.encode("c" * 40):
+        stream.push(token_id)
+        stream.take()
+    assert len(looked_at) <= 2 * 40
 
 
 @settings(deadline=None)
@@ -247,7 +266,7 @@ def test_streamed_text_is_the_text_cut_before_the_first_stop_string(text: str, s
         pieces.append(stream.take())
         if stopped:
             break
-    pieces.append(stream.finish(stopped))
+    pieces.append(stream.finish())
     cuts = [at for at in (text.find(s) for s in stop) if at >= 0]
     # The stop string that is complete first ends the text, at its own beginning.
     if stopped:

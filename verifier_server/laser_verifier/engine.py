@@ -27,7 +27,7 @@ from laser_verifier.observer import NoObserver, Observer, StepRecord, count_sour
 from laser_verifier.prefix_cache import PrefixCache
 from laser_verifier.runner import ModelRunner, Verdict
 from laser_verifier.schedule import schedule
-from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Finished, Request, Sequence, Sink
+from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Finished, FinishReason, Request, Sequence, Sink
 from laser_verifier.step_cost import StepCost
 from laser_verifier.text import TextStream
 from laser_verifier.waiting import Waiting, WaitingQueue
@@ -335,10 +335,11 @@ class Engine:
         now_s = time.monotonic()
         stats = sequence.stats(now_s, status)
         self._service_s += 0.1 * (now_s - sequence.admitted_s - self._service_s)
-        text = sequence.text.finish(sequence.stopped_by_text)
+        text = sequence.text.finish()
+        reason = FinishReason.STOP if sequence.text.stopped else sequence.finish_reason
         self._release(sequence)
-        sequence.sink(Finished(sequence.finish_reason, text, stats))
-        self._observer.finished(sequence.finish_reason, stats)
+        sequence.sink(Finished(reason, text, stats))
+        self._observer.finished(reason, stats)
         if request.learn:
             output = sequence.token_ids[sequence.num_prompt_tokens : sequence.num_tokens].tolist()
             self._learn(request.pool, request.document_id or request.request_id, output)

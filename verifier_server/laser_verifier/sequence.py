@@ -138,7 +138,6 @@ class Sequence:
     num_relaxed_tokens: int = 0
     first_token_s: float = 0.0
     finish_reason: FinishReason | None = None
-    stopped_by_text: bool = False
 
     def __post_init__(self) -> None:
         prompt = self.request.prompt_token_ids
@@ -185,7 +184,7 @@ class Sequence:
                 self.finish_reason = FinishReason.STOP
                 break
             if self.text.push(token_id):
-                self.finish_reason, self.stopped_by_text = FinishReason.STOP, True
+                self.finish_reason = FinishReason.STOP
                 break
         if self.finish_reason is None and self.num_remaining == 0:
             self.finish_reason = FinishReason.LENGTH

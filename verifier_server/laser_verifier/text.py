@@ -13,9 +13,13 @@ class TextStream:
     Args:
         tokenizer: a fast transformers tokenizer. Special tokens give no text.
         stop: strings that end the text before their first occurrence.
+
+    Attributes:
+        stopped: one of them did.
     """
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+        self.stopped = False
         self._tokenizer = tokenizer
         self._stop = stop
         self._decoder = DecodeStream(skip_special_tokens=True)
@@ -32,16 +36,8 @@ class TextStream:
             self._pending.append(token_id)
             return False
         self._pending.clear()
-        if not self._stop:
-            self._decoded += piece
-            return False
-        # A stop string may span pieces, so the search starts far enough back to see one that ends in this piece.
-        start = max(0, len(self._decoded) - max((len(s) for s in self._stop), default=0))
-        self._decoded += piece
-        found = [at for at in (self._decoded.find(s, start) for s in self._stop) if at >= 0]
-        if found:
-            self._decoded = self._decoded[: min(found)]
-        return bool(found)
+        self._append(piece)
+        return self.stopped
 
     def take(self) -> str:
         """Text that became final since the last call: nothing that may yet turn out to begin a stop string."""
@@ -50,22 +46,24 @@ class TextStream:
         self._num_sent = max(self._num_sent, end)
         return piece
 
-    def finish(self, stopped: bool) -> str:
-        """The rest of the text.
-
-        Args:
-            stopped: a stop string ended it, so that what follows in the last token is dropped too.
-        """
-        if not stopped:
+    def finish(self) -> str:
+        """The rest of the text. It may be what completes a stop string: `stopped` tells."""
+        if not self.stopped:
             # A character whose last bytes never came is replaced as the tokenizer does it.
             whole = self._decode_all(self._token_ids)
-            if whole.startswith(self._decoded):
-                self._decoded = whole
-            else:
-                self._decoded += self._decode_all(self._pending)
+            is_longer = whole.startswith(self._decoded)
+            self._append(whole[len(self._decoded) :] if is_longer else self._decode_all(self._pending))
         piece = self._decoded[self._num_sent :]
         self._num_sent = len(self._decoded)
         return piece
+
+    def _append(self, piece: str) -> None:
+        # A stop string may span pieces, so the search starts far enough back to see one that ends in this piece.
+        start = max(0, len(self._decoded) - max((len(s) for s in self._stop), default=0))
+        self._decoded += piece
+        found = [at for at in (self._decoded.find(s, start) for s in self._stop) if at >= 0]
+        if found:
+            self._decoded, self.stopped = self._decoded[: min(found)], True
 
     def _decode(self, token_id: int) -> str | None:
         try:
@@ -84,12 +82,12 @@ class TextStream:
 
     def _held_back(self) -> int:
         """Length of the longest end of the text that begins a stop string."""
-        return max(
-            (
-                n
-                for s in self._stop
-                for n in range(1, min(len(s), len(self._decoded) + 1))
-                if self._decoded.endswith(s[:n])
-            ),
-            default=0,
-        )
+        return max(map(self._begun, self._stop), default=0)
+
+    def _begun(self, stop: str) -> int:
+        """Length of the longest end of the text that begins this one and is not all of it."""
+        at = self._decoded.find(stop[0], max(0, len(self._decoded) - len(stop) + 1))
+        # Only where its first character stands: with long stop strings, trying every length would hold up the step.
+        while at >= 0 and not stop.startswith(self._decoded[at:]):
+            at = self._decoded.find(stop[0], at + 1)
+        return len(self._decoded) - at if at >= 0 else 0
