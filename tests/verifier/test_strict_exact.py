@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from laser_protocol.tree import DraftTree
 from laser_verifier.drafts import NoDrafts
 from tests.oracles import plain_decoding
 from tests.verifier.tiny import ARCHITECTURES, VOCAB_SIZE, TinyServer, tiny_model, tiny_network
-from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts, ScriptedDrafts, trees
+from tests.verifier.trees import GoodDrafts, HostileDrafts, RandomDrafts, ScriptedDrafts, make_tree, trees
 
 EOS = (3, 17)
 
@@ -70,6 +71,27 @@ def test_output_is_plain_decoding_where_two_slots_far_apart_are_left(
     server.run()
     expected = [output[:length] for output, length in zip(plain.values(), lengths, strict=True)]
     assert [outcome.token_ids for outcome in outcomes] == expected
+
+
+class PoisonedDrafts(ScriptedDrafts):
+    """One token in the middle of every tree."""
+
+    def _tree(self, sequence_id: int, token_ids: list[int]) -> DraftTree:
+        return make_tree(len(token_ids), [1, self.vocab_size - 1, 2, 4], [-1, -1, 0, 1])
+
+
+def test_a_drafted_token_whose_embedding_is_no_number_changes_no_output() -> None:
+    network = tiny_network("llama", seed=1)
+    plain = {prompt: plain_decoding(network, prompt, 24) for prompt in prompts_of(0, 9)}
+    poison = next(i for i in reversed(range(VOCAB_SIZE)) if not any(i in (*p, *output) for p, output in plain.items()))
+    model = tiny_model(network)
+    server = TinyServer(model, PoisonedDrafts(poison + 1), max_sequences=3)
+    with torch.no_grad():
+        model.network.get_input_embeddings().weight[poison] = torch.nan
+    outcomes = {prompt: server.submit(prompt, 24) for prompt in plain}
+    server.run()
+    assert {prompt: outcome.token_ids for prompt, outcome in outcomes.items()} == plain
+    assert server.engine.counters.num_draft_tokens > 0
 
 
 class DrawnDrafts(ScriptedDrafts):

@@ -45,19 +45,15 @@ class KVCache:
         """Bytes allocated."""
         return self._data.numel() * self._data.element_size()
 
-    def clear(self) -> None:
-        """Sets all of it to zero."""
-        self._data.zero_()
-
     def write(self, layer_idx: int, places: Tensor, keys: Tensor, values: Tensor) -> None:
         """Writes the step's keys and values, what is not finite as 0.
 
         Args:
             places: int64[M], slot_idx * T + place of each token. keys, values: [M, H, D].
         """
-        # Masked or not, NaN reaches all that attend to its slot: a drafted token that overflows would ruin the others.
-        if keys.dtype == torch.float16:
-            keys, values = (torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (keys, values))
+        # Masked or not, NaN reaches all that attend to its slot: a drafted token that overflows, or whose embedding is
+        # no number, would ruin the others.
+        keys, values = (torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0) for x in (keys, values))
         self._data[layer_idx, 0].index_copy_(0, places, keys)
         self._data[layer_idx, 1].index_copy_(0, places, values)
 
