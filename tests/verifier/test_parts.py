@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -18,18 +19,20 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from laser_protocol.acceptance import Strict
+from laser_protocol.errors import InvalidRequest
 from laser_verifier.calibration import Calibration, isotonic
 from laser_verifier.cli import load_runner
 from laser_verifier.config import EngineConfig, ModelConfig, RetrieverConfig
 from laser_verifier.draft_budget import choose_nodes
-from laser_verifier.model import check_model_path, load_model, tokenizer_fingerprint
+from laser_verifier.model import check_model_path, load_model, tokenizer_fingerprint, wrap_model
+from laser_verifier.prompt import encode_text
 from laser_verifier.schedule import share_room
 from laser_verifier.sequence import Request
 from laser_verifier.sequence import Sequence as RunningSequence
 from laser_verifier.shards import choose_shard, rendezvous_order
 from laser_verifier.step_cost import LearnedCost, StepCost
 from laser_verifier.text import TextStream
-from tests.verifier.tiny import tiny_network, tiny_tokenizer
+from tests.verifier.tiny import VOCAB_SIZE, tiny_network, tiny_tokenizer
 
 FREE = StepCost(np.asarray([1, 512]), np.asarray([1.0, 1.0]))
 LINEAR = StepCost(np.asarray([1, 512]), np.asarray([1.0, 512.0]))
@@ -294,6 +297,19 @@ def test_streamed_text_is_the_text_cut_before_the_first_stop_string(text: str, s
 def test_a_wrong_setting_is_refused_by_name(make: Any, field: str) -> None:
     with pytest.raises(ValueError, match=field):
         make()
+
+
+def test_white_space_is_a_prompt_where_text_is_taken_raw() -> None:
+    assert encode_text(BYTES, " \n", raw=True, system=None) == BYTES.encode(" \n")
+    for text, raw in ((" \n", False), ("", True)):
+        with pytest.raises(InvalidRequest, match="prompt is empty"):
+            encode_text(BYTES, text, raw, system=None)
+
+
+def test_the_vocabulary_has_only_tokens_that_have_an_embedding() -> None:
+    network = tiny_network()
+    network.set_input_embeddings(torch.nn.Embedding(VOCAB_SIZE - 3, 32))
+    assert wrap_model(network, "tiny").vocab_size == VOCAB_SIZE - 3
 
 
 def test_a_model_path_that_does_not_exist_is_refused_by_name() -> None:

@@ -25,7 +25,7 @@ class TargetModel:
         name: last component of the path or hub id.
         network: the transformers model, in eval mode on `device`, float type `dtype`.
         kv_shape: of its cache.
-        vocab_size: columns of its logits.
+        vocab_size: tokens that have an embedding and a logit: the ids below it.
         context_len: tokens it can take, or None where its configuration does not say.
         eos_token_ids: of its generation_config; nothing else of that is used.
         packed: its weights for the processor's own forward; `network` has lost its linear layers then. Else None.
@@ -75,7 +75,7 @@ def wrap_model(network: Any, name: str) -> TargetModel:
         name=name,
         network=network,
         kv_shape=shape,
-        vocab_size=network.get_output_embeddings().weight.shape[0],
+        vocab_size=min(network.get_input_embeddings().weight.shape[0], network.get_output_embeddings().weight.shape[0]),
         context_len=_context_len(text_config),
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (int(eos),),
         dtype=network.dtype,

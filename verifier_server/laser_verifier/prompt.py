@@ -18,13 +18,13 @@ def encode_text(tokenizer: Any, text: str, raw: bool, system: str | None) -> lis
     """Token ids of a text prompt.
 
     Args:
-        raw: True takes the text as it stands; so does a model without a chat template.
+        raw: True takes the text as it stands, white space too; so does a model without a chat template.
         system: system turn; None leaves it to the template.
 
     Raises:
         InvalidRequest: the text is empty or gives no token, or a system turn has no place.
     """
-    if not text.strip():
+    if not (text if raw else text.strip()):
         raise InvalidRequest("prompt is empty, must be text or token ids", field="prompt")
     if raw or not has_chat_template(tokenizer):
         if system is not None:

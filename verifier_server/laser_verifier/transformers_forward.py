@@ -43,8 +43,7 @@ class TransformersForward:
         """Gives the model our attention, once its own has said what is right; see `probe.py`."""
         model = self._model
         config = model.network.config.get_text_config()
-        vocab_size = min(model.vocab_size, model.network.get_input_embeddings().weight.shape[0])
-        text = probe_text(vocab_size, slot_len, model.context_len)
+        text = probe_text(model.vocab_size, slot_len, model.context_len)
         before, step = (pack(inputs, model.device) for inputs in probe_steps(text, num_slots))
         try:
             model.network.set_attn_implementation("eager")
