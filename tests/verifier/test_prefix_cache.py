@@ -84,6 +84,30 @@ def test_prompts_that_begin_alike_give_what_they_give_alone(architecture: str) -
     assert server.engine.counters.num_reused_tokens == 5 * len(BEGINNING)
 
 
+def test_nobody_waits_for_a_beginning_that_gets_no_room() -> None:
+    """Four tokens a step go to the oldest prompt, the others to the shortest: the third gets none meanwhile."""
+    server = TinyServer(tiny_model(tiny_network()), NoDrafts(), max_sequences=4, max_step_tokens=8)
+    server.submit(range(1, 40), 2)
+    other = server.submit(range(2, 32), 2)
+    server.submit((*BEGINNING, *range(30)), 2)
+    short = server.submit((*BEGINNING[:20], 1), 2)
+    while not short.token_ids:
+        server.engine.step()
+    assert not other.token_ids
+
+
+def test_a_prompt_as_long_still_waits_for_a_beginning_that_is_held_up_for_a_moment() -> None:
+    server = TinyServer(tiny_model(tiny_network()), NoDrafts(), max_sequences=4, max_step_tokens=8)
+    server.submit(range(1, 40), 2)
+    for i in range(2):
+        server.submit((*BEGINNING, i), 2)
+    for _ in range(5):
+        server.engine.step()
+    server.submit(range(2, 10), 2)
+    server.run()
+    assert server.engine.counters.num_reused_tokens > len(BEGINNING) - MIN_PREFIX_TOKENS
+
+
 def test_reuse_can_be_turned_off() -> None:
     server = TinyServer(tiny_model(tiny_network()), NoDrafts(), max_sequences=2, prefix_reuse=False)
     for i in range(4):

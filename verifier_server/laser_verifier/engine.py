@@ -75,6 +75,8 @@ class Engine:
         self._running: list[Sequence] = []
         self._free_slots = list(range(runner.num_slots))
         self._prefixes = PrefixCache(runner.num_slots)
+        # Slots whose prompts got no room in the last step.
+        self._stalled: set[int] = set()
         self._num_reused_told = 0
         self._next_sequence_id = 1
         self._waiting = WaitingQueue(config.max_queue)
@@ -192,7 +194,10 @@ class Engine:
 
     def _schedule(self) -> list[tuple[Sequence, int]]:
         cost = self.policy.cost.now if self.policy.cost is not None else None
-        return schedule(self._reuse_prefixes(), self._config, cost)
+        ready = self._reuse_prefixes()
+        scheduled = schedule(ready, self._config, cost)
+        self._stalled = {sequence.slot_idx for sequence in ready} - {sequence.slot_idx for sequence, _ in scheduled}
+        return scheduled
 
     def _reuse_prefixes(self) -> list[Sequence]:
         """The running sequences without those whose prompt's beginning another computes just now.
@@ -204,7 +209,13 @@ class Engine:
         ready: list[Sequence] = []
         for i, sequence in enumerate(self._running):
             if sequence.num_cached == 0:
-                shared = self._prefixes.find(sequence.prompt, {other.slot_idx for other in self._running[:i]})
+                # One that got no room brings nothing soon, and a shorter prompt gets room before it.
+                ahead = {
+                    other.slot_idx
+                    for other in self._running[:i]
+                    if other.slot_idx not in self._stalled or other.num_pending <= sequence.num_pending
+                }
+                shared = self._prefixes.find(sequence.prompt, ahead)
                 if shared.is_coming:
                     continue
                 if shared.num_tokens:
