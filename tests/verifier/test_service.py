@@ -266,6 +266,56 @@ def test_a_full_queue_is_resource_exhausted_with_the_time_to_come_back(network: 
             time.sleep(0.01)
 
 
+@contextmanager
+def tokenising_held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No text becomes tokens before the end."""
+    go_on = threading.Event()
+
+    def encode_text(*_: Any) -> list[int]:
+        assert go_on.wait(10)
+        return [1, 2, 3]
+
+    monkeypatch.setattr(service, "_QUEUED_INTERVAL_S", 0.05)
+    monkeypatch.setattr(service, "encode_text", encode_text)
+    yield
+    go_on.set()
+
+
+def test_texts_that_wait_to_be_tokenised_are_told_so_count_as_waiting_and_hold_up_no_token_ids(
+    network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = request(text=verifier_pb2.TextPrompt(text="w1 w2 w3"))
+    with serving(network, NoDrafts(), max_queue=0) as (target, _), grpc.insecure_channel(target) as channel:
+        stub = verifier_pb2_grpc.VerifierStub(channel)
+        calls = []
+        with tokenising_held_up(monkeypatch):
+            for num_ahead in range(2):
+                calls.append(stub.Generate(text, timeout=10))
+                assert next(calls[-1]).queued.num_ahead == num_ahead
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stub.Generate(text, timeout=10))
+            error = from_rpc_error(caught.value)
+            assert isinstance(error, Overloaded) and error.retry_after_s is not None
+            assert list(stub.Generate(request(), timeout=10))[-1].HasField("finished")
+        finished = [list(call)[-1].finished for call in calls]
+    assert all(each.stats.num_output_tokens == 8 for each in finished)
+    assert finished[0].stats.queue_ms >= 50, "from the call on"
+
+
+def test_what_needs_no_tokens_is_checked_before_a_text_is_tokenised(
+    network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = request(text=verifier_pb2.TextPrompt(text="w1"), max_new_tokens=0)
+    with (
+        serving(network, NoDrafts()) as (target, _),
+        grpc.insecure_channel(target) as channel,
+        tokenising_held_up(monkeypatch),
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        next(verifier_pb2_grpc.VerifierStub(channel).Generate(wrong, timeout=10))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_an_engine_fault_reaches_every_caller_as_engine_dead(network: Any) -> None:
     class Broken(NoDrafts):
         def collect(self, positions: Any, timeout_s: float) -> Any:

@@ -92,13 +92,22 @@ class Engine:
         Raises:
             Overloaded: the queue is full. NotReady, EngineDead: no more requests are taken.
         """
+        self.check_room(0)
+        self._waiting.add(request, sink)
+        self._work.set()
+
+    def check_room(self, num_coming: int) -> None:
+        """Refuses a request that the queue will have no room for once so many others have joined it.
+
+        Raises:
+            Overloaded: says when to come back.
+        """
         retry_after_s = min(30.0, max(0.1, self._service_s / self._config.max_sequences))
         try:
-            self._waiting.add(request, sink, len(self._free_slots), retry_after_s)
+            self._waiting.check_room(num_coming, len(self._free_slots), retry_after_s)
         except Overloaded:
             self._observer.ended("overloaded")
             raise
-        self._work.set()
 
     def cancel(self, request_id: str) -> None:
         """Ends a request without a further event: at once if it waits, at the next step if it runs."""
@@ -184,7 +193,7 @@ class Engine:
         request = entry.request
         text = TextStream(self._tokenizer, request.stop)
         sequence = Sequence(
-            request, entry.sink, text, self._next_sequence_id, slot_idx, entry.arrived_s, time.monotonic()
+            request, entry.sink, text, self._next_sequence_id, slot_idx, request.arrived_s, time.monotonic()
         )
         self._next_sequence_id = self._next_sequence_id % (2**31 - 1) + 1
         self._running.append(sequence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -43,6 +44,7 @@ class Request:
         stop: strings that end the text.
         draft: False for plain decoding.
         learn: the finished output joins the pool under `document_id`.
+        arrived_s: when it came, monotonic.
     """
 
     request_id: str
@@ -56,6 +58,7 @@ class Request:
     draft: bool = True
     learn: bool = False
     document_id: str = ""
+    arrived_s: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)

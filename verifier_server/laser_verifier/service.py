@@ -7,7 +7,9 @@ import functools
 import logging
 import math
 import secrets
+import time
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,9 +81,13 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         self._engine = engine
         self._tokenizer = tokenizer
         self._model = description
-        self._mailbox = Mailbox(asyncio.get_running_loop())
+        self._loop = asyncio.get_running_loop()
+        self._mailbox = Mailbox(self._loop)
         # One thread: a fast tokenizer is not to be used by two at once.
-        self._tokenising = ThreadPoolExecutor(1, "tokenise")
+        self._tokeniser = ThreadPoolExecutor(1, "tokenise")
+        # Texts that wait for it or are in it, in the order they came, with how many came before.
+        self._tokenising: OrderedDict[asyncio.Future[list[int]], int] = OrderedDict()
+        self._num_texts = 0
 
     async def GetModel(  # noqa: N802
         self, request: verifier_pb2.GetModelRequest, context: Any
@@ -106,8 +112,19 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
         self, request: verifier_pb2.GenerateRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[verifier_pb2.GenerateResponse]:
         """See verifier.proto."""
-        # In a thread: tokenising a long prompt must not hold up the draft streams that share the loop.
-        checked = await asyncio.get_running_loop().run_in_executor(self._tokenising, self._check, request)
+        arrived_s = time.monotonic()
+        acceptance = self._check(request)
+        if request.WhichOneof("prompt") == "text":
+            tokenising = self._tokenise(request)
+            try:
+                while not (await asyncio.wait((tokenising,), timeout=_QUEUED_INTERVAL_S))[0]:
+                    yield self._response(self._num_ahead(tokenising), "")
+            finally:
+                tokenising.cancel()
+            prompt_token_ids = tokenising.result()
+        else:
+            prompt_token_ids = self._unpack(request)
+        checked = _engine_request(request, acceptance, prompt_token_ids, arrived_s)
         events: asyncio.Queue[Event] = asyncio.Queue()
         # The engine's name for it is ours: two callers may choose the same request_id.
         deliver = functools.partial(self._mailbox.put, events)
@@ -124,8 +141,26 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
             if not ended:
                 self._engine.cancel(checked.request_id)
 
+    def _tokenise(self, request: verifier_pb2.GenerateRequest) -> asyncio.Future[list[int]]:
+        """Begins to make checked token ids of a text, in a thread: the draft streams share the loop, and must go on.
+
+        Raises:
+            Overloaded: the engine would have no room for it, with those that come before it.
+        """
+        self._engine.check_room(len(self._tokenising))
+        tokenising = self._loop.run_in_executor(self._tokeniser, self._encode, request)
+        self._tokenising[tokenising] = self._num_texts
+        self._num_texts += 1
+        tokenising.add_done_callback(self._tokenising.pop)
+        return tokenising
+
+    def _num_ahead(self, tokenising: asyncio.Future[list[int]]) -> int:
+        """Requests that wait ahead of a text."""
+        first = next(iter(self._tokenising.values()))
+        return self._engine.num_waiting + self._tokenising[tokenising] - first
+
     async def _events(self, events: asyncio.Queue[Event], request_id: str) -> AsyncIterator[Event | int]:
-        """The engine's events; before the first tokens also, every few seconds, the number of requests ahead.
+        """The engine's events; before the first tokens also, every half second, the number of requests ahead.
 
         Once the request is admitted, only while the engine makes steps: that one of them hangs must not go unnoticed.
         """
@@ -179,13 +214,16 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
             )
         )
 
-    def _check(self, request: verifier_pb2.GenerateRequest) -> Request:
-        """The checked request. Raises InvalidRequest naming the field, its value and what would be right."""
+    def _check(self, request: verifier_pb2.GenerateRequest) -> Acceptance:
+        """Checks all that needs no token ids, and gives the acceptance.
+
+        Raises:
+            InvalidRequest: names the field, its value and what would be right.
+        """
         if request.pool:
             check_pool_id(request.pool)
         acceptance = self._acceptance(request)
-        prompt_token_ids = self._prompt(request)
-        self._check_limits(request, len(prompt_token_ids))
+        self._check_sizes(request)
         if request.delta_interval_ms > _MAX_DELTA_INTERVAL_MS:
             raise InvalidRequest(
                 f"delta_interval_ms is {request.delta_interval_ms}, must be at most {_MAX_DELTA_INTERVAL_MS}",
@@ -197,20 +235,7 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
             num_bytes = len(getattr(request, field).encode())
             if num_bytes > _MAX_ID_BYTES:
                 raise InvalidRequest(f"{field} has {num_bytes} bytes, must be at most {_MAX_ID_BYTES}", field=field)
-        request_id = uuid.uuid4().hex
-        return Request(
-            request_id=request_id,
-            prompt_token_ids=tuple(prompt_token_ids),
-            pool=request.pool,
-            acceptance=acceptance,
-            max_new_tokens=request.max_new_tokens,
-            temperature=request.temperature,
-            seed=request.seed if request.HasField("seed") else secrets.randbits(64),
-            stop=tuple(request.stop),
-            draft=request.drafting != verifier_pb2.DRAFTING_OFF,
-            learn=request.learn,
-            document_id=request.document_id or request.request_id or request_id,
-        )
+        return acceptance
 
     def _acceptance(self, request: verifier_pb2.GenerateRequest) -> Acceptance:
         given = request.HasField("acceptance")
@@ -228,34 +253,37 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
             return Strict()
         return acceptance
 
-    def _prompt(self, request: verifier_pb2.GenerateRequest) -> list[int]:
-        kind = request.WhichOneof("prompt")
-        if kind == "text":
-            token_ids = self._encode(request.text)
-        elif kind == "tokens":
-            self._check_length(len(request.tokens.token_ids) // 4)  # before millions of them become objects
-            token_ids = unpack_token_ids(request.tokens.token_ids)
-        else:
-            token_ids = []
+    def _encode(self, request: verifier_pb2.GenerateRequest) -> list[int]:
+        """The checked token ids of a text prompt."""
+        text, raw = request.text.text, request.text.raw
+        system = request.text.system if request.text.HasField("system") else None
+        return self._checked(request, encode_text(self._tokenizer, text, raw, system))
+
+    def _unpack(self, request: verifier_pb2.GenerateRequest) -> list[int]:
+        """The checked token ids of a prompt that consists of them, or of none."""
+        packed = request.tokens.token_ids
+        self._check_length(len(packed) // 4)  # before millions of them become objects
+        token_ids = unpack_token_ids(packed)
         if not token_ids:
             raise InvalidRequest("prompt is empty, must be text or token ids", field="prompt")
+        return self._checked(request, token_ids)
+
+    def _checked(self, request: verifier_pb2.GenerateRequest, token_ids: list[int]) -> list[int]:
+        num_tokens = len(token_ids)
+        self._check_length(num_tokens)
+        if num_tokens + request.max_new_tokens > self._model.max_model_len:
+            raise InvalidRequest(
+                f"max_new_tokens is {request.max_new_tokens}, must be at most "
+                f"{self._model.max_model_len - num_tokens}: the prompt has {num_tokens} tokens and the "
+                f"model takes {self._model.max_model_len}",
+                field="max_new_tokens",
+            )
         wrong = next((token_id for token_id in token_ids if not 0 <= token_id < self._model.vocab_size), None)
         if wrong is not None:
             raise InvalidRequest(
                 f"prompt has token id {wrong}, must be from 0 to {self._model.vocab_size - 1}", field="prompt"
             )
         return token_ids
-
-    def _encode(self, prompt: verifier_pb2.TextPrompt) -> list[int]:
-        num_chars, most = len(prompt.text) + len(prompt.system), _MAX_CHARS_PER_TOKEN * self._model.max_model_len
-        if num_chars > most:
-            raise InvalidRequest(
-                f"prompt has {num_chars} characters, too many for the model's {self._model.max_model_len} tokens",
-                field="prompt",
-            )
-        return encode_text(
-            self._tokenizer, prompt.text, prompt.raw, prompt.system if prompt.HasField("system") else None
-        )
 
     def _check_length(self, num_prompt_tokens: int) -> None:
         if num_prompt_tokens >= self._model.max_model_len:
@@ -264,18 +292,16 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 field="prompt",
             )
 
-    def _check_limits(self, request: verifier_pb2.GenerateRequest, num_prompt_tokens: int) -> None:
+    def _check_sizes(self, request: verifier_pb2.GenerateRequest) -> None:
+        num_chars = len(request.text.text) + len(request.text.system)
+        if num_chars > _MAX_CHARS_PER_TOKEN * self._model.max_model_len:
+            raise InvalidRequest(
+                f"prompt has {num_chars} characters, too many for the model's {self._model.max_model_len} tokens",
+                field="prompt",
+            )
         if request.max_new_tokens < 1:
             raise InvalidRequest(
                 f"max_new_tokens is {request.max_new_tokens}, must be at least 1", field="max_new_tokens"
-            )
-        self._check_length(num_prompt_tokens)
-        if num_prompt_tokens + request.max_new_tokens > self._model.max_model_len:
-            raise InvalidRequest(
-                f"max_new_tokens is {request.max_new_tokens}, must be at most "
-                f"{self._model.max_model_len - num_prompt_tokens}: the prompt has {num_prompt_tokens} tokens and the "
-                f"model takes {self._model.max_model_len}",
-                field="max_new_tokens",
             )
         lengths = [len(stop) for stop in request.stop]
         if len(lengths) > _MAX_STOP or not all(1 <= length <= _MAX_STOP_CHARS for length in lengths):
@@ -284,6 +310,27 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 f"must be at most {_MAX_STOP}, none empty or longer than {_MAX_STOP_CHARS}",
                 field="stop",
             )
+
+
+def _engine_request(
+    request: verifier_pb2.GenerateRequest, acceptance: Acceptance, prompt_token_ids: list[int], arrived_s: float
+) -> Request:
+    """What the engine takes of a checked request."""
+    request_id = uuid.uuid4().hex
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=tuple(prompt_token_ids),
+        pool=request.pool,
+        acceptance=acceptance,
+        max_new_tokens=request.max_new_tokens,
+        temperature=request.temperature,
+        seed=request.seed if request.HasField("seed") else secrets.randbits(64),
+        stop=tuple(request.stop),
+        draft=request.drafting != verifier_pb2.DRAFTING_OFF,
+        learn=request.learn,
+        document_id=request.document_id or request.request_id or request_id,
+        arrived_s=arrived_s,
+    )
 
 
 def register(service: VerifierService, server: grpc.aio.Server) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -13,12 +12,11 @@ from laser_verifier.sequence import Request, Sink
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request in the queue, how many came before it, and when it came (monotonic seconds)."""
+    """A request in the queue, and how many came before it."""
 
     request: Request
     sink: Sink
     number: int
-    arrived_s: float
 
 
 class WaitingQueue:
@@ -39,25 +37,33 @@ class WaitingQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, request: Request, sink: Sink, num_free_slots: int, retry_after_s: float) -> None:
-        """Adds a request.
+    def check_room(self, num_coming: int, num_free_slots: int, retry_after_s: float) -> None:
+        """Checks that one request more may come.
 
         Args:
+            num_coming: so many others will come before it.
             num_free_slots: so many more may come, since they will not wait.
             retry_after_s: what a refused caller is told.
 
         Raises:
-            Overloaded: the queue is full. LaserError: of the kind it was closed with.
+            Overloaded: the queue is full.
+        """
+        num_waiting = len(self._entries) + num_coming
+        if num_waiting >= self._max_waiting + num_free_slots:
+            raise Overloaded(
+                f"{num_waiting} requests wait already, at most {self._max_waiting} may", retry_after_s=retry_after_s
+            )
+
+    def add(self, request: Request, sink: Sink) -> None:
+        """Adds a request, also to a full queue.
+
+        Raises:
+            LaserError: of the kind it was closed with.
         """
         with self._lock:
             if self._closed is not None:
                 raise type(self._closed)(str(self._closed))
-            if len(self._entries) >= self._max_waiting + num_free_slots:
-                raise Overloaded(
-                    f"{len(self._entries)} requests wait already, at most {self._max_waiting} may",
-                    retry_after_s=retry_after_s,
-                )
-            self._entries[request.request_id] = Waiting(request, sink, self._num_added, time.monotonic())
+            self._entries[request.request_id] = Waiting(request, sink, self._num_added)
             self._num_added += 1
 
     def cancel(self, request_id: str) -> bool:
