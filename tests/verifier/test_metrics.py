@@ -143,7 +143,7 @@ def test_outputs_that_join_no_pool_are_counted_and_warned_of_once_a_second(
     metrics, pools = VerifierMetrics("tiny", 8), NoPools()
     metrics.watch_learning(pools.counters)
     times_s = iter((100.0, 100.1, 100.9, 101.0))
-    monkeypatch.setattr("laser_verifier.learning.time", SimpleNamespace(monotonic=lambda: next(times_s)))
+    monkeypatch.setattr("laser_verifier.throttle.time", SimpleNamespace(monotonic=lambda: next(times_s)))
     for _ in range(4):
         pools.learn("a/b", "x", [1, 2])
     assert value(metrics.registry, "laser_learn_dropped_outputs_total") == 4

@@ -49,6 +49,7 @@ class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
         self.documents: list[retriever_pb2.Document] = []
         self.lengths: dict[int, int] = {}
         self.fault_on: set[int] = set()
+        self.fault_message = "position is 1, must be 2"
         self.pool_state = retriever_pb2.POOL_STATE_OK
         self.writer_elsewhere: str | None = None
         self.malformed = False
@@ -75,7 +76,7 @@ class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
 
     def _tree(self, response: retriever_pb2.DraftResponse, sequence_id: int) -> None:
         if sequence_id in self.fault_on:
-            response.faults.add(sequence_id=sequence_id, message="position is 1, must be 2")
+            response.faults.add(sequence_id=sequence_id, message=self.fault_message)
             return
         if sequence_id in self.silent_on:
             return
@@ -313,6 +314,11 @@ def test_two_shards_of_one_name_both_get_sequences(loop: Loop) -> None:
     assert min(len(shard.opened) for shard in shards) > 8
 
 
+def test_a_lost_shard_is_shown_by_its_address_for_another_may_have_its_name_by_now(loop: Loop) -> None:
+    drafts, port = lost_shard(loop, ScriptedShard("same"))
+    assert [shard.name for shard in drafts.shards()] == [f"127.0.0.1:{port}"]
+
+
 def test_a_dead_shard_costs_no_wait_and_its_sequences_move_with_all_their_tokens(loop: Loop) -> None:
     shards = {name: ScriptedShard(name) for name in ("s1", "s2")}
     servers = {name: loop.serve(shard) for name, shard in shards.items()}
@@ -363,6 +369,20 @@ def test_a_fault_ends_drafting_of_that_sequence_alone(loop: Loop) -> None:
     started = time.monotonic()
     assert drafts.collect({1: 3}, 1.0) == {}
     assert time.monotonic() - started < 0.2
+
+
+def test_a_shard_that_sends_nothing_but_faults_does_not_fill_the_log(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("laser_verifier.throttle._INTERVAL_S", 60.0)
+    shard = ScriptedShard("s")
+    shard.fault_on, shard.fault_message = set(range(1, 21)), "line\n" * 10_000
+    drafts = loop.drafts(loop.serve(shard).port)
+    for i in shard.fault_on:
+        drafts.open(opened(i))
+    until(lambda: drafts.counters.num_faults == 20)
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("draft.fault")]
+    assert "\n" not in line and len(line) < 400
 
 
 def test_malformed_bytes_are_dropped_and_counted(loop: Loop) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
-logger = logging.getLogger(__name__)
+from laser_verifier.throttle import Throttle
 
-_WARNING_INTERVAL_S = 1.0
+logger = logging.getLogger(__name__)
 
 
 class LearnCounters:
@@ -22,16 +21,13 @@ class LearnCounters:
     def __init__(self) -> None:
         self.num_learned = 0
         self.num_dropped = 0
-        self._num_told = 0
-        self._told_s = -_WARNING_INTERVAL_S
+        self._warnings = Throttle()
 
     def drop(self, num_documents: int, reason: str) -> None:
         """Counts outputs as dropped and warns of all since the last warning, at most once a second."""
         self.num_dropped += num_documents
-        now_s = time.monotonic()
-        if now_s - self._told_s >= _WARNING_INTERVAL_S:
-            logger.warning("learn.dropped num_documents=%d reason=%s", self.num_dropped - self._num_told, reason)
-            self._num_told, self._told_s = self.num_dropped, now_s
+        if num_told := self._warnings.count(num_documents):
+            logger.warning("learn.dropped num_documents=%d reason=%s", num_told, reason)
 
 
 class NoPools:

@@ -28,6 +28,7 @@ from laser_verifier.outbox import Outbox, RemoteSequence
 from laser_verifier.resolution import resolve
 from laser_verifier.sequence import DraftStatus
 from laser_verifier.shards import choose_shard
+from laser_verifier.throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ _MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 _MISSES_TO_STOP_WAITING = 3
 # Answers that came a little too late between two trials of a shard, at most.
 _MAX_TRIAL_GAP = 64
+_MAX_LOGGED_CHARS = 200
 
 _STATUS = {
     retriever_pb2.POOL_STATE_OK: DraftStatus.OK,
@@ -67,7 +69,7 @@ class _Remote(RemoteSequence):
 
 @dataclass(slots=True, eq=False)
 class _Shard:
-    """One address. `name` is known and `connected` true once its handshake was answered."""
+    """One address. `name` is known and `connected` true from the answer to its handshake until it is lost."""
 
     endpoint: Endpoint
     name: str = ""
@@ -78,6 +80,7 @@ class _Shard:
     num_misses: int = 0
     num_near_misses: int = 0
     next_trial: int = 1
+    warnings: Throttle = field(default_factory=Throttle)
     outbox: Outbox = field(default_factory=Outbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
@@ -101,7 +104,7 @@ class DraftCounters:
 
 @dataclass(frozen=True, slots=True)
 class ShardState:
-    """A shard as metrics show it; `name` is its address until it told its name."""
+    """A shard as metrics show it; `name` is its address while it is not connected."""
 
     name: str
     connected: bool
@@ -375,7 +378,8 @@ class RemoteDrafts:
     def _on_lost(self, shard: _Shard) -> None:
         if not shard.connected:
             return
-        shard.connected, shard.num_open, shard.outbox = False, 0, Outbox()
+        # Another may have its name by the time it is back.
+        shard.name, shard.connected, shard.num_open, shard.outbox = "", False, 0, Outbox()
         moved = [remote for remote in self._sequences.values() if remote.shard is shard]
         with self._condition:
             for remote in moved:
@@ -393,7 +397,7 @@ class RemoteDrafts:
                 trees[message.sequence_id] = tree_from_message(message)
             except MalformedTree as error:
                 self.counters.num_malformed += 1
-                logger.warning("draft.malformed address=%s error=%s", shard.address, error)
+                self._warn(shard, "draft.malformed", str(error))
         statuses = {opened.sequence_id: _STATUS.get(opened.pool_state) for opened in response.opened}
         with self._condition:
             for sequence_id, status in statuses.items():
@@ -435,7 +439,7 @@ class RemoteDrafts:
     def _on_fault(self, shard: _Shard, fault: retriever_pb2.SequenceFault) -> None:
         """The shard gave a sequence up: it is decoded plainly from here on."""
         self.counters.num_faults += 1
-        logger.warning("draft.fault address=%s error=%s", shard.address, fault.message)
+        self._warn(shard, "draft.fault", fault.message)
         remote = self._sequences.get(fault.sequence_id)
         if remote is not None and remote.shard is shard:
             shard.num_open -= 1
@@ -443,6 +447,13 @@ class RemoteDrafts:
             with self._condition:
                 self._shard_of.pop(fault.sequence_id, None)
                 self._condition.notify_all()
+
+    def _warn(self, shard: _Shard, event: str, error: str) -> None:
+        """Tells what a shard sent wrong, about once a second: it may do so with every tree, and say anything."""
+        if num_told := shard.warnings.count():
+            logger.warning(
+                "%s address=%s num_told=%d error=%r", event, shard.address, num_told, error[:_MAX_LOGGED_CHARS]
+            )
 
 
 async def _end(writer: asyncio.Task[None]) -> None:
