@@ -157,6 +157,8 @@ class AsyncTextStream:
     async def _next_response(self) -> verifier_pb2.GenerateResponse:
         while True:
             if self._call is None:
+                if self._closed:  # while it waited to try again
+                    raise StopAsyncIteration
                 self._patience.check()
                 self._call = self._open_call(self._patience.remaining_s())
             try:

@@ -177,6 +177,22 @@ def test_retries_of_overloaded_end_with_the_deadline(client, verifier):
     assert len(verifier.requests) > 1
 
 
+def test_a_stream_closed_while_the_server_is_full_asks_no_more(client, verifier):
+    refusals = iter([True, False])
+
+    async def full_once(request):
+        if next(refusals):
+            asyncio.get_running_loop().call_later(0.2, stream.close)
+            raise Overloaded("queue is full", retry_after_s=0.5)
+        async for response in echo(request):
+            yield response
+
+    verifier.script = full_once
+    stream = client.stream("a")
+    assert list(stream) == []
+    assert len(verifier.requests) == 1
+
+
 def test_overloaded_without_a_time_to_come_back_is_raised(client, verifier):
     async def full(request):
         raise Overloaded("message too large")
