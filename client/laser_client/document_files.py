@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from laser_client.jsonl import read_documents
-from laser_client.output import import_pyarrow, open_writer
+from laser_client.output import finishing, import_pyarrow, open_writer
 from laser_client.pools import Document
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.packing import unpack_token_ids
@@ -55,16 +55,11 @@ def write_document_file(path: Path, tokenizer_fingerprint: str, documents: Itera
         fields = [("id", pyarrow.string()), ("output_token_ids", pyarrow.list_(pyarrow.int32()))]
         return pyarrow.schema(fields, metadata={_FINGERPRINT_KEY: tokenizer_fingerprint})
 
-    writer = open_writer(path, None, make_schema, in_place=False)
     num_documents = 0
-    try:
+    with finishing(open_writer(path, None, make_schema, in_place=False)) as writer:
         for document in documents:
             writer.write({"id": document.id, "output_token_ids": unpack_token_ids(document.packed_token_ids)})
             num_documents += 1
-    except BaseException:
-        writer.abort()
-        raise
-    writer.close()
     return num_documents
 
 

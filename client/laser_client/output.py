@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -28,7 +28,18 @@ class RowWriter(Protocol):
         """Finishes the file. Also after an interrupt, if what was written is to stay."""
 
     def abort(self) -> None:
-        """Gives the file up: what stood at its path before stays there, but for what was written in place."""
+        """Gives the file up: what stood at its path before stays there, unless a row was written in its place."""
+
+
+@contextlib.contextmanager
+def finishing(writer: RowWriter) -> Iterator[RowWriter]:
+    """Closes the writer at the end, and aborts it instead where that is an error."""
+    try:
+        yield writer
+    except BaseException:
+        writer.abort()
+        raise
+    writer.close()
 
 
 def make_row(row_id: str | int, outcome: Generation | LaserError) -> dict[str, Any]:
@@ -63,7 +74,7 @@ def open_writer(
         return JsonLinesWriter(stdout, owned=False)
     try:
         if path.suffix == ".jsonl":
-            return JsonLinesWriter(path.open("w", encoding="utf8"), owned=True) if in_place else WholeJsonLines(path)
+            return JsonLinesWriter(path.open("a", encoding="utf8"), owned=True) if in_place else WholeJsonLines(path)
         if path.suffix == ".parquet":
             return ParquetWriter(path, make_schema or _generation_schema)
     except OSError as error:
@@ -72,25 +83,37 @@ def open_writer(
 
 
 class JsonLinesWriter:
-    """A line per row, flushed at once: a kill loses only what had not ended."""
+    """A line per row, flushed at once: a kill loses only what had not ended.
+
+    What stood in the file before goes with the first line, or when it is closed without any.
+    """
 
     def __init__(self, file: IO[str], *, owned: bool) -> None:
         self._file = file
         self._owned = owned
+        self._is_old = owned
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a line."""
+        self._clear()
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         """Closes the file, if it is ours."""
+        self._clear()
         if self._owned:
             self._file.close()
 
     def abort(self) -> None:
-        """Closes the file: its lines were there for all to read."""
-        self.close()
+        """Closes the file, if it is ours, with what it holds: its lines were there for all to read."""
+        if self._owned:
+            self._file.close()
+
+    def _clear(self) -> None:
+        if self._is_old:
+            self._file.truncate(0)
+            self._is_old = False
 
 
 class WholeJsonLines(JsonLinesWriter):
@@ -111,7 +134,7 @@ class WholeJsonLines(JsonLinesWriter):
     def abort(self) -> None:
         """Removes the file."""
         try:
-            super().close()
+            super().abort()
         finally:
             _remove(self._partial)
 

@@ -16,8 +16,9 @@ from scripted_servers import FINGERPRINT, ScriptedRetriever, ServerThread, delta
 
 from laser_client.cli import main
 from laser_client.document_files import write_document_file
+from laser_client.output import ParquetWriter
 from laser_client.pools import Document
-from laser_protocol.errors import InvalidRequest, StorageUnavailable, WriterElsewhere
+from laser_protocol.errors import InvalidRequest, NotReady, StorageUnavailable, WriterElsewhere
 
 
 @pytest.fixture
@@ -121,6 +122,49 @@ def test_parquet_holds_the_same_rows(laser, verifier_server, tmp_path):
     ]
     assert rows[0]["stats"]["tokens_per_step"] == 2.0
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".partial")] == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "source", "num_before"),
+    [("jsonl", "--prompt", 0), ("jsonl", "--input", 0), ("parquet", "--prompt", 0), ("parquet", "--input", 1)],
+)
+def test_a_run_that_fails_leaves_the_earlier_file_as_it_was_and_nothing_beside_it(
+    laser, verifier_server, verifier, tmp_path, ending, source, num_before
+):
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    output = tmp_path / f"r.{ending}"
+    command = (
+        *("generate", "--verifier", verifier_server.target, "--max-in-flight", 1, "--output", output),
+        *(source, prompts if source == "--input" else "a"),
+    )
+    assert laser(*command)[0] == 0
+    whole = output.read_bytes()
+
+    async def stop(request):
+        if len(verifier.requests) > num_before:
+            raise NotReady("the server is stopping")
+        async for response in echo(request):
+            yield response
+
+    verifier.requests, verifier.script = [], stop
+    assert laser(*command)[0] == 1
+    assert output.read_bytes() == whole
+    assert sorted(tmp_path.iterdir()) == [prompts, output]
+
+
+@pytest.mark.parametrize("source", ["--input", "--prompt"])
+def test_a_full_disk_leaves_nothing_beside_the_output(laser, verifier_server, tmp_path, monkeypatch, source):
+    def write(writer, row):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ParquetWriter, "write", write)
+    prompts = write_lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})
+    code, _, err = laser(
+        *("generate", "--verifier", verifier_server.target, "--output", tmp_path / "r.parquet"),
+        *(source, prompts if source == "--input" else "a"),
+    )
+    assert code == 1 and "No space left" in err
+    assert list(tmp_path.iterdir()) == [prompts]
 
 
 def test_parquet_without_pyarrow_names_the_extra(laser, verifier_server, verifier, tmp_path, monkeypatch):

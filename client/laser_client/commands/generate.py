@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from laser_client.client import LaserClient
 from laser_client.commands.common import add_connection_options, connection_arguments, print_fields
 from laser_client.generation import Generation
 from laser_client.jsonl import read_prompts
-from laser_client.output import RowWriter, make_row, open_writer
+from laser_client.output import RowWriter, finishing, make_row, open_writer
 from laser_client.request import Limits, Options, split_options
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.errors import EngineDead, InvalidRequest, LaserError, NotReady, Unauthenticated
@@ -78,7 +79,7 @@ def _run_one(client: LaserClient, arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         writer: RowWriter | None = None
         if arguments.output is not None:
-            writer = stack.enter_context(contextlib.closing(open_writer(arguments.output, sys.stdout)))
+            writer = stack.enter_context(finishing(open_writer(arguments.output, None)))
         stream = client.stream(arguments.prompt, pool=arguments.pool, **_options(arguments))
         for chunk in stream:
             sys.stdout.write(chunk.text)
@@ -123,7 +124,7 @@ class Job:
 
     Args:
         ids: one per prompt.
-        writer: gets the rows; closed at the end.
+        writer: gets the rows; closed at the end, but aborted after an error, or an interrupt that came before any row.
     """
 
     def __init__(self, ids: list[str | int], writer: RowWriter) -> None:
@@ -171,12 +172,20 @@ class Job:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        # After an interrupt: what ended after a gap is kept too; its id tells which it is.
-        for index in sorted(self._early):
-            self._writer.write(self._early[index])
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._bar.close()
-        self._writer.close()
+        has_rows = self._next_idx > 0 or len(self._early) > 0
+        end = self._writer.abort
+        try:
+            if error is None or (isinstance(error, KeyboardInterrupt) and has_rows):
+                # After an interrupt: what ended after a gap is kept too; its id tells which it is.
+                for index in sorted(self._early):
+                    self._writer.write(self._early[index])
+                end = self._writer.close
+        finally:
+            end()
 
     def _count(self, outcome: Generation | LaserError) -> None:
         if isinstance(outcome, LaserError):
