@@ -134,7 +134,8 @@ class AsyncLaserClient:
             learn: True: the finished output joins the pool.
             system: system turn of the chat template; None: the template's own.
             raw: True: text is tokenised as it stands, without chat template.
-            timeout: seconds of silence after which a call is given up (60); waiting in the server's queue is none.
+            timeout: seconds of silence after which a call is given up (60), at least 1; waiting in the server's queue
+                is none.
             deadline: seconds for the whole call, retries included; None: without limit.
 
         Returns:

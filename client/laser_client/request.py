@@ -25,6 +25,8 @@ MAX_TEMPERATURE = 100.0
 MAX_DOCUMENT_ID_BYTES = 256
 # Of a prompt and of a system prompt each: no model takes as much, and a message of 16 MiB is not even looked at.
 MAX_TEXT_BYTES = 4 * 1024 * 1024
+# The server gives a sign of life every half second.
+MIN_TIMEOUT_S = 1.0
 
 
 class Options(TypedDict, total=False):
@@ -98,21 +100,22 @@ class Limits:
     """How long to wait.
 
     Attributes:
-        timeout: seconds of silence after which a call is given up; None: without limit.
+        timeout: seconds of silence after which a call is given up, at least 1; None: without limit.
         deadline: seconds for the whole call; None: without limit.
 
     Raises:
-        InvalidRequest: not above 0, or not finite.
+        InvalidRequest: too small, or not finite.
     """
 
     timeout: float | None = 60.0
     deadline: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "deadline"):
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and math.isfinite(value) and value > 0):
-                raise _invalid(name, value, "None or a number of seconds above 0")
+        if self.timeout is not None and not (_is_finite(self.timeout) and self.timeout >= MIN_TIMEOUT_S):
+            right = f"None or at least {MIN_TIMEOUT_S:g} s: the server gives a sign of life every half second"
+            raise _invalid("timeout", self.timeout, right)
+        if self.deadline is not None and not (_is_finite(self.deadline) and self.deadline > 0):
+            raise _invalid("deadline", self.deadline, "None or a number of seconds above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +267,10 @@ def _check_number(name: str, value: Any, low: float, high: float) -> None:
     # Not `value < low or value > high`: a NaN must fail too.
     if not _is_number(value) or not low <= value <= high:
         raise _invalid(name, value, f"a number from {low:g} to {high:g}")
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
 
 
 def _is_number(value: Any) -> bool:
