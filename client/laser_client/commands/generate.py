@@ -124,7 +124,7 @@ class Job:
 
     Args:
         ids: one per prompt.
-        writer: gets the rows; closed at the end, but aborted after an error, or an interrupt that came before any row.
+        writer: gets the rows; closed at the end, but aborted where an error or an interrupt came before any row.
     """
 
     def __init__(self, ids: list[str | int], writer: RowWriter) -> None:
@@ -179,8 +179,8 @@ class Job:
         has_rows = self._next_idx > 0 or len(self._early) > 0
         end = self._writer.abort
         try:
-            if error is None or (isinstance(error, KeyboardInterrupt) and has_rows):
-                # After an interrupt: what ended after a gap is kept too; its id tells which it is.
+            if error is None or has_rows:
+                # After an interrupt or an error: what ended after a gap is kept too; its id tells which it is.
                 for index in sorted(self._early):
                     self._writer.write(self._early[index])
                 end = self._writer.close
