@@ -157,15 +157,15 @@ class PoolWriter:
                 self._merge(len(run))
 
     def drop(self) -> None:
-        """Removes the pool with all its documents. Pools below it stay.
+        """Removes the pool with all its documents, also such as cannot be read. Pools below it stay.
 
         Raises:
             UnknownPool
         """
-        with self._building, self._holding_lock():
-            # Without its identity a pool does not exist: whatever a crash leaves is removed before it exists again.
-            self._disk.unlink(self._directory / IDENTITY_NAME)
+        with self._building, self._holding_lock(dropping=True):
             try:
+                # Without its identity a pool does not exist: whatever a crash leaves is removed before it exists again.
+                self._disk.unlink(self._directory / IDENTITY_NAME)
                 self._disk.sync_directory(self._directory)
                 self._remove_remains()
                 # Before the lock is given up: who waits for it finds that the file is gone, and makes a new one.
@@ -218,16 +218,17 @@ class PoolWriter:
             yield self._log
 
     @contextmanager
-    def _holding_lock(self, founding: str = "") -> Iterator[None]:
+    def _holding_lock(self, founding: str = "", *, dropping: bool = False) -> Iterator[None]:
         """No other thread or process writes. Needs no room on the disk, unlike a log: it can be made there.
 
         Args:
             founding: fingerprint of a pool to found where there is none.
+            dropping: the pool need not be readable, and the lock is not kept.
         """
         with self._writing:
             try:
                 if self._lock is None:
-                    self._take_over(founding)
+                    self._take_over(founding, dropping)
                 self._check_fingerprint(self._fingerprint, founding)
                 yield
             except OSError as error:
@@ -236,21 +237,23 @@ class PoolWriter:
                 raise StorageUnavailable(f"{IDENTITY_NAME} of pool {self._pool!r} cannot be read: {error}") from error
             self._last_write_s = self._clock.monotonic_s()
 
-    def _take_over(self, founding: str) -> None:
+    def _take_over(self, founding: str, dropping: bool) -> None:
         """Takes the lock, and removes what an earlier writer did not finish."""
-        stored = read_fingerprint(self._directory)
+        stored = self._stored_fingerprint(dropping)
         self._check_fingerprint(stored, founding)
         self._lock = self._acquire(stored)
         try:
-            self._fingerprint = read_fingerprint(self._directory)
+            self._fingerprint = self._stored_fingerprint(dropping)
             self._check_fingerprint(self._fingerprint, founding)
+            if dropping:
+                return
             if not self._fingerprint:
                 self._found(founding)
             contents = self._reader.poll(look_closely=True)
             if contents.unreadable:
                 raise StorageUnavailable(
                     f"pool {self._pool!r} can be read only in part, so it is not written to: {contents.unreadable}; "
-                    "serve it with the version that wrote that, or remove its directory"
+                    "serve it with the version that wrote that, or drop it"
                 )
             for path in self._directory.glob(f"{PREFIX}*{UNFINISHED}"):
                 self._disk.remove_tree(path)
@@ -271,6 +274,14 @@ class PoolWriter:
                 if not attempts_left:
                     raise
         raise AssertionError("the last attempt raises")
+
+    def _stored_fingerprint(self, dropping: bool) -> str:
+        try:
+            return read_fingerprint(self._directory)
+        except DamagedJson:
+            if dropping:
+                return "damaged"
+            raise
 
     def _check_fingerprint(self, stored: str, given: str) -> None:
         if not stored and not given:

@@ -411,3 +411,9 @@ def test_what_another_version_wrote_keeps_a_pool_from_being_written_and_loses_no
     assert documents_of(pools, "p") == {"a": [1], "b": [2], "c": [3]}
     assert pools.delete_documents("p", ["a"]) == 1
     pools.close()
+
+    other_version(path, what)
+    pools = opened()
+    pools.drop("p")
+    assert [path.name for path in memory_path.iterdir()] == ["other"] and pools.storage.writable
+    pools.close()

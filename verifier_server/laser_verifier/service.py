@@ -278,7 +278,8 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 f"model takes {self._model.max_model_len}",
                 field="max_new_tokens",
             )
-        wrong = next((token_id for token_id in token_ids if not 0 <= token_id < self._model.vocab_size), None)
+        # On the event loop, so not one by one: a prompt may have 100,000 tokens.
+        wrong = next((end for end in (min(token_ids), max(token_ids)) if not 0 <= end < self._model.vocab_size), None)
         if wrong is not None:
             raise InvalidRequest(
                 f"prompt has token id {wrong}, must be from 0 to {self._model.vocab_size - 1}", field="prompt"
