@@ -69,8 +69,9 @@ def _read_parquet(path: Path) -> DocumentFile:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             for name in _COLUMNS:
-                if name not in schema.names:
-                    raise InvalidRequest(f"{path}: column {name} is missing", field=name)
+                if (number := schema.names.count(name)) != 1:
+                    found = "is missing" if not number else f"stands {number} times, must stand once"
+                    raise InvalidRequest(f"{path}: column {name} {found}", field=name)
             documents = [
                 _make_document(path, row, fields)
                 for row, fields in enumerate(
@@ -79,15 +80,15 @@ def _read_parquet(path: Path) -> DocumentFile:
             ]
     except OSError as error:
         raise InvalidRequest(f"input {path}: {error.strerror or error}", field="input") from error
-    except pyarrow.ArrowInvalid as error:
-        raise InvalidRequest(f"input {path}: no Parquet: {error}", field="input") from error
-    return DocumentFile(documents, (schema.metadata or {}).get(_FINGERPRINT_KEY, b"").decode())
+    except pyarrow.ArrowException as error:
+        raise InvalidRequest(f"input {path}: cannot be read as Parquet: {error}", field="input") from error
+    return DocumentFile(documents, (schema.metadata or {}).get(_FINGERPRINT_KEY, b"").decode(errors="replace"))
 
 
 def _make_document(path: Path, row: int, fields: dict[str, Any]) -> Document:
     document_id, token_ids = (fields[name] for name in _COLUMNS)
     try:
-        if not isinstance(document_id, str | int):
+        if not isinstance(document_id, str | int) or isinstance(document_id, bool):
             raise InvalidRequest(f"id is {document_id!r}, must be a string or an integer", field="id")
         if not isinstance(token_ids, list):
             raise InvalidRequest(

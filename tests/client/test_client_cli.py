@@ -15,7 +15,7 @@ import pytest
 from scripted_servers import FINGERPRINT, ScriptedRetriever, ServerThread, delta, echo, finished, prompt_of
 
 from laser_client.cli import main
-from laser_client.document_files import write_document_file
+from laser_client.document_files import read_document_file, write_document_file
 from laser_client.output import ParquetWriter
 from laser_client.pools import Document
 from laser_protocol.errors import InvalidRequest, NotReady, StorageUnavailable, WriterElsewhere
@@ -332,11 +332,27 @@ def test_documents_without_a_tokenizer_or_of_another_than_the_verifiers_are_refu
     assert retriever.pools == {}
 
 
+def test_a_parquet_file_with_two_columns_of_one_name_or_a_fingerprint_of_no_text_ends_no_command_in_a_traceback(
+    laser, tmp_path
+):
+    path = tmp_path / "d.parquet"
+    add = ("pools", "add", "--retriever", "h:1", "--pool", "a", "--input", str(path))
+    ids, tokens = pyarrow.array(["x"]), pyarrow.array([[1]])
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([ids, ids, tokens], ["id", "id", "output_token_ids"]), path)
+    code, _, err = laser(*add)
+    assert code == 2 and "column id stands 2 times, must stand once" in err
+    fields = [("id", ids.type), ("output_token_ids", tokens.type)]
+    schema = pyarrow.schema(fields, metadata={b"laser.tokenizer_fingerprint": b"\xff"})
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays([ids, tokens], schema=schema), path)
+    assert read_document_file(path).tokenizer_fingerprint == "\ufffd"
+
+
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
         ({"id": ["x"]}, "column output_token_ids is missing"),
         ({"id": ["x", None], "output_token_ids": [[1], [1]]}, "row 2: id is None"),
+        ({"id": [True], "output_token_ids": [[1]]}, "row 1: id is True"),
         ({"id": ["x"], "output_token_ids": [[1, -1]]}, "row 1: output_token_ids[1] is -1"),
         ({"id": ["x"], "output_token_ids": ["text"]}, "row 1: output_token_ids is 'text'"),
     ],
