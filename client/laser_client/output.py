@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -91,7 +92,8 @@ class JsonLinesWriter:
     def __init__(self, file: IO[str], *, owned: bool) -> None:
         self._file = file
         self._owned = owned
-        self._is_old = owned
+        # A pipe holds nothing, and cannot be cut.
+        self._is_old = owned and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a line."""

@@ -24,6 +24,8 @@ from laser_retriever.log import (
 
 logger = logging.getLogger(__name__)
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @dataclass(frozen=True, slots=True)
 class LogMark:
@@ -75,8 +77,9 @@ class LogWriter:
             self._disk.sync_data(self._descriptor)
         except OSError as error:
             logger.error("log.write_failed path=%s reason=%s", self._path, error.strerror)
-            with contextlib.suppress(OSError):  # on a full disk the new file needs the room
-                self._disk.truncate(self._descriptor, self._end)
+            if error.errno in FULL:  # the new file needs the room
+                with contextlib.suppress(OSError):
+                    self._disk.truncate(self._descriptor, self._end)
             raise storage_error(error) from error
         self._failed = False
         self._end += len(data)
@@ -157,7 +160,7 @@ def _recover(path: Path) -> tuple[int, list[tuple[int, Record]]]:
 def storage_error(error: OSError) -> StorageUnavailable:
     """The caller's error for a failed file operation, without paths of this machine."""
     reason = error.strerror or type(error).__name__
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         reason = f"disk full ({reason})"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         reason = f"not writable ({reason})"

@@ -300,7 +300,6 @@ class Pools:
         found = self._discover()
         changed = [self._refresh_one(pool) for pool in self._known()]
         if any(changed):
-            self._samples_due.set()
             self._upkeep_due.set()
         self._forget(found)
 
@@ -308,6 +307,8 @@ class Pools:
         with self._updating_samples:
             for _ in self._samples.update(self.snapshots()):
                 self._sources = {}
+                if self._closing.is_set():
+                    return
 
     def upkeep(self) -> None:
         """Does for every pool what is due: evicting, sealing, compacting, tidying."""
@@ -336,6 +337,7 @@ class Pools:
             return False
         if changed:
             self._sources = {}
+            self._samples_due.set()
         self.storage.set_unreadable(pool.directory, pool.snapshot.contents.unreadable)
         return changed
 

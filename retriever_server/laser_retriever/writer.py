@@ -25,6 +25,7 @@ from laser_retriever.contents import (
     FORMAT_VERSION,
     IDENTITY_NAME,
     LiveDocuments,
+    PoolContents,
     PoolReader,
     read_fingerprint,
     segment_names,
@@ -105,7 +106,7 @@ class PoolWriter:
         """
         with self._as_writer() as log:
             log.heal()  # what a failed delete wrote is read, but is gone with the next write
-            contents = self._reader.poll()
+            contents = self._contents()
             return self._bury(log, [document_id for document_id in dict.fromkeys(ids) if contents.has(document_id)])
 
     def evict(self, now_s: float) -> int:
@@ -120,7 +121,7 @@ class PoolWriter:
         with self._as_writer() as log:
             log.heal()
             # Chosen under the mutex: a document replaced in the meantime is no longer an old one.
-            live = LiveDocuments.of(self._reader.poll())
+            live = LiveDocuments.of(self._contents())
             gone = self._config.limits.evicted(live.num_tokens, live.times_ms, now_s)
             num_evicted = self._bury(log, live.ids(gone))
         if num_evicted:
@@ -135,7 +136,7 @@ class PoolWriter:
         """
         with self._building:
             self._seal()
-            segments = self._reader.poll().segments
+            segments = self._contents().segments
             if len(segments) > self._config.max_segments and len(run := choose_run(segments)) > 1:
                 self._merge(len(run))
 
@@ -147,7 +148,7 @@ class PoolWriter:
         """
         with self._building:
             self._seal()
-            contents = self._reader.poll()
+            contents = self._contents()
             if not contents.segments:
                 return
             run = newest_fitting(contents.segments)
@@ -208,29 +209,33 @@ class PoolWriter:
     @contextmanager
     def _as_writer(self, founding: str = "") -> Iterator[LogWriter]:
         """The log, recovered, with the lock held and no other thread writing. `founding`: see `_holding_lock`."""
-        with self._holding_lock(founding):
+        with self._holding_lock(founding) as is_taken:
             if self._log is None:
                 try:
                     self._log = LogWriter(self._disk, self._directory / LOG_NAME, self._reader.poll().end_sequence)
                 except BaseException:
-                    self._release()
+                    if is_taken:  # else whoever took it still needs it
+                        self._release()
                     raise
             yield self._log
 
     @contextmanager
-    def _holding_lock(self, founding: str = "", *, dropping: bool = False) -> Iterator[None]:
+    def _holding_lock(self, founding: str = "", *, dropping: bool = False) -> Iterator[bool]:
         """No other thread or process writes. Needs no room on the disk, unlike a log: it can be made there.
 
         Args:
             founding: fingerprint of a pool to found where there is none.
             dropping: the pool need not be readable, and the lock is not kept.
+
+        Gives whether the lock was taken just now.
         """
         with self._writing:
             try:
-                if self._lock is None:
+                is_taken = self._lock is None
+                if is_taken:
                     self._take_over(founding, dropping)
                 self._check_fingerprint(self._fingerprint, founding)
-                yield
+                yield is_taken
             except OSError as error:
                 raise storage_error(error) from error
             except DamagedJson as error:
@@ -249,12 +254,7 @@ class PoolWriter:
                 return
             if not self._fingerprint:
                 self._found(founding)
-            contents = self._reader.poll(look_closely=True)
-            if contents.unreadable:
-                raise StorageUnavailable(
-                    f"pool {self._pool!r} can be read only in part, so it is not written to: {contents.unreadable}; "
-                    "serve it with the version that wrote that, or drop it"
-                )
+            self._contents(look_closely=True)
             for path in self._directory.glob(f"{PREFIX}*{UNFINISHED}"):
                 self._disk.remove_tree(path)
         except BaseException:
@@ -312,6 +312,16 @@ class PoolWriter:
 
     # Parts of the above
 
+    def _contents(self, *, look_closely: bool = False) -> PoolContents:
+        """What the pool holds. Raises StorageUnavailable where that cannot all be read: a change would pass it by."""
+        contents = self._reader.poll(look_closely=look_closely)
+        if contents.unreadable:
+            raise StorageUnavailable(
+                f"pool {self._pool!r} can be read only in part, so it is not written to: {contents.unreadable}; "
+                "serve it with the version that wrote that, or drop it"
+            )
+        return contents
+
     def _now_ms(self) -> int:
         return int(self._clock.unix_s() * 1000)
 
@@ -325,7 +335,7 @@ class PoolWriter:
         """The log into a segment. First the segment is published, then the log begins anew: see `PoolReader._read`."""
         with self._as_writer() as log:
             log.heal()
-            contents = self._reader.poll(look_closely=True)
+            contents = self._contents(look_closely=True)
             mark = log.mark()
         # A seal cut short leaves a log of which a segment holds everything; what nobody could read is left alone.
         if mark.offset == HEADER_SIZE or not (contents.log or mark.sequence <= contents.end_sequence):
@@ -339,7 +349,7 @@ class PoolWriter:
 
     def _merge(self, num_segments: int) -> None:
         """Replaces the newest segments by one without the documents hidden in them."""
-        contents = self._reader.poll()
+        contents = self._contents()
         run = contents.segments[-num_segments:]
         name = self._publish(merged(contents, run, segment_names(self._directory)))
         logger.info("pool.merged pool=%s segment=%s segments=%d", self._pool, name, num_segments)

@@ -187,8 +187,19 @@ def test_a_segment_that_cannot_be_read_for_now_is_served_again_and_not_written_p
         assert not pools.storage.writable
         with pytest.raises(StorageUnavailable, match="cannot be read: Input/output error"):
             pools.delete_documents("p", ["a"])
+        pools.close()
+        pools = Pools(RetrieverConfig(pools=memory_path, rescan_s=1e6), UnsyncedDisk(), started=False)
+        # A segment that its own writer cannot open is not passed by either.
+        patched.undo()
+        pools.add_documents("p", "f", [("c", np.array([4], np.int32))])
+        patched.setattr("laser_retriever.contents.open_segment", fails)
+        with pytest.raises(StorageUnavailable, match="cannot be read: Input/output error"):
+            pools.compact("p")
+        for write in (lambda: pools.delete_documents("p", ["c"]), lambda: pools._pools["p"].writer.seal()):
+            with pytest.raises(StorageUnavailable, match="cannot be read: Input/output error"):
+                write()
     try:
-        assert [key for key, _, _ in pools.describe("p").documents()] == ["a", "b"]
+        assert [key for key, _, _ in pools.describe("p").documents()] == ["a", "b", "c"]
         assert pools.storage.writable
         assert pools.delete_documents("p", ["a"]) == 1
     finally:
