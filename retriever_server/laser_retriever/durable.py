@@ -7,6 +7,7 @@ call them.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from pathlib import Path
 
 # A write of many megabytes keeps its processor for milliseconds, from a drafting thread too.
 MAX_WRITE_BYTES = 1 << 18
+# Of an OSError: there is no room, or the user may take no more of it.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def unfinished(name: str) -> str:

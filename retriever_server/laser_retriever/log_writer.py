@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laser_protocol.errors import StorageUnavailable
-from laser_retriever.durable import Disk
+from laser_retriever.durable import DISK_FULL, Disk
 from laser_retriever.log import (
     HEADER_SIZE,
     Record,
@@ -23,8 +23,6 @@ from laser_retriever.log import (
 )
 
 logger = logging.getLogger(__name__)
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +75,7 @@ class LogWriter:
             self._disk.sync_data(self._descriptor)
         except OSError as error:
             logger.error("log.write_failed path=%s reason=%s", self._path, error.strerror)
-            if error.errno in FULL:  # the new file needs the room
+            if error.errno in DISK_FULL:  # the new file needs the room
                 with contextlib.suppress(OSError):
                     self._disk.truncate(self._descriptor, self._end)
             raise storage_error(error) from error
@@ -160,7 +158,7 @@ def _recover(path: Path) -> tuple[int, list[tuple[int, Record]]]:
 def storage_error(error: OSError) -> StorageUnavailable:
     """The caller's error for a failed file operation, without paths of this machine."""
     reason = error.strerror or type(error).__name__
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         reason = f"disk full ({reason})"
     elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         reason = f"not writable ({reason})"

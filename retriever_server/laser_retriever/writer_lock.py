@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 from pathlib import Path
 
 from laser_protocol.errors import WriterElsewhere
-from laser_retriever.durable import Disk
+from laser_retriever.durable import DISK_FULL, Disk
 
 LOCK_NAME = "writer.lock"
 
@@ -83,7 +82,7 @@ def _write_name(disk: Disk, descriptor: int, holder: str) -> None:
         disk.write_all(descriptor, holder.encode(), 0)
     except OSError as error:
         # Without a name on a full disk: the holder may be about to make room there.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
 
 
