@@ -53,6 +53,10 @@ def samples(liking: tuple[Dataset, Split]) -> SampleSplit:
     return make_samples(*liking)
 
 
+def mixed(vectors: KnowledgeVectors) -> KnowledgeVectors:
+    return KnowledgeVectors(shuffled(vectors.tables, 0), vectors.coverage)
+
+
 @pytest.fixture(scope="module")
 def colours() -> KnowledgeVectors:
     """One-hot colours: the answer in two numbers."""
@@ -113,12 +117,41 @@ def test_every_network_gives_probabilities_and_one_seed_gives_the_same(
         assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_the_layers_of_every_network_start_alike(samples: SampleSplit) -> None:
+    for name in NETWORKS:
+        network = KnowledgeNetwork(name, samples.vocabulary, {}, seed=0)
+        spreads = [
+            float(weight.detach().std())
+            for part, weight in network.named_parameters()
+            if ".dnn.linears" in part and weight.ndim > 1
+        ]
+        assert len(spreads) >= 2 and spreads == pytest.approx([0.01] * len(spreads), rel=0.1), name
+
+
+def test_the_shuffled_control_is_another_one_for_every_seed(
+    samples: SampleSplit, colours: KnowledgeVectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def seeing(network: str, name: str, samples: SampleSplit, tables: Any, seed: int) -> Any:
+        seen.append((name, tables))
+        return train(network, name, samples, tables, seed, max_epochs=1)
+
+    monkeypatch.setattr("laser_recsys.ctr.evaluation.train", seeing)
+    evaluation = Evaluation(samples, {"plain": colours}, "plain", tmp_path, with_shuffled=True)
+    evaluation.run(["deepfm"], ["plain", "plain, shuffled"], 2)
+    plain, first, again, second = (tables["item"] for _, tables in seen)
+    assert [name for name, _ in seen] == ["plain", "plain, shuffled"] * 2
+    assert plain is again and all(sorted(map(tuple, t)) == sorted(map(tuple, plain)) for t in (first, second))
+    assert not np.array_equal(first, plain) and not np.array_equal(first, second)
+
+
 def test_knowledge_that_tells_the_answer_is_used_and_shuffled_it_is_not(
     samples: SampleSplit, colours: KnowledgeVectors
 ) -> None:
     none = train("deepfm", NO_KNOWLEDGE, samples, {}, seed=0, max_epochs=4)
     told = train("deepfm", "told", samples, colours.tables, seed=0, max_epochs=4)
-    mixed = train("deepfm", "mixed", samples, shuffled(colours).tables, seed=0, max_epochs=4)
+    mixed = train("deepfm", "mixed", samples, shuffled(colours.tables, 0), seed=0, max_epochs=4)
     assert told.auc > 0.95
     assert told.auc > max(none.auc, mixed.auc) + 0.15
     assert told.validation_auc > 0.95
@@ -134,14 +167,13 @@ def test_runs_are_kept_and_only_missing_ones_are_trained(
         return train(*arguments, max_epochs=1)  # type: ignore[arg-type]
 
     monkeypatch.setattr("laser_recsys.ctr.evaluation.train", counted)
-    rows = {"plain": colours, "plain, shuffled": shuffled(colours)}
-    evaluation = Evaluation(samples, rows, "plain", tmp_path)
+    evaluation = Evaluation(samples, {"plain": colours}, "plain", tmp_path, with_shuffled=True)
     evaluation.run(["deepfm"], evaluation.names, 2)
     assert trained == [(name, seed) for seed in (0, 1) for name in (NO_KNOWLEDGE, "plain", "plain, shuffled")]
-    again = Evaluation(samples, rows, "plain", tmp_path)
+    again = Evaluation(samples, {"plain": colours}, "plain", tmp_path, with_shuffled=True)
     again.run(["deepfm"], again.names, 3)
     assert len(trained) == 9
-    changed = Evaluation(samples, {"plain": shuffled(colours)}, "plain", tmp_path)
+    changed = Evaluation(samples, {"plain": mixed(colours)}, "plain", tmp_path)
     changed.run(["deepfm"], changed.names, 1)
     assert trained[9:] == [("plain", 0)]
     table = text_table("plain", again.rows(["deepfm"]))
@@ -157,7 +189,7 @@ def test_a_decision_runs_the_seeds_its_spread_asks_for_and_no_more_than_the_limi
     samples: SampleSplit, colours: KnowledgeVectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("laser_recsys.ctr.evaluation.train", lambda *arguments: train(*arguments, max_epochs=1))
-    evaluation = Evaluation(samples, {"plain": colours, "other": shuffled(colours)}, "plain", tmp_path)
+    evaluation = Evaluation(samples, {"plain": colours, "other": mixed(colours)}, "plain", tmp_path)
     evaluation.run(["deepfm"], ["plain", "other"], 2)
     said: list[str] = []
     compared = evaluation.decide("deepfm", "other", said.append, num_pilot=2, max_seeds=4)
@@ -170,6 +202,12 @@ def test_a_decision_runs_the_seeds_its_spread_asks_for_and_no_more_than_the_limi
     assert later == compared, "and seeds that were run since do not join in"
     row = next(row for row in evaluation.rows(["deepfm"]) if row.knowledge == "other")
     assert row.auc == later and len(row.runs) == row.log_loss.num_seeds == 4, "in no cell of the row"
+    assert row.is_decided and "(named beforehand)" in text_table("plain", [row])
+    fewer = Evaluation(samples, {"plain": colours, "other": mixed(colours)}, "plain", tmp_path)
+    fewer.run(["deepfm"], fewer.names, 3)
+    row = next(row for row in fewer.rows(["deepfm"]) if row.knowledge == "other")
+    assert len(row.runs) == row.auc.num_seeds == 3, "no more seeds than asked for, however many were run: who looks on"
+    assert not row.is_decided and "named" not in text_table("plain", [row])
     with pytest.raises(ValueError, match="'plain' is the reference itself"):
         evaluation.decide("deepfm", "plain", said.append, num_pilot=2)
     runs = pq.read_table(tmp_path / "runs.parquet").to_pylist()
@@ -374,7 +412,6 @@ def test_what_is_encoded_is_kept_shard_by_shard_and_only_the_rest_is_encoded(
 def test_runs_beside_each_other_give_what_runs_after_each_other_give(samples: SampleSplit, tmp_path: Path) -> None:
     auc = {}
     for num_jobs in (1, 2):
-        torch.set_num_threads(1)
         evaluation = Evaluation(samples, {}, NO_KNOWLEDGE, tmp_path / str(num_jobs), num_jobs)
         evaluation.run(["deepfm"], [NO_KNOWLEDGE], 2)
         auc[num_jobs] = [run.auc for run in evaluation.rows(["deepfm"])[0].runs]
@@ -395,7 +432,7 @@ def test_runs_of_other_rows_stay_and_rows_of_equal_vectors_are_trained_once(
     first.run(["deepfm"], ["plain", "strict"], 2)
     assert trained == [("plain", 0), ("plain", 1)]
     assert first.compare("deepfm", "strict").mean == 0.0
-    second = Evaluation(samples, {"other": shuffled(colours)}, "other", tmp_path)
+    second = Evaluation(samples, {"other": mixed(colours)}, "other", tmp_path)
     second.run(["deepfm"], ["other"], 1)
     third = Evaluation(samples, {"plain": colours, "strict": colours}, "plain", tmp_path)
     third.run(["deepfm"], ["plain", "strict"], 2)

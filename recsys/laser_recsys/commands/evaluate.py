@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
 
     from laser_recsys.ctr.encoder import ENCODER_NAME
     from laser_recsys.ctr.evaluation import NO_KNOWLEDGE, Evaluation
-    from laser_recsys.ctr.knowledge_vectors import load_knowledge, shuffled
+    from laser_recsys.ctr.knowledge_vectors import load_knowledge
     from laser_recsys.ctr.networks import deepctr_torch
     from laser_recsys.ctr.report import text_table, write_report
     from laser_recsys.ctr.samples import LIKED_STARS, make_samples
@@ -75,8 +75,6 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         for name, paths in named.items()
     }
     reference = next(iter(knowledge), NO_KNOWLEDGE)
-    if arguments.shuffled and knowledge:
-        knowledge[f"{reference}, shuffled"] = shuffled(knowledge[reference])
     if arguments.decide is not None and arguments.decide not in knowledge:
         raise ValueError(f"--decide is {arguments.decide!r}, must be one of {', '.join(knowledge) or 'the rows: none'}")
     if arguments.decide == reference:
@@ -84,7 +82,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     num_jobs = arguments.jobs or joblib.cpu_count()
     # Two in one folder would each write runs.parquet without the other's runs.
     with alone_in(arguments.output, arguments.output / "evaluation.lock"):
-        evaluation = Evaluation(samples, knowledge, reference, arguments.output, num_jobs)
+        with_shuffled = arguments.shuffled and bool(knowledge)
+        evaluation = Evaluation(samples, knowledge, reference, arguments.output, num_jobs, with_shuffled=with_shuffled)
         evaluation.run(arguments.networks, evaluation.names, arguments.seeds)
         if arguments.decide is not None:
             evaluation.decide(arguments.networks[0], arguments.decide, say, arguments.seeds, arguments.max_seeds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -17,7 +16,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from laser_recsys.ctr.knowledge_vectors import KnowledgeVectors
+from laser_recsys.ctr.knowledge_vectors import KnowledgeVectors, shuffled
 from laser_recsys.ctr.samples import SampleSplit
 from laser_recsys.ctr.statistics import MAX_SEEDS, Comparison, compare
 from laser_recsys.ctr.training import TRAINING_VERSION, Run, train
@@ -47,6 +46,7 @@ class Row:
         network, knowledge: what was trained.
         runs: one per seed, in the order of seeds.
         auc, log_loss: against the reference of the same network; None for the reference itself.
+        is_decided: its comparison was named beforehand, and ran the seeds that its pilot asked for.
     """
 
     network: str
@@ -54,6 +54,7 @@ class Row:
     runs: tuple[Run, ...]
     auc: Comparison | None
     log_loss: Comparison | None
+    is_decided: bool = False
 
 
 class Evaluation:
@@ -65,6 +66,7 @@ class Evaluation:
         reference: the row that all are compared with; one of `knowledge`, or `NO_KNOWLEDGE`.
         folder: of the results; made if missing. Runs found there on the same data are not repeated, others stay.
         num_jobs: runs at a time, in processes of their own; 1: in this one.
+        with_shuffled: one more row, the reference's vectors at the wrong users and items, others for every seed.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class Evaluation:
         reference: str,
         folder: Path,
         num_jobs: int = 1,
+        *,
+        with_shuffled: bool = False,
     ) -> None:
         self._samples = samples
         self._tables: dict[str, Mapping[str, NDArray[np.float32]]] = {NO_KNOWLEDGE: {}}
@@ -81,9 +85,15 @@ class Evaluation:
         if reference not in self._tables:
             raise ValueError(f"reference is {reference!r}, must be one of {', '.join(self._tables)}")
         self._reference = reference
+        self._shuffled = f"{reference}, shuffled" if with_shuffled else None
+        if self._shuffled is not None:
+            self._tables[self._shuffled] = self._tables[reference]
+        self._num_seeds = 0
         self._num_jobs = num_jobs
         self._path = folder / "runs.parquet"
-        self._digests = {name: _digest(samples, tables) for name, tables in self._tables.items()}
+        self._digests = {
+            name: _digest(samples, tables, is_shuffled=name == self._shuffled) for name, tables in self._tables.items()
+        }
         self._runs: dict[tuple[str, str, int], Run] = {}
         self._others: list[dict[str, Any]] = []
         self._decided: dict[tuple[str, str], tuple[int, int]] = {}  # seeds needed, and run
@@ -95,10 +105,15 @@ class Evaluation:
         return list(self._tables)
 
     def run(self, networks: Sequence[str], names: Sequence[str], num_seeds: int) -> None:
-        """Trains what is not there yet: every network, row and seed 0 to `num_seeds` - 1, seed by seed.
+        """Trains what is not there yet: every network, row and seed 0 to `num_seeds` - 1, seed by seed. These are the
+        seeds that rows are compared over, whatever else was run in the folder.
 
         Rows of equal vectors (strict texts are plain's) are trained once.
         """
+        self._num_seeds = num_seeds
+        self._train(networks, names, num_seeds)
+
+    def _train(self, networks: Sequence[str], names: Sequence[str], num_seeds: int) -> None:
         wanted = [(network, name, seed) for seed in range(num_seeds) for network in networks for name in names]
         missing = [key for key in wanted if key not in self._runs]
         first = {(network, self._digests[name], seed): (network, name, seed) for network, name, seed in missing[::-1]}
@@ -109,7 +124,7 @@ class Evaluation:
             joblib.parallel_config("loky", n_jobs=self._num_jobs, inner_max_num_threads=1),
         ):
             made = joblib.Parallel(return_as="generator_unordered", mmap_mode="c")(
-                joblib.delayed(train)(network, name, self._samples, self._tables[name], seed)
+                joblib.delayed(train)(network, name, self._samples, self._tables_of(name, seed), seed)
                 for network, name, seed in unlike
             )
             for run in made:
@@ -145,12 +160,12 @@ class Evaluation:
             f"{network}, {name} against {self._reference}: spread {pilot.spread:.5f} over {pilot.num_seeds} seeds, "
             f"so {needed} seeds are needed; {num_seeds} are run"
         )
-        self.run([network], [self._reference, name], num_seeds)
+        self._train([network], [self._reference, name], num_seeds)
         return self.compare(network, name)
 
     def compare(self, network: str, name: str) -> Comparison:
-        """AUC of a row against the reference, over the seeds that both have; of a decided one, over those it ran."""
-        needed, _ = self._decided.get((network, name), (None, math.inf))
+        """AUC of a row against the reference, over the seeds of `run`; of a decided one, over its own."""
+        needed, _ = self._decided.get((network, name), (None, 0))
         ours, reference = self._paired(network, name)
         return compare([run.auc for run in ours], [run.auc for run in reference], num_needed=needed)
 
@@ -168,15 +183,17 @@ class Evaluation:
             ours,
             self.compare(network, name),
             compare([run.log_loss for run in ours], [run.log_loss for run in reference]),
+            (network, name) in self._decided,
         )
 
-    def _paired(
-        self, network: str, name: str, num_seeds: float | None = None
-    ) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
+    def _tables_of(self, name: str, seed: int) -> Mapping[str, NDArray[np.float32]]:
+        return shuffled(self._tables[name], seed) if name == self._shuffled else self._tables[name]
+
+    def _paired(self, network: str, name: str, num_seeds: int | None = None) -> tuple[tuple[Run, ...], tuple[Run, ...]]:
         """A row's runs and the reference's, over the first `num_seeds` seeds as far as both have them; None: over
-        all, of a decided row over those that its decision ran."""
+        those of `run`, of a decided row over those that its decision ran."""
         if num_seeds is None:
-            _, num_seeds = self._decided.get((network, name), (None, math.inf))
+            _, num_seeds = self._decided.get((network, name), (0, self._num_seeds))
         seeds = sorted(
             seed for net, row, seed in self._runs if (net, row) == (network, name) and seed < num_seeds
         )  # fmt: skip
@@ -204,9 +221,9 @@ class Evaluation:
         write_parquet(self._path, pyarrow.Table.from_pylist(rows, schema=RUN_SCHEMA))
 
 
-def _digest(samples: SampleSplit, tables: Mapping[str, NDArray[np.float32]]) -> str:
+def _digest(samples: SampleSplit, tables: Mapping[str, NDArray[np.float32]], *, is_shuffled: bool) -> str:
     """Of all that a run depends on but its seed and network: a run of other code or libraries is another one."""
-    versions = TRAINING_VERSION, version("torch"), version("deepctr-torch")
+    versions = TRAINING_VERSION, version("torch"), version("deepctr-torch"), is_shuffled
     digest = hashlib.sha256(repr(versions).encode())
     for part in (samples.train, samples.validation, samples.test):
         for array in (part.fields, part.liked, part.history_ends, part.history_lens, part.labels):

@@ -69,17 +69,17 @@ def load_knowledge(
     return KnowledgeVectors(tables, ", ".join(coverage))
 
 
-def shuffled(vectors: KnowledgeVectors, seed: int = 0) -> KnowledgeVectors:
+def shuffled(tables: Mapping[str, NDArray[np.float32]], seed: int) -> dict[str, NDArray[np.float32]]:
     """The same vectors at the wrong users and items: what more parameters and any text at all do, without its
     meaning."""
     random = np.random.default_rng(seed)
-    tables = {}
-    for kind, table in vectors.tables.items():
+    result = {}
+    for kind, table in tables.items():
         known: NDArray[np.int64] = np.flatnonzero(table.any(1))
         mixed = table.copy()
         mixed[known] = table[random.permutation(known)]
-        tables[kind] = mixed
-    return KnowledgeVectors(tables, vectors.coverage)
+        result[kind] = mixed
+    return result
 
 
 def _texts(paths: Sequence[Path], dataset: str, split: str) -> dict[tuple[str, str], str]:

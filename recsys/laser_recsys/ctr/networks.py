@@ -23,6 +23,7 @@ NETWORKS = ("din", "dcnv2", "deepfm", "autoint")
 _EMBEDDING_DIM = 16
 _KNOWLEDGE_DIM = 32
 _HIDDEN = (128, 64)
+_INIT_STD = 0.01
 
 
 class KnowledgeNetwork(nn.Module):
@@ -79,11 +80,13 @@ def _network(name: str, vocabulary: Vocabulary, kinds: tuple[str, ...], seed: in
     liked = inputs.SparseFeat("hist_item", item_size, _EMBEDDING_DIM, embedding_name=table)
     columns.append(inputs.VarLenSparseFeat(liked, HISTORY_LEN, "mean", length_name="history_len"))
     columns += [inputs.DenseFeat(f"{kind}_knowledge", _KNOWLEDGE_DIM) for kind in kinds]
-    shape: dict[str, Any] = {"dnn_hidden_units": _HIDDEN, "seed": seed, "init_std": 0.01}
+    shape: dict[str, Any] = {"dnn_hidden_units": _HIDDEN, "seed": seed, "init_std": _INIT_STD}
     if name == "din":
-        return models.DIN(
+        din = models.DIN(
             columns, ["item"], att_hidden_size=(32, 16), att_activation="relu", att_weight_normalization=True, **shape
         )
+        _widen(din, seed)
+        return din
     if name == "dcnv2":
         return models.DCN(columns, columns, cross_num=3, cross_parameterization="matrix", **shape)
     if name == "deepfm":
@@ -91,6 +94,15 @@ def _network(name: str, vocabulary: Vocabulary, kinds: tuple[str, ...], seed: in
     if name == "autoint":
         return models.AutoInt(columns, columns, **shape)
     raise ValueError(f"network is {name!r}, must be one of {', '.join(NETWORKS)}")
+
+
+def _widen(din: Any, seed: int) -> None:
+    """Starts DIN's layers where the other networks' start: the library gives the spread to its embeddings only, and
+    leaves the layers at a hundredth of it."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in [*din.dnn.named_parameters(), *din.attention.named_parameters()]:
+        if name.endswith("weight"):
+            nn.init.normal_(weight, 0.0, _INIT_STD, generator)
 
 
 def deepctr_torch() -> tuple[Any, Any]:

@@ -39,7 +39,7 @@ def cells(row: Row, reference: str) -> tuple[str, ...]:
     return (
         *first,
         _difference(compared),
-        compared.verdict,
+        f"{compared.verdict} (named beforehand)" if row.is_decided else compared.verdict,
         f"{compared.equivalence_p:.3f}",
         str(compared.num_needed),
         _spread(log_loss),

@@ -16,7 +16,7 @@ from torch import Tensor
 from laser_recsys.ctr.networks import KnowledgeNetwork
 from laser_recsys.ctr.samples import Samples, SampleSplit
 
-TRAINING_VERSION = 2  # of networks and training: to be raised with every change of what a run gives
+TRAINING_VERSION = 3  # of networks and training: to be raised with every change of what a run gives
 _BATCH = 1024
 _SCORING_BATCH = 8192
 _LEARNING_RATE = 1e-3
@@ -59,8 +59,26 @@ def train(
 ) -> Run:
     """Trains until the validation AUC has not risen for `patience` epochs, and tests the best epoch.
 
-    With one seed all runs see the samples in the same order, and networks of one shape start with the same weights.
+    With one seed all runs see the samples in the same order, and networks of one shape start with the same weights. On
+    one thread, in whatever process it runs: sums over several would round otherwise.
     """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _train(network_name, knowledge_name, samples, vectors, seed, max_epochs, patience)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _train(
+    network_name: str,
+    knowledge_name: str,
+    samples: SampleSplit,
+    vectors: Mapping[str, NDArray[np.float32]],
+    seed: int,
+    max_epochs: int,
+    patience: int,
+) -> Run:
     started = time.perf_counter()
     network = KnowledgeNetwork(network_name, samples.vocabulary, vectors, seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
