@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from laser_client.commands import generate, pools, status
+from laser_protocol.commands import add_version
 from laser_protocol.errors import InvalidRequest, LaserError
 
 _HELP = {
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog='example:\n  laser generate --verifier localhost:50052 --prompt "Which films does a fan of Alien like?"',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {
         name: commands.add_parser(

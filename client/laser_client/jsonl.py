@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ def read_prompts(path: Path, pool: str | None, settings: Settings) -> list[Promp
     """The lines `{"prompt": TEXT or [token ids], "id": optional, "pool": optional}` of a file; empty lines are skipped.
 
     Args:
-        path: the file.
+        path: the file; "-" is standard input.
         pool: of lines that name none.
         settings: what the prompts will be generated with, so that what cannot be sent is found here.
 
@@ -88,7 +90,7 @@ def read_documents(path: Path) -> list[Document]:
 def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line numbers from 1, and the JSON objects on them."""
     try:
-        with path.open("rb") as file:
+        with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

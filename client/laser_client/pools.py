@@ -13,12 +13,12 @@ import grpc
 from laser_client.request import check_document_id
 from laser_protocol.channel import Endpoint
 from laser_protocol.errors import InvalidRequest, NotReady, WriterElsewhere, from_rpc_error
+from laser_protocol.limits import MAX_DOCUMENT_TOKENS
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.v1 import retriever_pb2 as pb
 from laser_protocol.v1 import retriever_pb2_grpc
 
-MAX_DOCUMENT_TOKENS = 1_048_576
 # Documents of one call, so of one acknowledgement; well below the server's message limit.
 _BATCH_BYTES = 1024 * 1024
 _TIMEOUT_S = 60.0

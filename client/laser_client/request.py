@@ -13,16 +13,13 @@ from typing import Any, Literal, TypedDict
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
 from laser_protocol.errors import InvalidRequest
+from laser_protocol.limits import MAX_ID_BYTES, MAX_STOP_CHARS, MAX_STOPS, MAX_TEMPERATURE
 from laser_protocol.pool_id import check_pool_id
 
 # Text, or token ids.
 Prompt = str | list[int] | tuple[int, ...]
 OnError = Literal["raise", "return"]
 
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
-MAX_TEMPERATURE = 100.0
-MAX_DOCUMENT_ID_BYTES = 256
 # Of a prompt and of a system prompt each: no model takes as much, and a message of 16 MiB is not even looked at.
 MAX_TEXT_BYTES = 4 * 1024 * 1024
 # The server gives a sign of life every half second.
@@ -204,8 +201,8 @@ def make_requests(
 def check_document_id(name: str, document_id: Any) -> None:
     """Raises InvalidRequest, under the argument's name, unless it is text of 1 to 256 bytes of UTF-8."""
     _check_text(name, document_id)
-    if not 1 <= len(document_id.encode()) <= MAX_DOCUMENT_ID_BYTES:
-        raise _invalid(name, document_id[:80], f"1 to {MAX_DOCUMENT_ID_BYTES} bytes of UTF-8")
+    if not 1 <= len(document_id.encode()) <= MAX_ID_BYTES:
+        raise _invalid(name, document_id[:80], f"1 to {MAX_ID_BYTES} bytes of UTF-8")
 
 
 def check_on_error(on_error: str) -> None:

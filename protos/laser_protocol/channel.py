@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from laser_protocol.errors import InvalidRequest
+from laser_protocol.limits import MAX_MESSAGE_BYTES
 
 # A path of a PEM file, or its content.
 Pem = str | os.PathLike[str] | bytes
@@ -23,7 +24,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.ping_timeout_ms", 5000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # A server that was restarted is found again within seconds; gRPC's own limit is two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 1000),
@@ -107,6 +108,28 @@ class Endpoint:
         if self.target.startswith(_OF_MANY):
             options.append(("grpc.lb_policy_name", "round_robin"))
         return tuple(options)
+
+
+def read_token(path: Path) -> str:
+    """The token in a file, without surrounding white space.
+
+    Raises:
+        InvalidRequest: the file cannot be read, is empty, or holds what cannot be sent as a token.
+    """
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise InvalidRequest(f"token_file {path}: {error.strerror}", field="token_file") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"token_file {path} must hold one line of printable ASCII, holds {error.object[error.start]:#04x}",
+            field="token_file",
+        ) from error
+    if not token:
+        raise InvalidRequest(f"token_file {path} is empty", field="token_file")
+    if not token.isprintable():
+        raise InvalidRequest(f"token_file {path} must hold one line of printable ASCII", field="token_file")
+    return token
 
 
 def _read_pem(name: str, pem: Any) -> bytes | None:

@@ -26,7 +26,9 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from laser_protocol.channel import read_token
 from laser_protocol.errors import Internal, LaserError, Unauthenticated, status_code, to_trailing_metadata
+from laser_protocol.limits import MAX_MESSAGE_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
 )
 
@@ -347,27 +349,6 @@ def catch_signals() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled.set)
     return signalled
-
-
-def read_token(path: Path) -> str:
-    """The token in a file, without surrounding white space.
-
-    Raises:
-        ValueError: the file cannot be read, is empty, or holds what cannot be sent as a token.
-    """
-    try:
-        token = path.read_text(encoding="ascii").strip()
-    except OSError as error:
-        raise ValueError(f"token_file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"token_file {path} must hold one line of printable ASCII, holds {error.object[error.start]:#04x}"
-        ) from error
-    if not token:
-        raise ValueError(f"token_file {path} is empty")
-    if not token.isprintable():
-        raise ValueError(f"token_file {path} must hold one line of printable ASCII")
-    return token
 
 
 def _server_credentials(config: ListenConfig) -> grpc.ServerCredentials | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from laser_protocol.commands import add_version
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.commands import demo, evaluate, generate, group, prepare, prompts
 from laser_recsys.errors import RecsysError
@@ -85,6 +86,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     parser = argparse.ArgumentParser(
         prog="laser-recsys", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw
     )  # fmt: skip
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
     for name, command in _COMMANDS.items():

@@ -15,6 +15,7 @@ from pathlib import Path
 import uvloop
 from prometheus_client import start_http_server
 
+from laser_protocol.commands import add_log_level, add_version, laser_version, start_logging
 from laser_protocol.errors import LaserError
 from laser_protocol.serving import LaserServer, ListenConfig, catch_signals, end_at_signals, serving_metrics
 from laser_retriever.config import DRAFT_DEADLINE_S, RetrieverConfig
@@ -33,6 +34,10 @@ DEFAULT_LISTEN = "127.0.0.1:50051"
 DEFAULT_GRACE_S = 10.0
 # A thread that builds an index or hashes ids may keep a drafting one waiting for this long; Python's default is 5 ms.
 SWITCH_INTERVAL_S = 0.0005
+_EPILOG = """examples:
+  laser-retriever serve --pools ./pools --listen 127.0.0.1:50051
+  laser-retriever serve --pools ./pools --listen 127.0.0.1:50053 --name second   # another shard of the same pools
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,11 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    logging.basicConfig(
-        level=arguments.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    start_logging(arguments.log_level)
     try:
         config = RetrieverConfig(
             pools=arguments.pools,
@@ -71,8 +72,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="laser-retriever", description="Serves pools of earlier outputs as drafts.")
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
-    serve_parser = commands.add_parser("serve", help="serve a directory of pools")
+    serve_parser = commands.add_parser(
+        "serve", help="serve a directory of pools", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     serve_parser.add_argument("--pools", type=Path, required=True, metavar="DIR", help="directory of the pools")
     serve_parser.add_argument(
         "--name", default=socket.gethostname(), help="this shard's name, stable over restarts (default: host name)"
@@ -103,19 +107,23 @@ def _parser() -> argparse.ArgumentParser:
         help="read segments instead of mapping them: for pools on a network file system",
     )
     _add_limits(serve_parser)
-    serve_parser.add_argument(
-        "--log-level", default="info", choices=("debug", "info", "warning", "error"), help="default: %(default)s"
-    )
+    add_log_level(serve_parser)
     ListenConfig.add_arguments(serve_parser, DEFAULT_LISTEN, DEFAULT_GRACE_S)
     return parser
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits", "of each pool; beyond them its oldest documents go (default: none)")
-    limits.add_argument("--max-documents", type=int, default=NO_LIMITS.max_documents, metavar="N", help="documents")
-    limits.add_argument("--max-tokens", type=int, default=NO_LIMITS.max_tokens, metavar="N", help="output tokens")
+    limits.add_argument("--max-documents", type=int, default=NO_LIMITS.max_documents, metavar="N",
+                        help="most documents of one pool")  # fmt: skip
+    limits.add_argument("--max-tokens", type=int, default=NO_LIMITS.max_tokens, metavar="N",
+                        help="most output tokens of one pool")  # fmt: skip
     limits.add_argument(
-        "--max-age", type=float, default=NO_LIMITS.max_age_s, metavar="SECONDS", help="since a document was added"
+        "--max-age",
+        type=float,
+        default=NO_LIMITS.max_age_s,
+        metavar="SECONDS",
+        help="longest time that a document stays after it was added",
     )
 
 
@@ -147,7 +155,10 @@ async def serve(config: RetrieverConfig, listen: ListenConfig) -> None:
         pools.start()
         pools.refresh_soon()
         health = loop.create_task(service.report_health(server))
-        logger.info("laser_retriever.listening port=%d pools=%s name=%s", port, config.pools, config.name)
+        logger.info(
+            "laser_retriever.listening version=%s port=%d pools=%s name=%s",
+            laser_version(), port, config.pools, config.name,
+        )  # fmt: skip
         await signalled.wait()
         logger.info("laser_retriever.stopping")
         health.cancel()

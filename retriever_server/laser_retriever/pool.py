@@ -72,36 +72,28 @@ class Pool:
             self._snapshot = self._builder.build(contents)
             return True
 
-    def tidy(self) -> Upkeep:
-        """Does of what is due only what needs no room on the disk: removes what was replaced long ago.
-
-        Raises:
-            StorageUnavailable
-        """
-        try:
-            self.writer.tidy()
-        except WriterElsewhere as error:
-            logger.debug("pool.upkeep_elsewhere pool=%s holder=%s", self.pool, error.holder)
-        return Upkeep()
-
-    def upkeep(self) -> Upkeep:
+    def upkeep(self, *, needs_no_room: bool = False) -> Upkeep:
         """Does what is due: evicts, seals a long log, merges what is mostly dead, removes what was replaced long ago.
+
+        Args:
+            needs_no_room: only the last, for the disk is full.
 
         Raises:
             StorageUnavailable
         """
         num_evicted = num_seals = num_compactions = 0
         try:
-            now_s = self._steady_time.unix_s()
-            if self._exceeds_limits(now_s):
-                num_evicted = self.writer.evict(now_s)
-            snapshot = self._snapshot
-            if self.writer.holds_lock and self._has_long_log(snapshot):
-                self.writer.seal()
-                num_seals = 1
-            if self.writer.holds_lock and snapshot.num_dead_tokens > snapshot.num_tokens + self._config.seal_tokens:
-                self.writer.compact()
-                num_compactions = 1
+            if not needs_no_room:
+                now_s = self._steady_time.unix_s()
+                if self._exceeds_limits(now_s):
+                    num_evicted = self.writer.evict(now_s)
+                snapshot = self._snapshot
+                if self.writer.holds_lock and self._has_long_log(snapshot):
+                    self.writer.seal()
+                    num_seals = 1
+                if self.writer.holds_lock and snapshot.num_dead_tokens > snapshot.num_tokens + self._config.seal_tokens:
+                    self.writer.compact()
+                    num_compactions = 1
             self.writer.tidy()
         except WriterElsewhere as error:  # which does what is due itself
             logger.debug("pool.upkeep_elsewhere pool=%s holder=%s", self.pool, error.holder)

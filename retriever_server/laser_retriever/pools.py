@@ -319,7 +319,7 @@ class Pools:
             try:
                 with self._writing(pool.pool) as target:
                     # On a full disk what frees room is still done.
-                    done = target.tidy() if self.storage.is_failing(pool.directory) else target.upkeep()
+                    done = target.upkeep(needs_no_room=self.storage.is_failing(pool.directory))
             except LaserError as error:
                 logger.warning("pool.upkeep_failed pool=%s reason=%s", pool.pool, error)
                 continue

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from laser_protocol.acceptance import Strict, acceptance_from_message
 from laser_protocol.errors import InvalidRequest, NotReady
 from laser_protocol.fingerprint import check_fingerprint
+from laser_protocol.limits import MAX_DOCUMENT_TOKENS, MAX_ID_BYTES
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.serving import LaserServer
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
@@ -40,8 +41,6 @@ Arguments = TypeVarTuple("Arguments")
 SERVICE_NAME = "laser.v1.Retriever"
 # Health of this name says whether pools can be written to; reading and drafting go on without.
 WRITES_NAME = "laser.v1.Retriever.writes"
-MAX_ID_BYTES = 256
-MAX_DOCUMENT_TOKENS = 1_048_576
 # Documents of one call are made durable whenever so many tokens have come, so that a call may be longer than memory.
 FLUSH_TOKENS = 1_048_576
 # Documents of one message of an export.

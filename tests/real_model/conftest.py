@@ -26,7 +26,7 @@ def model_path() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(model_path: Path) -> Any:
-    return load_tokenizer(str(model_path))
+    return load_tokenizer(ModelConfig(str(model_path)))
 
 
 @pytest.fixture(scope="session")

@@ -314,7 +314,7 @@ def test_the_vocabulary_has_only_tokens_that_have_an_embedding() -> None:
 
 def test_a_model_path_that_does_not_exist_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"model '/no/such/model': no such directory"):
-        check_model_path("/no/such/model")
+        check_model_path(ModelConfig("/no/such/model"))
 
 
 def test_damaged_weights_are_refused_with_the_models_name(tmp_path: Path) -> None:

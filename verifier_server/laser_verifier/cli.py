@@ -24,19 +24,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from prometheus_client import start_http_server
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
-from laser_protocol.channel import Endpoint
-from laser_protocol.errors import InvalidRequest
-from laser_protocol.serving import (
-    LaserServer,
-    ListenConfig,
-    catch_signals,
-    end_at_signals,
-    read_token,
-    serving_metrics,
+from laser_protocol.channel import Endpoint, read_token
+from laser_protocol.commands import (
+    add_log_level,
+    add_relaxed_options,
+    add_version,
+    laser_version,
+    relaxed_arguments,
+    start_logging,
 )
+from laser_protocol.errors import InvalidRequest
+from laser_protocol.serving import LaserServer, ListenConfig, catch_signals, end_at_signals, serving_metrics
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput
 from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
@@ -68,17 +70,18 @@ _EPILOG = """example:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status: 0, or 2 for wrong arguments, 1 for anything else."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(
-        level=arguments.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    start_logging(arguments.log_level)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         listen = ListenConfig.from_arguments(arguments)
         listen.check_files()
-        model_config = ModelConfig(arguments.model, arguments.device, arguments.dtype)
+        model_config = ModelConfig(
+            arguments.model, arguments.device, arguments.dtype, arguments.threads, arguments.revision,
+            arguments.served_model_name, arguments.chat_template,
+        )  # fmt: skip
         engine_config = _engine_config(arguments)
         retriever_config = _retriever_config(arguments)
-        check_model_path(arguments.model)
+        check_model_path(model_config)
         end_at_signals()
         asyncio.run(_serve(listen, model_config, engine_config, retriever_config))
     except (ValueError, OSError) as error:
@@ -89,32 +92,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="laser-verifier", description="Serves one model, drafting from retrievers.")
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser(
         "serve", help="serve a model", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     defaults = EngineConfig()
     serve.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID", help="transformers directory or hub id")
-    serve.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
-    serve.add_argument("--dtype", choices=DTYPES, default="auto", help="float type of the model (default: %(default)s)")
+    serve.add_argument("--revision", metavar="COMMIT", help="of a hub id: branch, tag or commit (default: the newest)")
+    serve.add_argument("--served-model-name", metavar="NAME",
+                       help="what the server calls the model (default: the last part of PATH_OR_HUB_ID)")  # fmt: skip
+    serve.add_argument("--chat-template", type=Path, metavar="FILE",
+                       help="Jinja template of text prompts (default: the model's own)")  # fmt: skip
+    serve.add_argument("--device", choices=DEVICES, default="auto",
+                       help="default: %(default)s, CUDA where there is one")  # fmt: skip
+    serve.add_argument("--dtype", choices=DTYPES, default="auto",
+                       help="float type of the model (default: %(default)s: bfloat16 where it is quick, as on most "
+                            "devices and for the usual models; else float32)")  # fmt: skip
+    serve.add_argument("--threads", type=int, metavar="N",
+                       help="processors that the model takes (default: all that this process may use)")  # fmt: skip
     serve.add_argument("--max-sequences", type=int, default=defaults.max_sequences, metavar="S",
-                       help="sequences served at once (default: %(default)s)")  # fmt: skip
+                       help="sequences served at once, as vLLM's --max-num-seqs (default: %(default)s)")  # fmt: skip
     serve.add_argument("--max-model-len", type=int, default=None, metavar="T",
-                       help="tokens of prompt and output together (default: the model's, "
-                            f"at most {defaults.max_model_len})")  # fmt: skip
+                       help="tokens of prompt and output together (default: the model's, at most "
+                            f"{defaults.max_model_len}); S x T places of keys and values are reserved at the start",
+                       )  # fmt: skip
     serve.add_argument("--max-queue", type=int, default=defaults.max_queue, metavar="N",
                        help="requests that may wait (default: %(default)s)")  # fmt: skip
     serve.add_argument("--max-step-tokens", type=int, default=None, metavar="N",
-                       help="tokens of prompts and last tokens that one forward takes; more may fill a GPU better "
+                       help="tokens of prompts and last tokens that one forward takes, as vLLM's "
+                            "--max-num-batched-tokens; more may fill a GPU better "
                             f"(default: {defaults.max_step_tokens}, at least S)")  # fmt: skip
     serve.add_argument("--max-slowdown", type=float, default=defaults.max_slowdown, metavar="X",
                        help="with prompts beside decoding sequences a step takes at most X times as long as one in "
                             "which all that run decode (default: %(default)s)")  # fmt: skip
     serve.add_argument("--no-prefix-reuse", action="store_true",
                        help="compute every prompt whole, also where it begins as another did")  # fmt: skip
-    serve.add_argument(
-        "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="default: %(default)s"
-    )
+    add_log_level(serve)
     drafting = serve.add_argument_group("drafting")
     drafting.add_argument("--retriever", default="", metavar="HOST:PORT[,HOST:PORT...]",
                           help="where drafts come from; a name with several addresses means several shards "
@@ -129,12 +143,12 @@ def _parser() -> argparse.ArgumentParser:
     drafting.add_argument("--retriever-tls-key", type=Path, metavar="FILE", help="PEM: key of --retriever-tls-cert")
     drafting.add_argument("--acceptance", choices=("strict", "relaxed"), default="strict",
                           help="for requests that name none (default: %(default)s)")  # fmt: skip
-    drafting.add_argument("--top-k", type=int, default=2, metavar="K", help="of relaxed, 1-16 (default: %(default)s)")
-    drafting.add_argument(
-        "--min-prob", type=float, default=0.1, metavar="P", help="of relaxed, 0-1 (default: %(default)s)"
-    )
+    add_relaxed_options(drafting)
     drafting.add_argument("--max-draft-nodes", type=int, default=defaults.max_draft_nodes, metavar="N",
-                          help="nodes of a draft tree (default: %(default)s)")  # fmt: skip
+                          help="nodes of a sequence's largest draft tree, 0 to 256 (default: %(default)s)")  # fmt: skip
+    drafting.add_argument("--draft-wait-ms", type=float, default=defaults.draft_wait_ms, metavar="MS",
+                          help="longest that a step waits for trees, and never longer than a quarter of a plain step "
+                               "(default: %(default)g)")  # fmt: skip
     drafting.add_argument("--draft-policy", choices=DRAFT_POLICIES, default=defaults.draft_policy,
                           help="verify the nodes worth their cost, or all (default: %(default)s)")  # fmt: skip
     ListenConfig.add_arguments(serve, "127.0.0.1:50052")
@@ -142,8 +156,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
-    relaxed = Relaxed(top_k=arguments.top_k, min_prob=arguments.min_prob)
-    acceptance: Acceptance = relaxed if arguments.acceptance == "relaxed" else Strict()
+    relaxed = relaxed_arguments(arguments)
+    acceptance: Acceptance = Relaxed(**relaxed) if arguments.acceptance == "relaxed" else Strict()
     max_step_tokens = arguments.max_step_tokens
     if max_step_tokens is None:
         max_step_tokens = max(EngineConfig().max_step_tokens, arguments.max_sequences)
@@ -155,6 +169,7 @@ def _engine_config(arguments: argparse.Namespace) -> EngineConfig:
         prefix_reuse=not arguments.no_prefix_reuse,
         max_draft_nodes=arguments.max_draft_nodes,
         draft_policy=arguments.draft_policy,
+        draft_wait_ms=arguments.draft_wait_ms,
         default_acceptance=acceptance,
     )
     if arguments.max_model_len is None:
@@ -233,7 +248,9 @@ def load_runner(
     Raises:
         ValueError: the model cannot be loaded or used, or the configuration is too large for it or for the memory.
     """
-    tokenizer, model = load_tokenizer(model_config.model), load_model(model_config)
+    if model_config.num_threads is not None:
+        torch.set_num_threads(model_config.num_threads)  # of this thread, which is to run the model
+    tokenizer, model = load_tokenizer(model_config), load_model(model_config)
     config = _fit_to_model(engine_config, model)
     try:
         runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
@@ -288,7 +305,7 @@ async def _serve(
         # A dead engine ends the process: whoever runs it starts it again.
         ended = loop.run_in_executor(device, run_engine, engine, stopping, lambda: loop.call_soon_threadsafe(died.set))
         await server.set_serving(True)
-        logger.info("laser_verifier.listening address=%s port=%d", listen.listen, port)
+        logger.info("laser_verifier.listening version=%s address=%s port=%d", laser_version(), listen.listen, port)
         try:
             await _first_of(signalled.wait(), died.wait())
             logger.info("laser_verifier.stopping")

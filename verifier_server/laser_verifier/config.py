@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import grpc
 
@@ -12,6 +13,7 @@ from laser_protocol.tree import MAX_NODES
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 DRAFT_POLICIES = ("value", "all")
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,19 @@ class ModelConfig:
         device: "auto" takes CUDA where there is one.
         dtype: "auto" is bfloat16 on CUDA, on processors with bfloat16 instructions, and on others for the models that
             `cpu/` runs; float32 elsewhere.
+        num_threads: of the processor; None: torch's choice, all that the process may use.
+        revision: of a hub id: branch, tag or commit; None: the newest.
+        served_name: what the server calls it; None: the last component of the path or hub id.
+        chat_template: file of a Jinja template for text prompts; None: the model's own.
     """
 
     model: str
     device: str = "auto"
     dtype: str = "auto"
+    num_threads: int | None = None
+    revision: str | None = None
+    served_name: str | None = None
+    chat_template: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -87,6 +97,15 @@ class ModelConfig:
             raise ValueError(f"device is {self.device!r}, must be one of {', '.join(DEVICES)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, must be one of {', '.join(DTYPES)}")
+        if self.num_threads is not None and not 1 <= self.num_threads <= MAX_THREADS:
+            raise ValueError(f"threads is {self.num_threads}, must be from 1 to {MAX_THREADS}")
+        if self.served_name == "":
+            raise ValueError("served_model_name is empty, must be a name, or left out")
+
+    @property
+    def name(self) -> str:
+        """What the server calls the model."""
+        return self.served_name or Path(self.model).name
 
 
 @dataclass(frozen=True, slots=True)

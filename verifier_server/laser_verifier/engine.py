@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,6 +37,17 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Learn = Callable[[str, str, Seq[int]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one step gave a sequence: the tokens it keeps, the first `accepted_length` of them from its tree."""
+
+    sequence: Sequence
+    tree: DraftTree
+    verdict: Verdict
+    token_ids: tuple[int, ...]
+    accepted_length: int
 
 
 class Engine:
@@ -254,37 +266,36 @@ class Engine:
 
     def _emit(
         self, sequences: list[Sequence], inputs: list[StepInput], verdicts: list[Verdict | None]
-    ) -> list[tuple[DraftTree, Verdict, Emitted]]:
+    ) -> list[_Outcome]:
         """Gives each sequence its tokens, tells the retriever what became of the trees, ends what is finished."""
         now_s = time.monotonic()
         advanced: list[Advanced] = []
-        emitted: list[tuple[Sequence, Emitted]] = []
-        outcomes: list[tuple[DraftTree, Verdict, Emitted]] = []
+        outcomes: list[_Outcome] = []
         for sequence, entry, verdict in zip(sequences, inputs, verdicts, strict=True):
             if verdict is None or entry.tree is None:
                 sequence.num_cached += len(entry.token_ids)
                 self._prefixes.hold(sequence.slot_idx, sequence.prompt, sequence.num_cached)
                 continue
             position = sequence.num_tokens
-            kept = self._apply(sequence, entry.tree, verdict, now_s)
-            emitted.append((sequence, kept))
-            outcomes.append((entry.tree, verdict, kept))
+            outcome = self._apply(sequence, entry.tree, verdict, now_s)
+            outcomes.append(outcome)
             if sequence.request.draft and sequence.finish_reason is None:
                 advanced.append(
                     Advanced(
                         sequence.sequence_id,
                         position,
-                        np.asarray(kept.token_ids, np.int32),
+                        np.asarray(outcome.token_ids, np.int32),
                         len(entry.tree),
                         verdict.accepted_node_idx,
                         self._drafting.ask(sequence),
                     )
                 )
-        # Before anything else: the retriever drafts while we emit.
+        # Before anything else: the retriever drafts while we make text and emit.
         if advanced:
             self._drafts.advance(advanced)
-        for sequence, kept in emitted:
-            sequence.sink(kept)
+        for outcome in outcomes:
+            sequence = outcome.sequence
+            sequence.sink(Emitted(sequence.text.take(), outcome.token_ids, outcome.accepted_length))
             if sequence.finish_reason is not None:
                 self._finish(sequence)
         return outcomes
@@ -292,7 +303,7 @@ class Engine:
     def _observe(
         self,
         inputs: list[StepInput],
-        outcomes: list[tuple[DraftTree, Verdict, Emitted]],
+        outcomes: list[_Outcome],
         drafts: StepDrafts,
         draft_s: float,
         forward_s: float,
@@ -306,23 +317,23 @@ class Engine:
         self.policy.observe(num_tokens, forward_s, is_plain=num_prompt_tokens == 0)
         if drafts.num_asked:
             self.policy.observe_drafting(draft_s)
-        self.policy.observe_trees([(tree, verdict.path) for tree, verdict, _ in outcomes])
+        self.policy.observe_trees([(outcome.tree, outcome.verdict.path) for outcome in outcomes])
         self.counters.num_steps += 1
         record = StepRecord(
             num_sequences=len(outcomes),
             num_prompt_tokens=num_prompt_tokens,
             num_reused_tokens=num_reused_tokens,
             num_offered_nodes=drafts.num_offered_nodes,
-            num_nodes=sum(len(tree) for tree, _, _ in outcomes),
+            num_nodes=sum(len(outcome.tree) for outcome in outcomes),
             expected_tokens=drafts.choice.expected_tokens,
             num_missing_trees=drafts.num_missing,
-            nodes_by_source=count_sources((tree, range(len(tree))) for tree, _, _ in outcomes),
+            nodes_by_source=count_sources((outcome.tree, range(len(outcome.tree))) for outcome in outcomes),
             accepted_by_source=count_sources(
-                (tree, verdict.path[: kept.accepted_length]) for tree, verdict, kept in outcomes
+                (outcome.tree, outcome.verdict.path[: outcome.accepted_length]) for outcome in outcomes
             ),
-            accepted_lengths=tuple(kept.accepted_length for tree, _, kept in outcomes if len(tree)),
-            num_relaxed_tokens=sum(sum(verdict.relaxed[: kept.accepted_length]) for _, verdict, kept in outcomes),
-            num_output_tokens=sum(len(kept.token_ids) for _, _, kept in outcomes),
+            accepted_lengths=tuple(outcome.accepted_length for outcome in outcomes if len(outcome.tree)),
+            num_relaxed_tokens=sum(sum(outcome.verdict.relaxed[: outcome.accepted_length]) for outcome in outcomes),
+            num_output_tokens=sum(len(outcome.token_ids) for outcome in outcomes),
             price=drafts.choice.price,
             gain=drafts.choice.gain,
             draft_s=draft_s,
@@ -331,7 +342,7 @@ class Engine:
         )
         self._observer.step(record)
 
-    def _apply(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, now_s: float) -> Emitted:
+    def _apply(self, sequence: Sequence, tree: DraftTree, verdict: Verdict, now_s: float) -> _Outcome:
         """Appends accepted path and bonus token to the sequence and counts them."""
         path = [int(tree.token_ids[i]) for i in verdict.path]
         ends_in_eos = bool(path) and path[-1] in self._eos_token_ids
@@ -346,7 +357,7 @@ class Engine:
         self.counters.num_output_tokens += len(kept)
         self.counters.num_draft_tokens += len(tree)
         self.counters.num_accepted_tokens += accepted_length
-        return Emitted(sequence.text.take(), tuple(kept), accepted_length)
+        return _Outcome(sequence, tree, verdict, tuple(kept), accepted_length)
 
     def _finish(self, sequence: Sequence) -> None:
         assert sequence.finish_reason is not None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -22,7 +23,7 @@ class TargetModel:
     """A loaded model.
 
     Attributes:
-        name: last component of the path or hub id.
+        name: what the server calls it.
         network: the transformers model, in eval mode on `device`, float type `dtype`.
         kv_shape: of its cache.
         vocab_size: tokens that have an embedding and a logit: the ids below it.
@@ -56,10 +57,10 @@ def load_model(config: ModelConfig) -> TargetModel:
     device = _device(config.device)
     dtype = _dtype(config, device)
     try:
-        network = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype)
+        network = AutoModelForCausalLM.from_pretrained(config.model, dtype=dtype, revision=config.revision)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(_not_loaded(config.model, error)) from error
-    return wrap_model(network.to(device), Path(config.model).name)
+    return wrap_model(network.to(device), config.name)
 
 
 def wrap_model(network: Any, name: str) -> TargetModel:
@@ -104,19 +105,34 @@ def _context_len(config: Any) -> int | None:
     return original or getattr(config, "max_position_embeddings", None)
 
 
-def load_tokenizer(model: str) -> Any:
-    """The model's fast tokenizer.
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The model's fast tokenizer, with the configured chat template.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the template cannot be read or is none.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
     except (OSError, ValueError) as error:
-        raise ValueError(_not_loaded(model, error)) from error
+        raise ValueError(_not_loaded(config.model, error)) from error
     if not tokenizer.is_fast:
-        raise ValueError(f"model {model!r} has no fast tokenizer (tokenizer.json)")
+        raise ValueError(f"model {config.model!r} has no fast tokenizer (tokenizer.json)")
+    if config.chat_template is not None:
+        tokenizer.chat_template = _read_template(config.chat_template)
     return tokenizer
+
+
+def _read_template(path: Path) -> str:
+    try:
+        template = path.read_text(encoding="utf8")
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"chat_template {path} cannot be read: {error}") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"chat_template {path} line {error.lineno}: {error.message}") from error
+    if not template.strip():
+        raise ValueError(f"chat_template {path} is empty")
+    return template
 
 
 def tokenizer_fingerprint(vocabulary: Mapping[str, int]) -> str:
@@ -144,16 +160,18 @@ def _not_loaded(model: str, error: Exception) -> str:
     return f"model {model!r} cannot be loaded: {str(error).splitlines()[0]}"
 
 
-def check_model_path(model: str) -> None:
-    """Fails fast, before torch loads anything, when a model plainly is not there.
+def check_model_path(config: ModelConfig) -> None:
+    """Fails fast, before torch loads anything, when a model or its template plainly is not there.
 
     Raises:
         ValueError: names the field, the value and what would be right.
     """
     try:
-        AutoConfig.from_pretrained(model)
+        AutoConfig.from_pretrained(config.model, revision=config.revision)
     except (OSError, ValueError) as error:
-        raise ValueError(_not_loaded(model, error)) from error
+        raise ValueError(_not_loaded(config.model, error)) from error
+    if config.chat_template is not None:
+        _read_template(config.chat_template)
 
 
 def _device(name: str) -> torch.device:
@@ -175,15 +193,15 @@ def _dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     # Without instructions for it, torch emulates bfloat16 and is slower than in float32; our own forward is quicker.
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported() or _will_be_packed(config.model):
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported() or _will_be_packed(config):
         return torch.bfloat16
     return torch.float32
 
 
-def _will_be_packed(model: str) -> bool:
+def _will_be_packed(config: ModelConfig) -> bool:
     """Whether the processor's own forward takes a model in bfloat16, told by its configuration alone."""
     try:
-        configuration = AutoConfig.from_pretrained(model)
+        configuration = AutoConfig.from_pretrained(config.model, revision=config.revision)
         is_quantized = getattr(configuration, "quantization_config", None) is not None
         if is_quantized or not is_supported_configuration(configuration):
             return False

@@ -19,6 +19,7 @@ import grpc.aio
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict, acceptance_from_message, acceptance_to_message
 from laser_protocol.errors import InvalidRequest, LaserError
+from laser_protocol.limits import MAX_ID_BYTES, MAX_STOP_CHARS, MAX_STOPS, MAX_TEMPERATURE
 from laser_protocol.packing import pack_token_ids, unpack_token_ids
 from laser_protocol.pool_id import check_pool_id
 from laser_protocol.v1 import verifier_pb2, verifier_pb2_grpc
@@ -30,12 +31,8 @@ from laser_verifier.sequence import Admitted, DraftStatus, Emitted, Event, Finis
 logger = logging.getLogger(__name__)
 
 _QUEUED_INTERVAL_S = 0.5
-_MAX_STOP = 16
-_MAX_STOP_CHARS = 256
-_MAX_ID_BYTES = 256
 # More characters per token than any text has; what is longer is refused before it is tokenised.
 _MAX_CHARS_PER_TOKEN = 128
-_MAX_TEMPERATURE = 100.0
 _MAX_DELTA_INTERVAL_MS = 60_000
 
 _FINISH_REASONS = {
@@ -233,17 +230,17 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
             raise InvalidRequest("learn needs a pool to join: pool is empty", field="pool")
         for field in ("request_id", "document_id"):
             num_bytes = len(getattr(request, field).encode())
-            if num_bytes > _MAX_ID_BYTES:
-                raise InvalidRequest(f"{field} has {num_bytes} bytes, must be at most {_MAX_ID_BYTES}", field=field)
+            if num_bytes > MAX_ID_BYTES:
+                raise InvalidRequest(f"{field} has {num_bytes} bytes, must be at most {MAX_ID_BYTES}", field=field)
         return acceptance
 
     def _acceptance(self, request: verifier_pb2.GenerateRequest) -> Acceptance:
         given = request.HasField("acceptance")
         acceptance = acceptance_from_message(request.acceptance) if given else self._model.default_acceptance
         temperature = request.temperature
-        if not (math.isfinite(temperature) and 0.0 <= temperature <= _MAX_TEMPERATURE):
+        if not (math.isfinite(temperature) and 0.0 <= temperature <= MAX_TEMPERATURE):
             raise InvalidRequest(
-                f"temperature is {temperature}, must be from 0 to {_MAX_TEMPERATURE:g}", field="temperature"
+                f"temperature is {temperature}, must be from 0 to {MAX_TEMPERATURE:g}", field="temperature"
             )
         if temperature > 0.0 and isinstance(acceptance, Relaxed):
             if given:
@@ -305,10 +302,10 @@ class VerifierService(verifier_pb2_grpc.VerifierServicer):
                 f"max_new_tokens is {request.max_new_tokens}, must be at least 1", field="max_new_tokens"
             )
         lengths = [len(stop) for stop in request.stop]
-        if len(lengths) > _MAX_STOP or not all(1 <= length <= _MAX_STOP_CHARS for length in lengths):
+        if len(lengths) > MAX_STOPS or not all(1 <= length <= MAX_STOP_CHARS for length in lengths):
             raise InvalidRequest(
                 f"stop has {len(lengths)} strings of {min(lengths)} to {max(lengths)} characters, "
-                f"must be at most {_MAX_STOP}, none empty or longer than {_MAX_STOP_CHARS}",
+                f"must be at most {MAX_STOPS}, none empty or longer than {MAX_STOP_CHARS}",
                 field="stop",
             )
 

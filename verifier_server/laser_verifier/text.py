@@ -12,7 +12,7 @@ class TextStream:
 
     Args:
         tokenizer: a fast transformers tokenizer. Special tokens give no text.
-        stop: strings that end the text before their first occurrence.
+        stop: strings that end the text before their first occurrence. Without any, nothing is decoded before `take`.
 
     Attributes:
         stopped: one of them did.
@@ -24,23 +24,21 @@ class TextStream:
         self._stop = stop
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._token_ids: list[int] = []
-        self._pending: list[int] = []  # the last of them, which gave no text yet
+        self._num_decoded = 0
+        self._pending: list[int] = []  # the last of those, which gave no text yet
         self._decoded = ""
         self._num_sent = 0
 
     def push(self, token_id: int) -> bool:
         """Takes one token. Returns True if a stop string is now complete; the text then ends before it."""
         self._token_ids.append(token_id)
-        piece = self._decode(token_id)
-        if not piece:
-            self._pending.append(token_id)
-            return False
-        self._pending.clear()
-        self._append(piece)
+        if self._stop:
+            self._decode_new()
         return self.stopped
 
     def take(self) -> str:
         """Text that became final since the last call: nothing that may yet turn out to begin a stop string."""
+        self._decode_new()
         end = len(self._decoded) - self._held_back()
         piece = self._decoded[self._num_sent : end]
         self._num_sent = max(self._num_sent, end)
@@ -48,6 +46,7 @@ class TextStream:
 
     def finish(self) -> str:
         """The rest of the text. It may be what completes a stop string: `stopped` tells."""
+        self._decode_new()
         if not self.stopped:
             # A character whose last bytes never came is replaced as the tokenizer does it.
             whole = self._decode_all(self._token_ids)
@@ -56,6 +55,16 @@ class TextStream:
         piece = self._decoded[self._num_sent :]
         self._num_sent = len(self._decoded)
         return piece
+
+    def _decode_new(self) -> None:
+        for token_id in self._token_ids[self._num_decoded :]:
+            self._num_decoded += 1
+            piece = self._decode(token_id)
+            if piece:
+                self._pending.clear()
+                self._append(piece)
+            else:
+                self._pending.append(token_id)
 
     def _append(self, piece: str) -> None:
         # A stop string may span pieces, so the search starts far enough back to see one that ends in this piece.

@@ -1,35 +1,13 @@
-"""What the subcommands share: options to reach a server, and tables on standard output."""
+"""What the subcommands share: the endpoint of their options, and tables on standard output."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from laser_protocol.channel import Endpoint
-from laser_protocol.errors import InvalidRequest
-
-
-def add_connection_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for token and TLS."""
-    group = parser.add_argument_group("connection")
-    group.add_argument("--token-file", type=Path, metavar="FILE", help="file with the server's token")
-    group.add_argument("--tls", action="store_true", help="TLS with the system's roots")
-    group.add_argument("--tls-ca", type=Path, metavar="FILE", help="PEM: authorities to trust instead; implies --tls")
-    group.add_argument("--tls-cert", type=Path, metavar="FILE", help="PEM: own certificate, for mutual TLS")
-    group.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM: key of --tls-cert")
-
-
-def connection_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of LaserClient and Endpoint.make that the options give.
-
-    Raises:
-        InvalidRequest: the token file cannot be read or is empty.
-    """
-    names = ("tls", "tls_ca", "tls_cert", "tls_key")
-    return {"token": _read_token(arguments.token_file), **{name: getattr(arguments, name) for name in names}}
+from laser_protocol.commands import connection_arguments
 
 
 def make_endpoint(target: str, arguments: argparse.Namespace) -> Endpoint:
@@ -52,15 +30,3 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)),
         ]
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
-
-
-def _read_token(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        token = path.read_text(encoding="utf8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"token_file {path}: {error}", field="token_file") from error
-    if not token:
-        raise InvalidRequest(f"token_file {path} is empty", field="token_file")
-    return token

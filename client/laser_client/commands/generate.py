@@ -14,12 +14,13 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from laser_client.client import LaserClient
-from laser_client.commands.common import add_connection_options, connection_arguments, print_fields
+from laser_client.commands.common import print_fields
 from laser_client.generation import Generation
 from laser_client.jsonl import read_prompts
 from laser_client.output import RowWriter, finishing, make_row, open_writer
 from laser_client.request import Limits, Options, split_options
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
+from laser_protocol.commands import add_connection_options, add_relaxed_options, connection_arguments, relaxed_arguments
 from laser_protocol.errors import EngineDead, InvalidRequest, LaserError, NotReady, Unauthenticated
 
 EXAMPLE = """examples:
@@ -41,16 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     limits = Limits()
     parser.add_argument("--verifier", required=True, metavar="HOST:PORT", help="default port of a verifier: 50052")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", metavar="TEXT", help="one prompt; its text is streamed to standard output")
-    source.add_argument("--input", type=Path, metavar="F.jsonl", help="a file of prompts, one JSON object per line")
+    source.add_argument(
+        "--prompt", metavar="TEXT", help="one prompt, - reads it from standard input; its text is streamed out"
+    )
+    source.add_argument(
+        "--input", type=Path, metavar="F.jsonl", help="a file of prompts, one JSON object per line; - is standard input"
+    )
     parser.add_argument("--pool", metavar="ID", help="pool to draft from, where a line names none")
+    parser.add_argument(
+        "--document-id", metavar="ID", help="with --prompt and --learn: its document in the pool (default: a new one)"
+    )
     parser.add_argument(
         "--output", type=Path, metavar="F", help=".jsonl or .parquet; default: JSON lines to standard output"
     )
     how = parser.add_argument_group("how to generate")
     how.add_argument("--acceptance", choices=("strict", "relaxed"), help="default: the server's")
-    how.add_argument("--top-k", type=int, metavar="K", help="with relaxed: candidates per place, 1 to 16 (2)")
-    how.add_argument("--min-prob", type=float, metavar="P", help="with relaxed: probability to exceed, 0 to 1 (0.1)")
+    add_relaxed_options(how)
     how.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="limit of the output (%(default)s)")
     how.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy (%(default)s)")
     how.add_argument("--seed", type=int, metavar="N", help="with --temperature: the same seed, the same output")
@@ -80,7 +87,9 @@ def _run_one(client: LaserClient, arguments: argparse.Namespace) -> int:
         writer: RowWriter | None = None
         if arguments.output is not None:
             writer = stack.enter_context(finishing(open_writer(arguments.output, None)))
-        stream = client.stream(arguments.prompt, pool=arguments.pool, **_options(arguments))
+        prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+        document_id = arguments.document_id
+        stream = client.stream(prompt, pool=arguments.pool, document_id=document_id, **_options(arguments))
         for chunk in stream:
             sys.stdout.write(chunk.text)
             sys.stdout.flush()
@@ -102,6 +111,11 @@ def _run_one(client: LaserClient, arguments: argparse.Namespace) -> int:
 
 
 def _run_file(client: LaserClient, arguments: argparse.Namespace) -> int:
+    if arguments.document_id is not None:
+        raise InvalidRequest(
+            f"document_id is {arguments.document_id!r}, must be left out with --input, whose lines have ids",
+            field="document_id",
+        )
     options = _options(arguments)
     settings, _ = split_options(options)
     lines = read_prompts(arguments.input, arguments.pool, settings)
@@ -220,10 +234,7 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _acceptance(arguments: argparse.Namespace) -> Acceptance | None:
-    given = {name: getattr(arguments, name) for name in ("top_k", "min_prob") if getattr(arguments, name) is not None}
+    given = relaxed_arguments(arguments)
     if arguments.acceptance == "relaxed":
         return Relaxed(**given)
-    if given:
-        name, value = next(iter(given.items()))
-        raise InvalidRequest(f"{name} is {value}, must be left out without --acceptance relaxed", field=name)
     return Strict() if arguments.acceptance == "strict" else None

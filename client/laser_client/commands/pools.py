@@ -13,15 +13,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from laser_client.client import LaserClient
-from laser_client.commands.common import (
-    add_connection_options,
-    connection_arguments,
-    make_endpoint,
-    print_fields,
-    print_table,
-)
+from laser_client.commands.common import make_endpoint, print_fields, print_table
 from laser_client.document_files import read_document_file, write_document_file
 from laser_client.pools import Document, Pool, PoolClient
+from laser_protocol.commands import add_connection_options, connection_arguments
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.packing import unpack_token_ids
 from laser_protocol.pool_id import check_pool_id

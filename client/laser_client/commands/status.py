@@ -8,9 +8,10 @@ import json
 import sys
 
 from laser_client.client import LaserClient
-from laser_client.commands.common import add_connection_options, connection_arguments, make_endpoint, print_fields
+from laser_client.commands.common import make_endpoint, print_fields
 from laser_client.generation import Model
 from laser_client.health import check_health
+from laser_protocol.commands import add_connection_options, connection_arguments
 
 
 def add_health_arguments(parser: argparse.ArgumentParser) -> None:

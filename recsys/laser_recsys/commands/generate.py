@@ -25,7 +25,7 @@ Ray run whose driver is killed starts again, and there is no speed-up or progres
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `laser-recsys generate`."""
-    from laser_client.commands.common import add_connection_options
+    from laser_protocol.commands import add_connection_options, add_relaxed_options
 
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, metavar="FILE", help="what 'prompts' wrote")
     parser.add_argument("--verifier", nargs="+", required=True, metavar="HOST:PORT", help="one or many, of one model")
@@ -33,8 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--acceptance", choices=("plain", "strict", "relaxed"), default="strict", help="default: %(default)s"
     )
-    parser.add_argument("--top-k", type=int, default=2, metavar="K", help="relaxed (default: %(default)s)")
-    parser.add_argument("--min-prob", type=float, default=0.1, metavar="P", help="relaxed (default: %(default)s)")
+    add_relaxed_options(parser)
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--concurrency", type=int, default=32, metavar="N", help="prompts open at each verifier (default: %(default)s)"
@@ -74,16 +73,17 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     Raises:
         LaserError, RecsysError, ValueError: see `laser_recsys.knowledge.session`.
     """
-    from laser_client.commands.common import connection_arguments
+    from laser_protocol.commands import connection_arguments, relaxed_arguments
     from laser_recsys.knowledge.job import JobConfig
     from laser_recsys.knowledge.prompt_files import PromptFiles
     from laser_recsys.knowledge.rows import PLAIN, STRICT, relaxed_mode
     from laser_recsys.knowledge.session import run_session
 
+    relaxed = relaxed_arguments(arguments)
     modes = {"plain": PLAIN, "strict": STRICT}
     config = JobConfig(
         verifiers=tuple(arguments.verifier),
-        mode=modes.get(arguments.acceptance) or relaxed_mode(arguments.top_k, arguments.min_prob),
+        mode=modes.get(arguments.acceptance) or relaxed_mode(**relaxed),
         max_new_tokens=arguments.max_new_tokens,
         learn=arguments.acceptance != "plain" if arguments.learn is None else arguments.learn,
         concurrency=arguments.concurrency,

@@ -47,16 +47,18 @@ class Mode:
 
 PLAIN = Mode("plain", Strict(), draft=False)
 STRICT = Mode("strict", Strict(), draft=True)
-RELAXED = Mode("relaxed (2, 0.1)", Relaxed(top_k=2, min_prob=0.1), draft=True)
 
 
-def relaxed_mode(top_k: int, min_prob: float) -> Mode:
+def relaxed_mode(top_k: int = 2, min_prob: float = 0.1) -> Mode:
     """Relaxed with these values.
 
     Raises:
         InvalidRequest: one is out of range.
     """
     return Mode(f"relaxed ({top_k}, {min_prob:g})", Relaxed(top_k=top_k, min_prob=min_prob), draft=True)
+
+
+RELAXED = relaxed_mode()
 
 
 @dataclass(frozen=True, slots=True)
