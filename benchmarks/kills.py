@@ -71,6 +71,11 @@ class Fleet:
         self._stack.close()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of all servers."""
+        return tuple(self._addresses)
+
+    @property
     def verifiers(self) -> tuple[str, str]:
         """Their addresses."""
         return self._addresses["first verifier"], self._addresses["second verifier"]
@@ -107,7 +112,8 @@ def generate_command(
 
 
 def run_disturbed(fleet: Fleet, command: Sequence[str], output: Path, num_rounds: int = 3) -> str:
-    """Runs a job to its end through `num_rounds` of kills of the second verifier, the retriever and the job itself.
+    """Runs a job to its end through `num_rounds` of kills of the second verifier, the retriever and the job itself, in
+    the first round after all servers were killed and came back while it ran.
 
     Args:
         fleet: that the job asks.
@@ -121,11 +127,15 @@ def run_disturbed(fleet: Fleet, command: Sequence[str], output: Path, num_rounds
     Raises:
         RuntimeError: the job ended before it could be killed, wrote nothing for minutes, or failed.
     """
-    for _ in tqdm(range(num_rounds), desc="kills", leave=False):
+    for number in tqdm(range(num_rounds), desc="kills", leave=False):
         before = num_done(output)
         job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait_for_a_part(output, before, job)
+            if number == 0:
+                fleet.kill(*fleet.names)
+                fleet.start(*fleet.names)
+                _wait_for_a_part(output, num_done(output), job)  # the job lives on and finds them again
             fleet.kill(*_KILLED)
             _wait_for_a_part(output, num_done(output), job)  # the other verifier goes on, without drafts
         finally:
@@ -162,7 +172,7 @@ def read_texts(output: Path) -> list[tuple[str, str]]:
 def write_user_prompts(path: Path, num_users: int, seed: int) -> None:
     """KAR prompts of users of MovieLens-100k, each with the pool of its group."""
     dataset = read_dataset("ml-100k", None, default_cache_dir())
-    past = split(dataset.ratings).seen
+    past = split(dataset.ratings).past
     groups, _ = user_groups("collaborative", dataset, past, 3, 0)
     tasks = list(KindTasks(PromptWriter(load_framework("kar"), dataset, past), "user", groups, None, 0))
     chosen = np.random.default_rng(seed).choice(len(tasks), num_users, replace=False)
@@ -187,7 +197,8 @@ def main() -> None:
         prompts, alone, disturbed = directory / "prompts.parquet", directory / "alone", directory / "disturbed"
         write_user_prompts(prompts, arguments.users, arguments.seed)
         with Fleet(model, directory, "--dtype", arguments.dtype, "--max-model-len", "1024") as fleet:
-            undisturbed = generate_command(prompts, alone, fleet.verifiers[:1], arguments.max_new_tokens)
+            # Plainly: the pools must not hold the texts that the disturbed run is to give.
+            undisturbed = generate_command(prompts, alone, fleet.verifiers[:1], arguments.max_new_tokens, "plain")
             subprocess.run(undisturbed, check=True)
             command = generate_command(prompts, disturbed, fleet.verifiers, arguments.max_new_tokens)
             run_disturbed(fleet, command, disturbed, arguments.rounds)
@@ -195,7 +206,7 @@ def main() -> None:
     counts = Counter(task_id for task_id, _ in rows)
     row = {
         "dtype": arguments.dtype,
-        "kills": 3 * arguments.rounds,
+        "kills": 3 * arguments.rounds + len(fleet.names),
         "users": len(expected),
         "missing": len(expected.keys() - counts.keys()),
         "twice": sum(count > 1 for count in counts.values()),

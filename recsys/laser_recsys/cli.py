@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from laser_protocol.commands import add_version
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.commands import demo, evaluate, generate, group, prepare, prompts
 from laser_recsys.errors import RecsysError
@@ -82,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    from laser_protocol.commands import add_version  # gRPC takes long to import
+
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="laser-recsys", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=raw

@@ -7,6 +7,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from benchmarks.kills import Fleet, generate_command, read_texts, run_disturbed
@@ -77,9 +78,22 @@ def test_on_a_local_ray_cluster_the_job_gives_the_same_ids_and_texts(
         alone = generate_command(prompts, tmp_path / "alone", fleet.verifiers[:1], NUM_TOKENS)
         subprocess.run(alone, check=True, timeout=120, capture_output=True)
         on_ray = generate_command(prompts, tmp_path / "knowledge.parquet", fleet.verifiers, NUM_TOKENS)
-        finished = subprocess.run([*on_ray, "--ray", "local"], check=False, timeout=200, capture_output=True, text=True)
+        on_ray += ["--ray", "local", "--concurrency", "4"]  # several batches
+        finished = subprocess.run(on_ray, check=False, timeout=200, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stderr
+        assert texts(tmp_path) == texts(tmp_path / "alone")
+        # As a driver that was killed leaves it: some batches written, one being written.
+        output = tmp_path / "knowledge.parquet"
+        first, *others = sorted(output.glob("*.parquet"))
+        for path in others:
+            path.unlink()
+        (output / "unfinished.parquet").write_bytes(first.read_bytes()[:100])
+        output.rename(tmp_path / ".knowledge.parquet.partial")
+        kept = pq.read_table(first := tmp_path / ".knowledge.parquet.partial" / first.name)
+        again = subprocess.run(on_ray, check=False, timeout=200, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
     assert texts(tmp_path) == texts(tmp_path / "alone")
+    assert pq.read_table(output / first.name).equals(kept) and len(kept) < len(texts(tmp_path)), "what was done stays"
 
 
 @pytest.mark.slow

@@ -263,8 +263,12 @@ def fake_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def write(path: Path, make: MakeGeneration, *ids: tuple[str, str], pool: str = "liking/kar/user/0") -> None:
-    rows = [make_row(Task(Prompt(text_id, kind, "kar", "?"), pool), make([1]), STRICT, "tiny") for kind, text_id in ids]
+def write(
+    path: Path, make: MakeGeneration, *ids: tuple[str, str], pool: str = "liking/kar/user/0", prompt: str = "?"
+) -> None:
+    rows = [
+        make_row(Task(Prompt(text_id, kind, "kar", prompt), pool), make([1]), STRICT, "tiny") for kind, text_id in ids
+    ]
     write_knowledge(path, rows)
 
 
@@ -294,6 +298,8 @@ def test_knowledge_of_another_dataset_or_of_someone_twice_is_an_error(
         write(path, make_generation, *ids)
         with pytest.raises(ValueError, match=message):
             load_knowledge([path], liking[0], "user 1", samples.vocabulary, tmp_path)
+    write(path, make_generation, ("user", "0"), pool="liking-user-1/kar/user/0")
+    load_knowledge([path], liking[0], "user 1", samples.vocabulary, tmp_path)
     write(path, make_generation, ("user", "0"), pool="ml-1m/kar/user/0")
     with pytest.raises(ValueError, match="user 0 is knowledge of 'ml-1m', must be of 'liking'"):
         load_knowledge([path], liking[0], "user 1", samples.vocabulary, tmp_path)
@@ -343,10 +349,23 @@ def test_the_command_goes_from_knowledge_files_to_a_decision_and_a_page(
     assert "reference" in rows["plain"]
     assert any(verdict in rows["relaxed"] for verdict in ("equivalent", "inconclusive", "different"))
     assert "deepfm, relaxed against plain: spread" in said and "3 are run" in said
+    write(relaxed, make_generation, ("user", "0"), prompt="another?")
+    assert main(command) == 1
+    assert (
+        "the texts of 1 of 2 users and items are of other prompts or another model, user 0" in capsys.readouterr().err
+    )
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf8")
     assert "60 of 60 users, 1 of 1500 items" in page and "1 of 60 users, 1 of 1500 items" in page
     runs = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
     assert {run["knowledge"] for run in runs} == {"no knowledge", "plain", "plain, shuffled", "relaxed"}
+
+
+def test_more_users_than_a_float_can_number_are_refused(
+    liking: tuple[Dataset, Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laser_recsys.ctr.samples._MAX_SIZE", NUM_ITEMS)
+    with pytest.raises(ValueError, match="60 users and 1500 items, must be below 1500 of each"):
+        make_samples(*liking)
 
 
 def test_two_evaluations_do_not_write_one_folder(

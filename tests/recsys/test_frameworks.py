@@ -170,6 +170,7 @@ def test_tasks_count_what_was_shortened_and_name_users_without_history_and_group
         ('{"summarization": ["a"], "reasoning": "b"}', None),
         pytest.param(2000 * '{"a": ' + '{"summarization": "a", "reasoning": "b"}', ("a", "b"), id="too deep"),
         pytest.param('{"a": ' + 5000 * "9" + "}", None, id="too long a number"),
+        pytest.param('{"summarization": "\\ud83d a", "reasoning": "b"}', ("? a", "b"), id="half a character"),
         ("no object", None),
     ],
 )

@@ -9,7 +9,7 @@ from laser_client import Internal, LaserClient
 from laser_protocol.v1 import verifier_pb2
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge import measured
-from laser_recsys.knowledge.rows import PLAIN, RELAXED, SCHEMA, STRICT, Task, pool_id, write_knowledge
+from laser_recsys.knowledge.rows import PLAIN, RELAXED, SCHEMA, STRICT, Task, pool_id, pool_root, write_knowledge
 from tests.recsys.scripted import EchoVerifier, serving
 
 TASKS = [
@@ -91,3 +91,5 @@ def test_parquet_holds_one_row_per_task_with_all_columns(tmp_path: Path) -> None
 
 def test_pool_ids_have_dataset_framework_kind_and_group() -> None:
     assert pool_id("ml-100k", "kar", "user", 2) == "ml-100k/kar/user/2"
+    assert pool_root("ml-100k", "none 0123456789abcdef") == pool_root("ml-100k") == "ml-100k"
+    assert pool_root("ml-100k", "time 0123456789abcdef") == "ml-100k-time-012345"

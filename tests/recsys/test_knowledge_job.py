@@ -247,6 +247,32 @@ def test_a_job_without_any_verifier_left_ends_after_its_patience_and_keeps_what_
     assert len(verifier.requests) == 3
 
 
+def test_a_setting_that_refuses_every_prompt_ends_the_job_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "_ALL_REFUSED", 6)
+    with (
+        serving(Verifier()) as address,
+        pytest.raises(JobFailed, match="the first 6 prompts were all refused; the last"),
+    ):
+        run(tmp_path, tasks(text="invalid {}"), address)
+    assert "refused" in capsys.readouterr().err.splitlines()[-1], "and the bar says what goes by"
+
+
+def test_plain_decodings_rate_ends_with_its_last_text() -> None:
+    class Silent(Verifier):
+        def GetModel(self, request: Any, context: Any) -> verifier_pb2.GetModelResponse:  # noqa: N802
+            time.sleep(1.5)
+            return super().GetModel(request, context)
+
+    with serving(Verifier()) as quick, serving(Silent()) as silent:
+        config = JobConfig(verifiers=(quick, silent), mode=STRICT, max_new_tokens=9, concurrency=4)
+        rate = asyncio.run(job.plain_rate(config, tasks()))
+        assert rate > 3 * NUM_TASKS / 1.4, "a verifier that says nothing decodes nothing meanwhile"
+        config = JobConfig(verifiers=(quick,), mode=STRICT, max_new_tokens=9)
+        assert asyncio.run(job.plain_rate(config, tasks(3, "invalid {}"))) == 0.0
+
+
 def test_a_log_does_not_tell_every_retry(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar(NUM_TASKS, 0, 0.0)
     for _ in range(100):
@@ -375,6 +401,7 @@ def test_what_a_killed_process_left_unfinished_is_removed_and_never_read(tmp_pat
     for path in left:
         path.parent.mkdir(parents=True)
         path.write_bytes(b"half a file")
+    (tmp_path / "parts" / ".nfs0001").write_bytes(b"a file system's")
     with serving(Verifier()) as address:
         run(tmp_path, tasks(3), address)
     assert len(ids(tmp_path)) == 3

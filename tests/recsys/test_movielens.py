@@ -32,6 +32,13 @@ def test_ratings_of_the_same_second_keep_the_order_of_the_file(write_wheel: Writ
     assert own.item_ids.tolist() == [2, 3, 1]
 
 
+def test_of_several_ratings_of_one_item_the_newest_counts(write_wheel: WriteWheel) -> None:
+    again = read_ml_100k(
+        write_wheel(inter=INTER + "7\t2\t4\t10\n7\t3\t5\t11\n7\t2\t1\t12\n7\t2\t2\t9\n")
+    ).ratings.of_user(7)
+    assert (again.item_ids.tolist(), again.stars.tolist()) == ([3, 2], [5.0, 1.0])
+
+
 def test_the_last_fifth_of_each_users_ratings_is_held_back(dataset: Dataset) -> None:
     parts = split(dataset.ratings)
     assert (len(parts.past), len(parts.training), len(parts.seen)) == (36, 12, 48)

@@ -9,7 +9,9 @@ import pytest
 
 from laser_recsys.cli import main
 from laser_recsys.datasets.catalogue import read_dataset
-from laser_recsys.datasets.prepared import split_mark
+from laser_recsys.datasets.prepared import read_prepared, split_mark
+from laser_recsys.groups.methods import user_groups
+from laser_recsys.groups.table import read_groups
 from laser_recsys.knowledge.rows import splits_of
 from tests.recsys.conftest import INTER, WriteWheel
 from tests.recsys.scripted import serving
@@ -48,7 +50,29 @@ def test_from_ratings_to_knowledge_each_step_takes_what_the_one_before_wrote(
     )
     pools = {row["id"]: row["pool"] for row in rows if row["kind"] == "user"}
     assert pools["1"] == pools["3"] != pools["2"] == pools["4"]
-    assert set(pools.values()) == {"ml-100k/trawl/user/0", "ml-100k/trawl/user/1"}
+    root = f"ml-100k-user-{split_mark(data).split()[1][:6]}"
+    assert set(pools.values()) == {f"{root}/trawl/user/0", f"{root}/trawl/user/1"}, "the split has pools of its own"
+
+
+def test_groups_and_prompts_are_made_from_the_past_and_from_one_split(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, parts = read_prepared(data)
+    assert main(["group", "--data", str(data), "--num-user-groups", "2", "--num-item-groups", "1"]) == 0
+    assert main(["prompts", "--data", str(data), "--framework", "kar", "--kinds", "user"]) == 0
+    for row in pq.read_table(data / "prompts-kar.parquet").to_pylist():
+        key = next(key for key, user in dataset.users.items() if user.id == row["id"])
+        past = {dataset.items[item].title for item in parts.past.of_user(key).item_ids.tolist()}
+        later = {dataset.items[item].title for item in parts.seen.of_user(key).item_ids.tolist()} - past
+        assert later and all(title in row["prompt"] for title in past)
+        assert not any(title in row["prompt"] for title in later), "a text must not know what is predicted"
+    model, _ = user_groups("collaborative", dataset, parts.past, 2, 0)
+    assert read_groups(data / "groups.parquet", "user", dataset).group_idx.tolist() == model.group_idx.tolist()
+    other = pq.read_table(data / "groups.parquet").replace_schema_metadata({"laser.split": "time 0123"})
+    pq.write_table(other, tmp_path / "groups.parquet")
+    command = ["prompts", "--data", str(data), "--framework", "kar", "--groups", str(tmp_path / "groups.parquet")]
+    assert main(command) == 1
+    assert "was made for another split (time 0123)" in capsys.readouterr().err
 
 
 def test_new_users_are_assigned_by_an_earlier_runs_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

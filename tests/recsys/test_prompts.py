@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from laser_recsys.datasets.dataset import Dataset, Ratings, split
@@ -27,10 +28,11 @@ def test_the_prompt_shows_the_past_oldest_first_with_stars_and_nothing_held_back
     assert "unkonwn" not in prompt.text
 
 
-def test_only_the_last_fifteen_ratings_are_shown(write_wheel: WriteWheel) -> None:
-    inter = INTER + "7\t2\t4\t1\n" + "".join(f"7\t1\t3\t{time}\n" for time in range(2, 17))
-    dataset = read_ml_100k(write_wheel(inter=inter))
-    text = kar(dataset).user(7).text
+def test_only_the_last_fifteen_ratings_are_shown(dataset: Dataset) -> None:
+    items = np.array([2] + 15 * [1], np.int64)
+    stars = np.array([4] + 15 * [3], np.float32)
+    past = Ratings.sort(np.full(16, 7, np.int64), items, stars, np.arange(16, dtype=np.int64))
+    text = kar(dataset, past).user(7).text
     assert text.count('"Toy Story", 3 stars') == 15
     assert "GoldenEye" not in text
 

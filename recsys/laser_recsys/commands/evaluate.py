@@ -79,6 +79,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         raise ValueError(f"--decide is {arguments.decide!r}, must be one of {', '.join(knowledge) or 'the rows: none'}")
     if arguments.decide == reference:
         raise ValueError(f"--decide is {reference!r}, the first row, that all are compared with: name another one")
+    if arguments.decide is not None:
+        knowledge[arguments.decide].check_same_questions(knowledge[reference])
     num_jobs = arguments.jobs or joblib.cpu_count()
     # Two in one folder would each write runs.parquet without the other's runs.
     with alone_in(arguments.output, arguments.output / "evaluation.lock"):

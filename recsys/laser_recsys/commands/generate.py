@@ -18,8 +18,11 @@ examples:
   laser-recsys generate --prompts data/prompts-kar.parquet --verifier gpu1:50052 gpu2:50052 --acceptance relaxed \\
       --baseline 128 --output knowledge-relaxed
 
---ray runs the same job on a Ray cluster (extra 'ray'), from where all workers see the files; 'local' starts one here. A
-Ray run whose driver is killed starts again, and there is no speed-up or progress but Ray's own.
+--ray runs the same job on a Ray cluster (extra 'ray'), from where all workers see the files; 'local' starts one here.
+The same command goes on there too; there is no speed-up or progress but Ray's own.
+
+Texts that are to be compared must not draft each other: give each of such jobs an empty retriever, or drop the pools in
+between, also between strict and relaxed ones (a user's own strict text is plain decoding's).
 """
 
 
@@ -102,7 +105,6 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
             raise ValueError(f"--baseline is {arguments.baseline}, must be 0 with --ray, which shows no speed-up")
         from laser_recsys.knowledge.ray_job import run_ray_session
 
-        address = None if arguments.ray == "local" else arguments.ray
-        run_ray_session(config, arguments.prompts, arguments.output, arguments.ray_workers, address, say)
+        run_ray_session(config, arguments.prompts, arguments.output, arguments.ray_workers, arguments.ray, say)
         return
     asyncio.run(run_session(config, PromptFiles(arguments.prompts), arguments.output, arguments.baseline, say))

@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         DatasetError: no prepared dataset.
         ValueError: an argument does not fit the dataset.
     """
-    from laser_recsys.datasets.prepared import read_prepared
+    from laser_recsys.datasets.prepared import read_prepared, split_mark
     from laser_recsys.groups.collaborative import UserModel
     from laser_recsys.groups.groups import stability
     from laser_recsys.groups.methods import item_groups, user_groups
@@ -83,5 +83,5 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         say(f"{kind}: {groups.num_groups} groups of {', '.join(map(str, groups.sizes()))}, by {groups.how}")
         for group in groups.empty():
             say(f"warning: group {group} of the {kind} is empty: its pool will stay empty; fewer groups would do")
-    write_groups(output, {"user": users, "item": items}, dataset)
+    write_groups(output, {"user": users, "item": items}, dataset, split_mark(arguments.data))
     say(f"written: {output}")

@@ -61,15 +61,16 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         )
     count = PromptTokenizer(arguments.model).count if arguments.model else None
     groups_path = arguments.groups or arguments.data / "groups.parquet"
+    split = split_mark(arguments.data)
     writer = PromptWriter(framework, dataset, parts.past)
     made = {
-        kind: KindTasks(writer, kind, read_groups(groups_path, kind, dataset), count, max_tokens)
+        kind: KindTasks(writer, kind, read_groups(groups_path, kind, dataset, split), count, max_tokens, split)
         for kind in arguments.kinds
     }
     output = arguments.output or arguments.data / f"prompts-{framework.name}.parquet"
     num_asked = sum(of_kind.num_asked for of_kind in made.values())
     tasks = tqdm(chain.from_iterable(made.values()), total=num_asked, desc="prompts", unit="prompt", leave=False)
-    if not write_prompts(output, tasks, split_mark(arguments.data)):
+    if not write_prompts(output, tasks, split):
         raise ValueError(f"no prompts: nobody in {arguments.data} has a history")
     for kind, of_kind in made.items():
         say(f"{of_kind.num_tasks} {kind} prompts in {framework.name}: {of_kind.summary()}")

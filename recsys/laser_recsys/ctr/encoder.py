@@ -23,6 +23,7 @@ ENCODER_WHEEL = WheelPin(
 ENCODER_NAME = "all-MiniLM-L6-v2"
 DIMENSIONS = 384
 _MAX_TOKENS = 256
+_NUM_SPECIAL = 2  # of them, at a text's ends
 _BATCH = 32
 _PADDED_TO = 32  # tokens: one of eight lengths
 _SHARD = 1024  # texts: what a kill costs at most, in a minute or two
@@ -66,6 +67,17 @@ def encode_cached(texts: Sequence[str], cache_dir: Path) -> NDArray[np.float32]:
                 _write_shard(folder, shard, vectors)
                 kept |= dict(zip(shard, vectors, strict=True))
     return np.stack([kept[_digest(text)] for text in texts])
+
+
+def count_cut(texts: Sequence[str], cache_dir: Path) -> int:
+    """How many of the texts are longer than the encoder takes, so that their ends are in no vector."""
+    long = [text for text in texts if len(text) > _MAX_TOKENS - _NUM_SPECIAL]  # a token has a character at least
+    if not long:
+        return 0
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(prepare_encoder(cache_dir))
+    return sum(len(ids) > _MAX_TOKENS for ids in tokenizer(long, truncation=False, verbose=False)["input_ids"])
 
 
 def _digest(text: str) -> bytes:

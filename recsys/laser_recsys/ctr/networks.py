@@ -59,7 +59,7 @@ class KnowledgeNetwork(nn.Module):
 
     def forward(self, fields: Tensor, history: Tensor, history_lens: Tensor) -> Tensor:
         """Probabilities of a click, float32[N], of int32[N, F], int32[N, HISTORY_LEN] and int64[N]."""
-        # The library takes one float table; floats hold indices exactly up to 2 ** 24.
+        # The library takes one float table, which holds an index exactly up to the most that samples have.
         parts = [fields.float(), history.float(), history_lens.float().unsqueeze(1)]
         for kind, adaptor in self._adaptors.items():
             table: Tensor = getattr(self, f"_{kind}_vectors")

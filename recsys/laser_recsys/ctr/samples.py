@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from laser_recsys.datasets.dataset import Dataset, Ratings, Split
 
 LIKED_STARS = 4.0
+_MAX_SIZE = 2**24  # indices that a float32 holds exactly, as networks.py has them
 HISTORY_LEN = 20
 
 
@@ -88,7 +89,7 @@ def make_samples(dataset: Dataset, parts: Split) -> SampleSplit:
         parts: its ratings, split.
 
     Raises:
-        ValueError: a part has no samples, or only one kind of label.
+        ValueError: a part has no samples, or only one kind of label; there are too many users or items.
     """
     user_keys = np.array(sorted(dataset.users), np.int64)
     item_keys = np.array(sorted(dataset.items), np.int64)
@@ -116,6 +117,11 @@ def make_samples(dataset: Dataset, parts: Split) -> SampleSplit:
             )
         made.append(Samples(fields[chosen], liked, ends[chosen], lens[chosen], labels[chosen]))
     sizes = [len(user_keys) + 1, len(item_keys) + 1, *(int(column.max()) + 1 for column in (genre, *attributes))]
+    if max(sizes) > _MAX_SIZE:
+        raise ValueError(
+            f"{dataset.name} has {len(user_keys)} users and {len(item_keys)} items, must be below {_MAX_SIZE} of each: "
+            "the networks' library looks them up by float32"
+        )
     return SampleSplit(Vocabulary(user_keys, item_keys, ("user", "item", "genre", *names), tuple(sizes)), *made)
 
 

@@ -117,14 +117,13 @@ def read_amazon_books(ratings_path: Path, metadata_path: Path, year: str, min_ra
     edition = EDITIONS[year]
     table = rating_columns(ratings_path, edition.ratings, pyarrow.string()).combine_chunks()
     users, items = (table[column].combine_chunks().dictionary_encode() for column in ("user", "item"))
-    ratings = _newest(
-        Ratings.sort(
-            users.indices.to_numpy().astype(np.int64),
-            items.indices.to_numpy().astype(np.int64),
-            table["stars"].to_numpy(),
-            numbers(table, "time"),
-        )
-    ).core(min_ratings)
+    every = Ratings.sort(
+        users.indices.to_numpy().astype(np.int64),
+        items.indices.to_numpy().astype(np.int64),
+        table["stars"].to_numpy(),
+        numbers(table, "time"),
+    )
+    ratings = every.newest().core(min_ratings)
     wanted = {items.dictionary[number].as_py(): number for number in np.unique(ratings.item_ids).tolist()}
     books = {wanted[item.id]: item for item in _books(metadata_path, edition, wanted)}
     titled = np.isin(ratings.item_ids, np.fromiter(books, np.int64, len(books)))
@@ -137,16 +136,6 @@ def read_amazon_books(ratings_path: Path, metadata_path: Path, year: str, min_ra
     left = np.unique(ratings.item_ids).tolist()
     named = {number: User(users.dictionary[number].as_py(), {}) for number in np.unique(ratings.user_ids).tolist()}
     return Dataset(f"amazon-books-{year}", "book", {number: books[number] for number in left}, named, ratings)
-
-
-def _newest(ratings: Ratings) -> Ratings:
-    """Of several ratings of one item by one user, the newest: people review again."""
-    order = np.lexsort((np.arange(len(ratings)), ratings.item_ids, ratings.user_ids))
-    users, items = ratings.user_ids[order], ratings.item_ids[order]
-    is_last = np.append((users[1:] != users[:-1]) | (items[1:] != items[:-1]), True)
-    kept = np.zeros(len(ratings), np.bool_)
-    kept[order[is_last]] = True
-    return ratings.take(kept)
 
 
 def _books(path: Path, edition: Edition, wanted: Mapping[str, int]) -> Iterator[Item]:

@@ -87,6 +87,15 @@ class Ratings:
         start, end = np.searchsorted(self.user_ids, [user_id, user_id + 1])
         return self.take(slice(int(start), int(end)))
 
+    def newest(self) -> Ratings:
+        """Of several ratings of one item by one user the newest: people rate again."""
+        order = np.lexsort((np.arange(len(self)), self.item_ids, self.user_ids))
+        users, items = self.user_ids[order], self.item_ids[order]
+        is_last = np.append((users[1:] != users[:-1]) | (items[1:] != items[:-1]), True)
+        kept = np.zeros(len(self), np.bool_)
+        kept[order[is_last]] = True
+        return self.take(kept)
+
     def core(self, min_ratings: int) -> Ratings:
         """The largest subset in which every user and every item has at least `min_ratings` ratings (the k-core)."""
         kept = self

@@ -31,9 +31,14 @@ def parse_answer(text: str) -> Answer | None:
         if isinstance(found, dict):
             parts = found.get("summarization"), found.get("reasoning")
             if all(isinstance(part, str) and part.strip() for part in parts):
-                return Answer(str(parts[0]).strip(), str(parts[1]).strip())
+                return Answer(*(_valid_unicode(str(part).strip()) for part in parts))
         start = text.find("{", start + 1)
     return None
+
+
+def _valid_unicode(text: str) -> str:
+    """JSON's escapes may spell half a character, which no encoder takes."""
+    return text.encode("utf8", "replace").decode("utf8")
 
 
 def knowledge_text(text: str) -> str:

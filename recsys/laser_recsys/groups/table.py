@@ -13,7 +13,7 @@ import pyarrow
 
 from laser_recsys.datasets.dataset import Dataset, Item, User
 from laser_recsys.groups.groups import Groups
-from laser_recsys.knowledge.rows import read_rows, write_parquet
+from laser_recsys.knowledge.rows import marked, read_rows, splits_of, write_parquet
 
 SCHEMA = pyarrow.schema(
     [
@@ -27,8 +27,8 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def write_groups(path: Path, groups: Mapping[str, Groups], dataset: Dataset) -> None:
-    """Writes the groups of "user" and "item" of a dataset."""
+def write_groups(path: Path, groups: Mapping[str, Groups], dataset: Dataset, split: str = "") -> None:
+    """Writes the groups of "user" and "item" of a dataset, marked with the split whose past they were made from."""
     tables = [
         pyarrow.Table.from_pydict(
             {
@@ -43,14 +43,15 @@ def write_groups(path: Path, groups: Mapping[str, Groups], dataset: Dataset) -> 
         )
         for kind, made in groups.items()
     ]
-    write_parquet(path, pyarrow.concat_tables(tables))
+    write_parquet(path, pyarrow.concat_tables(tables).replace_schema_metadata(marked(SCHEMA, split).metadata))
 
 
-def read_groups(path: Path, kind: str, dataset: Dataset) -> Groups:
+def read_groups(path: Path, kind: str, dataset: Dataset, split: str = "") -> Groups:
     """The groups of a dataset's users or items; whom the dataset does not know is passed over.
 
     Raises:
-        ValueError: the file is not to be read, lacks a column, or holds none of that kind and dataset.
+        ValueError: the file is not to be read, lacks a column, says that it is of another split, or holds none of that
+            kind and dataset.
     """
     key_of = {member.id: key for key, member in _known(dataset, kind).items()}
     # Ids are numbers in many datasets, so those of another one may all be found here.
@@ -61,6 +62,11 @@ def read_groups(path: Path, kind: str, dataset: Dataset) -> Groups:
     ]
     if not rows:
         raise ValueError(f"{path} holds no groups of kind {kind!r} of {dataset.name}")
+    if split and (others := splits_of(path) - {split}):
+        raise ValueError(
+            f"{path} was made for another split ({', '.join(sorted(others))}), must be for the data's ({split}): who "
+            "shares a group may tell ratings that this one holds back"
+        )
     rows.sort(key=lambda row: key_of[row["id"]])
     keys = np.array([key_of[row["id"]] for row in rows], np.int64)
     if len(np.unique(keys)) < len(keys):

@@ -45,6 +45,7 @@ _START_S = 5.0
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
 _TOLD_EVERY_S = 10.0  # that a verifier does not answer
+_ALL_REFUSED = 256  # the first so many prompts: then a setting is wrong, not a prompt
 
 
 class JobFailed(RecsysError):
@@ -174,13 +175,14 @@ async def run_job(
 async def plain_rate(config: JobConfig, tasks: Sequence[Task]) -> float:
     """Tokens/s of plain decoding of `tasks` at the job's concurrency; nothing is kept or learned.
 
-    A prompt that is refused is left out, a verifier that fails is not asked again; 0 if nothing is left.
+    A prompt that is refused is left out, a verifier that fails is not asked again; 0 if nothing is left. The time ends
+    with the last text: what is waited for at a verifier that answers nothing is no time of decoding.
     """
-    started = time.perf_counter()
+    started = ended = time.perf_counter()
     waiting, num_tokens = deque(tasks), 0
 
     async def work(client: AsyncLaserClient) -> None:
-        nonlocal num_tokens
+        nonlocal num_tokens, ended
         with contextlib.suppress(*_TRANSIENT):
             await client.model()  # before any prompt is taken
             while waiting:
@@ -193,10 +195,11 @@ async def plain_rate(config: JobConfig, tasks: Sequence[Task]) -> float:
                     waiting.append(task)  # for another one
                     raise
                 num_tokens += made.stats.num_output_tokens
+                ended = time.perf_counter()
 
     async with _clients(config) as clients:
         await asyncio.gather(*(work(client) for client in clients for _ in range(config.concurrency)))
-    return num_tokens / (time.perf_counter() - started)
+    return num_tokens / (ended - started) if num_tokens else 0.0
 
 
 @contextlib.asynccontextmanager
@@ -244,6 +247,7 @@ class _Job:
         self._checked: set[str] = set()  # serve the job's model, as far as we know
         self._seen: set[str] = set()  # did so once
         self._failing: dict[str, tuple[float, float]] = {}  # first and last failure since the last success, by address
+        self._num_finished = 0
         self.refused: list[Refused] = []
 
     async def run(self) -> None:
@@ -283,6 +287,7 @@ class _Job:
             else:
                 pause_s = _FIRST_PAUSE_S
                 self._failing.pop(address, None)
+                self._num_finished += 1
                 self._rows.append(make_row(task, made, self._config.mode, self._model.name))
                 self._progress.finished(made)
                 self._ended()
@@ -326,6 +331,8 @@ class _Job:
         self.refused.append(Refused(task, str(error)))
         self._progress.refused()
         self._ended()
+        if self._num_finished == 0 and len(self.refused) >= _ALL_REFUSED:
+            raise JobFailed(f"the first {_ALL_REFUSED} prompts were all refused; the last: {error}") from error
 
     def _retry(self, task: Task, address: str, error: LaserError) -> bool:
         """To be done next, unless this prompt alone is what fails, or no verifier answers any more. Whether it will be.

@@ -20,7 +20,16 @@ import pyarrow.parquet
 
 from laser_recsys.cache import building
 from laser_recsys.errors import RecsysError
-from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, marked, read_rows, write_knowledge
+from laser_recsys.knowledge.rows import (
+    KEY_COLUMNS,
+    SCHEMA,
+    Knowledge,
+    TaskKey,
+    key_of_row,
+    marked,
+    read_rows,
+    write_knowledge,
+)
 from laser_recsys.lock import alone_in
 
 _PUBLISHED = ("job.json", "knowledge.parquet", "refused.jsonl")
@@ -80,7 +89,7 @@ class Ledger:
 
     def _note(self, part: Path) -> None:
         for row in read_rows(part, SCHEMA, KEY_COLUMNS):
-            key = (row["framework"], row["kind"], row["id"])
+            key = key_of_row(row)
             if key in self.done:
                 raise LedgerError(f"{part} holds {' '.join(key)}, which an earlier part holds: was a part copied in?")
             self.done.add(key)
@@ -103,7 +112,8 @@ def open_ledger(folder: Path, settings: Mapping[str, object]) -> Iterator[Ledger
     with alone_in(folder, folder / "job.lock"):
         for pattern in ("parts/.*", *(f".{name}-*" for name in _PUBLISHED)):
             for unfinished in folder.glob(pattern):
-                shutil.rmtree(unfinished)  # what a killed process was writing
+                if unfinished.is_dir():  # not what a file system or a desktop left there
+                    shutil.rmtree(unfinished)  # what a killed process was writing
         _check_settings(folder / "job.json", json.loads(json.dumps(settings)))
         yield Ledger(folder)
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from laser_recsys.cache import building
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge.rows import KEY_COLUMNS, Task, TaskKey, marked, splits_of
+from laser_recsys.knowledge.rows import KEY_COLUMNS, Task, TaskKey, key_of_row, marked, splits_of
 
 _BATCH = 1024
 _ROW_GROUP = 8192
@@ -92,7 +92,7 @@ class PromptFiles:
                     if batch[name].null_count:
                         raise ValueError(f"{path}: column {name} holds a null, must hold none")
                 for row in batch.select(list(KEY_COLUMNS)).to_pylist():
-                    key = (row["framework"], row["kind"], row["id"])
+                    key = key_of_row(row)
                     if key in seen:
                         raise ValueError(f"{path}: {' '.join(key)} stands twice; must be once")
                     seen.add(key)

@@ -1,27 +1,27 @@
 """The knowledge job on Ray Data, for those whose pipelines run there: Parquet in, Parquet out, batches on any worker.
 
 Each batch goes through `knowledge.job`, so verifiers are shared, failed over and asked again as there. Ray repeats
-batches of workers that die; a text is then generated again, and learned under the same document id. Unlike
-`knowledge.job` a run whose driver is killed starts from the beginning: its output appears only once it is complete.
+batches of workers that die; a text is then generated again, and learned under the same document id. The same job goes
+on where an earlier run ended or gave prompts up: what is kept is each batch that Ray had written.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.parquet
 
 from laser_client import Generation, LaserError, Model
 from laser_recsys.knowledge.job import JobConfig, JobFailed, run_job, served_model
 from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
-from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row
-from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, marked, read_rows
+from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row, write_prompts
+from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, key_of_row, marked, read_rows
 from laser_recsys.knowledge.session import IncompleteJob
 from laser_recsys.lock import alone_in
 
@@ -74,7 +74,7 @@ def run_ray_session(
     prompts: Sequence[Path],
     output: Path,
     num_workers: int,
-    address: str | None,
+    address: str,
     say: Callable[[str], None],
 ) -> None:
     """`run_ray_job` as a user sees it.
@@ -82,6 +82,8 @@ def run_ray_session(
     Raises:
         JobFailed, IncompleteJob, FolderLocked, ValueError: see there.
     """
+    _check(config, num_workers)
+    PromptFiles(prompts)  # what is wrong with them is told before a verifier is waited for
     model = asyncio.run(served_model(config))
     num_rows = run_ray_job(config, prompts, output, model, num_workers, address)
     say(f"{num_rows} texts: {output}")
@@ -93,37 +95,86 @@ def run_ray_job(
     output: Path,
     model: Model,
     num_workers: int = 2,
-    address: str | None = None,
+    address: str = "local",
 ) -> int:
     """Generates all prompts on a Ray cluster.
 
     Args:
         config: how; its concurrency holds at each verifier for all workers together.
         prompts: files of `laser-recsys prompts`, to be seen by all workers.
-        output: directory of Parquet files; appears when all is done. To be seen by all workers.
+        output: directory of Parquet files; appears when nothing more can be done. To be seen by all workers.
         model: that every verifier must serve.
         num_workers: batches at a time.
-        address: of the cluster; None: one is started on this machine and ended.
+        address: of the cluster; "local": one is started on this machine and ended.
 
     Returns:
-        How many rows were written.
+        How many rows `output` holds.
 
     Raises:
-        ValueError: num_workers is below 1, `output` exists, or a prompt stands twice.
+        ValueError: num_workers is below 1 or above the concurrency, `output` is another's, or a prompt stands twice.
         FolderLocked: another process of this host writes `output`.
         JobFailed: no verifier served, or the cluster failed.
         IncompleteJob: some prompts were given up; `output` holds the rest.
     """
-    if num_workers < 1:
-        raise ValueError(f"num_workers is {num_workers}, must be at least 1")
+    _check(config, num_workers)
     with alone_in(output, output.with_name(f".{output.name}.lock")):
-        if output.exists():
-            raise ValueError(f"output {output} exists: name another, or remove it")
         tasks = PromptFiles(prompts)  # each stands once
         partial = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        _generate(config, prompts, tasks.split, partial, model, num_workers, address)
-        return _publish(partial, output, tasks)
+        if output.exists():
+            if not _done(output, tasks, config, model):
+                raise ValueError(f"output {output} exists and holds no texts: name another, or remove it")
+            output.rename(partial)  # of a run that gave some prompts up
+        _remove_unfinished(partial)
+        done = _done(partial, tasks, config, model)
+        todo = list(prompts)
+        if done:
+            todo = [output.with_name(f".{output.name}.todo.parquet")]
+            write_prompts(todo[0], (task for task in tasks if task.key not in done), tasks.split)
+        if len(done) < len(tasks):
+            _generate(config, todo, tasks.split, partial, model, num_workers, address)
+        if done:
+            todo[0].unlink(missing_ok=True)
+        return _publish(partial, output, tasks, config, model)
+
+
+def _check(config: JobConfig, num_workers: int) -> None:
+    if not 1 <= num_workers <= config.concurrency:
+        raise ValueError(
+            f"num_workers is {num_workers}, must be from 1 to the concurrency ({config.concurrency}), which they share"
+        )
+
+
+def _done(folder: Path, tasks: PromptFiles, config: JobConfig, model: Model) -> set[TaskKey]:
+    """The keys of the texts in a folder.
+
+    Raises:
+        ValueError: it holds texts of other prompts, another model or another acceptance, or what is no text.
+    """
+    done: set[TaskKey] = set()
+    for path in sorted(folder.glob("*.parquet")):
+        rows = read_rows(path, SCHEMA, (*KEY_COLUMNS, "model", "acceptance"))
+        for row in rows:
+            if (row["model"], row["acceptance"]) != (model.name, config.mode.name):
+                raise ValueError(
+                    f"{folder} holds texts of {row['model']}, {row['acceptance']}; must be of {model.name}, "
+                    f"{config.mode.name}: name another output, or remove it"
+                )
+        done.update(map(key_of_row, rows))
+    if done and (others := done - {task.key for task in tasks}):
+        raise ValueError(
+            f"{folder} holds {len(others)} texts of other prompts, {' '.join(min(others))} among them: name another "
+            "output, or remove it"
+        )
+    return done
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Removes files that a killed worker was writing."""
+    for path in folder.glob("*.parquet"):
+        try:
+            pyarrow.parquet.ParquetFile(path)
+        except (OSError, pyarrow.ArrowException):
+            path.unlink()
 
 
 def _generate(
@@ -133,7 +184,7 @@ def _generate(
     partial: Path,
     model: Model,
     num_workers: int,
-    address: str | None,
+    address: str,
 ) -> None:
     """Has the cluster write the texts of all prompts to a directory.
 
@@ -164,7 +215,7 @@ def _generate(
         ray.shutdown()
 
 
-def _publish(partial: Path, output: Path, tasks: PromptFiles) -> int:
+def _publish(partial: Path, output: Path, tasks: PromptFiles, config: JobConfig, model: Model) -> int:
     """Gives the finished output its name. Returns how many rows it holds.
 
     Raises:
@@ -173,16 +224,15 @@ def _publish(partial: Path, output: Path, tasks: PromptFiles) -> int:
     """
     # Where every prompt was given up Ray leaves nothing.
     partial.mkdir(exist_ok=True)
-    files = sorted(partial.glob("*.parquet"))
-    keys = [tuple(row.values()) for file in files for row in read_rows(file, SCHEMA, KEY_COLUMNS)]
-    done = set(keys)
-    if len(done) != len(keys):
-        raise JobFailed(f"{partial} holds {len(keys) - len(done)} texts twice")
+    done = _done(partial, tasks, config, model)
+    num_rows = sum(pyarrow.parquet.ParquetFile(path).metadata.num_rows for path in partial.glob("*.parquet"))
+    if len(done) != num_rows:
+        raise JobFailed(f"{partial} holds {num_rows - len(done)} texts twice")
     partial.rename(output)
     missing = [task.key for task in tasks if task.key not in done]
     if missing:
         raise IncompleteJob(
             f"{len(missing)} of {len(tasks)} prompts were given up, {' '.join(missing[0])} among them; {output} holds "
-            "the rest. Ray's logs of the workers say why (knowledge.refused)"
+            "the rest. Ray's logs of the workers say why (knowledge.refused); the same command tries them again"
         )
-    return len(keys)
+    return num_rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ class Task:
 
 KEY_COLUMNS = ("framework", "kind", "id")
 TaskKey = tuple[str, str, str]  # of KEY_COLUMNS
+
+
+def key_of_row(row: Mapping[str, Any]) -> TaskKey:
+    """The key of a row that holds KEY_COLUMNS. Jobs keep millions: what many share is kept once."""
+    return sys.intern(row["framework"]), sys.intern(row["kind"]), row["id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +131,16 @@ def splits_of(path: Path) -> set[str]:
     return {metadata[_SPLIT_KEY].decode() for metadata in told if _SPLIT_KEY in metadata}
 
 
-def pool_id(dataset: str, framework: str, kind: str, group: int) -> str:
+def pool_root(dataset: str, split: str = "") -> str:
+    """Under which the pools of a dataset lie: `ml-100k`; of an evaluation's split (`split_mark`) `ml-100k-user-012345`,
+    for its texts must not be drafted from ones that know ratings which it holds back."""
+    way, _, digest = split.partition(" ")
+    return dataset if way in ("", "none") else f"{dataset}-{way}-{digest[:6]}"
+
+
+def pool_id(root: str, framework: str, kind: str, group: int) -> str:
     """The pool of one group: `ml-100k/kar/user/2`."""
-    return f"{dataset}/{framework}/{kind}/{group}"
+    return f"{root}/{framework}/{kind}/{group}"
 
 
 def make_row(task: Task, made: Generation, mode: Mode, model: str) -> Knowledge:

@@ -47,7 +47,7 @@ class ProgressBar:
         )  # fmt: skip
         self._retry_shown_s = -math.inf
         self._plain = plain_tokens_per_second
-        self._num_tokens = self._num_steps = 0
+        self._num_tokens = self._num_steps = self._num_refused = 0
         self.num_retries: Counter[str] = Counter()
 
     def finished(self, made: Generation) -> None:
@@ -67,6 +67,8 @@ class ProgressBar:
 
     def refused(self) -> None:
         """See `Progress`."""
+        self._num_refused += 1
+        self._bar.set_description_str(f"knowledge, {self._num_refused} refused", refresh=False)
         self._bar.update()
 
     def rates(self) -> str:

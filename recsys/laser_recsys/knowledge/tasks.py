@@ -8,7 +8,7 @@ import numpy as np
 
 from laser_recsys.frameworks.prompts import CountTokens, Prompt, PromptTooLong, PromptWriter
 from laser_recsys.groups.groups import Groups
-from laser_recsys.knowledge.rows import Task, pool_id
+from laser_recsys.knowledge.rows import Task, pool_id, pool_root
 
 _BATCH = 1024  # prompts measured together
 
@@ -22,6 +22,7 @@ class KindTasks:
         groups: of all users or items of the dataset.
         count_tokens: measures prompts; None: they are not measured.
         max_tokens: longest prompt.
+        split: that the prompts are made from (`split_mark`), which their pools are named after.
 
     Attributes:
         num_asked: how many users or items there is something to be asked from; those whose prompts do not fit get none.
@@ -29,7 +30,13 @@ class KindTasks:
     """
 
     def __init__(
-        self, writer: PromptWriter, kind: str, groups: Groups, count_tokens: CountTokens | None, max_tokens: int
+        self,
+        writer: PromptWriter,
+        kind: str,
+        groups: Groups,
+        count_tokens: CountTokens | None,
+        max_tokens: int,
+        split: str = "",
     ) -> None:
         self._writer = writer
         self._kind = kind
@@ -37,6 +44,7 @@ class KindTasks:
         self._count_tokens = count_tokens
         self._max_tokens = max_tokens
         dataset = writer.dataset
+        self._pool_root = pool_root(dataset.name, split)
         keys = sorted(dataset.users if kind == "user" else dataset.items)
         with_history = set(np.unique(writer.past.user_ids).tolist()) if kind == "user" else set(keys)
         self._asked = [key for key in keys if key in with_history]
@@ -84,7 +92,7 @@ class KindTasks:
                 f"{prompt.kind} {prompt.id} is in no group: run 'laser-recsys group' on this dataset"
             ) from None
         self._used_groups.add(group)
-        return pool_id(self._writer.dataset.name, prompt.framework, prompt.kind, group)
+        return pool_id(self._pool_root, prompt.framework, prompt.kind, group)
 
     def summary(self) -> str:
         """One line about lengths, once all were made."""
