@@ -234,8 +234,11 @@ class AsyncLaserClient:
         if isinstance(request, InvalidRequest):
             return request
         try:
-            async with self._slots:
+            await patience.bound(self._slots.acquire())
+            try:
                 return await self._finish(request, patience)
+            finally:
+                self._slots.release()
         except LaserError as error:
             error.index = index
             return error

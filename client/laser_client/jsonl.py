@@ -96,7 +96,7 @@ def _read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     continue
                 try:
                     fields = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise _at(path, number, InvalidRequest(f"no JSON: {error}")) from None
                 if not isinstance(fields, dict):
                     raise _at(path, number, InvalidRequest("must be a JSON object, {...}"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -55,6 +55,18 @@ class Patience:
         remaining = self.remaining_s()
         if remaining is not None and remaining <= 0:
             raise self.expired()
+
+    async def bound(self, waiting: Awaitable[object]) -> None:
+        """Waits for something of our own side.
+
+        Raises:
+            DeadlineExceeded: it did not come within the deadline.
+        """
+        try:
+            async with asyncio.timeout_at(self.expires_at):
+                await waiting
+        except TimeoutError:
+            raise self.expired() from None
 
     def expired(self) -> DeadlineExceeded:
         """The error of a call that its deadline ended."""

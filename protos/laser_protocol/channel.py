@@ -34,6 +34,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 _OF_MANY = ("dns:", "ipv4:", "ipv6:")
 
 
+def stands_for_many(target: str) -> bool:
+    """Whether calls to a target go to several servers."""
+    return target.startswith(_OF_MANY)
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A server and how to talk to it.
@@ -105,7 +110,7 @@ class Endpoint:
         options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
         if self.credentials is not None and self.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self.server_name))
-        if self.target.startswith(_OF_MANY):
+        if stands_for_many(self.target):
             options.append(("grpc.lb_policy_name", "round_robin"))
         return tuple(options)
 

@@ -343,11 +343,18 @@ def end_at_signals() -> None:
 
 
 def catch_signals() -> asyncio.Event:
-    """From now on SIGTERM and SIGINT set this event. To be called on the event loop, in the main thread."""
+    """From now on SIGTERM and SIGINT set this event; a second one ends the process at once. To be called on the event
+    loop, in the main thread."""
     signalled = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if signalled.is_set():
+            os._exit(128 + number)
+        signalled.set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled.set)
+        loop.add_signal_handler(number, on_signal, number)
     return signalled
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from laser_client.cli import main
 from laser_client.document_files import read_document_file, write_document_file
 from laser_client.output import ParquetWriter
 from laser_client.pools import Document
-from laser_protocol.errors import InvalidRequest, NotReady, StorageUnavailable, WriterElsewhere
+from laser_protocol.errors import EngineDead, InvalidRequest, NotReady, StorageUnavailable, WriterElsewhere
 
 
 @pytest.fixture
@@ -107,6 +109,50 @@ def test_a_prompt_that_the_server_refuses_is_kept_as_an_error_and_the_others_go_
         "c",
     ]
     assert "3 (1 failed)" in err
+
+
+def test_of_several_verifiers_a_dead_one_costs_its_prompts_only(laser, verifier_server, verifier, tmp_path):
+    async def dying(request):
+        if prompt_of(request) == "b":
+            raise EngineDead("the engine ended after a fault")
+        async for response in echo(request):
+            yield response
+
+    verifier.script = dying
+    prompts = write_lines(tmp_path / "p.jsonl", *({"prompt": name} for name in "abc"))
+    options = ("--input", prompts, "--max-in-flight", "1")
+    code, out, _ = laser("generate", "--verifier", f"ipv4:{verifier_server.target}", *options)
+    assert code == 1
+    assert [row.get("text") for row in read_lines(out)] == ["a", None, "c"]
+    code, out, err = laser("generate", "--verifier", verifier_server.target, *options)
+    assert (code, len(read_lines(out))) == (1, 1) and "the engine ended" in err, "the next would find it dead too"
+
+
+def test_prompts_come_from_standard_input(laser, verifier_server, verifier, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"about a")))
+    code, out, _ = laser(
+        "generate",
+        "--verifier",
+        verifier_server.target,
+        "--prompt",
+        "-",
+        "--pool",
+        "p",
+        "--learn",
+        "--document-id",
+        "u",
+    )
+    assert (code, out) == (0, "about a\n") and verifier.requests[0].document_id == "u"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "b", "id": 7}\n')))
+    code, out, _ = laser("generate", "--verifier", verifier_server.target, "--input", "-")
+    assert code == 0 and read_lines(out)[0]["text"] == "b"
+    code, _, err = laser("generate", "--verifier", verifier_server.target, "--input", "-", "--document-id", "u")
+    assert code == 2 and "document_id is 'u', must be left out with --input" in err
+
+
+def test_a_version_is_shown(laser):
+    code, out, _ = laser("--version")
+    assert code == 0 and re.fullmatch(r"laser \d+\.\d+\.\d+\n", out)
 
 
 def test_parquet_holds_the_same_rows(laser, verifier_server, tmp_path):

@@ -242,6 +242,28 @@ def test_the_deadline_holds_for_the_whole_call_though_the_server_keeps_sending(c
     assert [outcome.index for outcome in outcomes] == [0, 1, 2]
 
 
+def test_the_deadline_holds_while_other_threads_have_all_slots(verifier_server, verifier):
+    async def never_ends(request):
+        while prompt_of(request) == "long":
+            yield delta("x", 1)
+            await asyncio.sleep(0.02)
+        async for response in echo(request):
+            yield response
+
+    verifier.script = never_ends
+    with LaserClient(verifier_server.target, max_in_flight=1) as client:
+        long = threading.Thread(target=lambda: client.generate(["long"], deadline=3, on_error="return"))
+        long.start()
+        while not verifier.requests:
+            time.sleep(0.01)
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match=r"deadline of 0\.2 s"):
+            client.generate(["short"], deadline=0.2)
+        assert time.monotonic() - started < 2
+        long.join()
+        assert client.generate(["short"], deadline=3)[0].text == "short", "and the slot comes back"
+
+
 def test_a_stream_without_its_finished_message_is_an_error(client, verifier):
     async def stop_short(request):
         yield delta("x", 1)

@@ -152,6 +152,31 @@ def test_a_server_has_clients_connect_anew_now_and_then_and_cuts_no_call_for_it(
     asyncio.run(run())
 
 
+def test_a_second_signal_ends_a_server_whose_stop_takes_long() -> None:
+    program = """
+import asyncio
+from laser_protocol.serving import catch_signals
+
+async def serve():
+    signalled = catch_signals()
+    print("serving", flush=True)
+    await signalled.wait()
+    print("stopping", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(serve())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "serving\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "stopping\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(WAIT_S) == 128 + signal.SIGINT
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("loops", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_server_that_is_still_loading_ends_at_once(loops: str, number: signal.Signals) -> None:

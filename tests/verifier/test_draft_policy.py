@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
 
 from laser_protocol.tree import DraftTree
 from laser_verifier.config import EngineConfig
 from laser_verifier.draft_policy import DraftPolicy
+from laser_verifier.drafts import NoDrafts
 from laser_verifier.step_cost import StepCost
+from tests.verifier.tiny import TinyServer, tiny_model, tiny_network
 from tests.verifier.trees import make_tree
 
 # A step of up to 8 tokens costs 20 ms, each further one 4 ms: as much as a sequence's own token where 8 of them decode.
@@ -38,6 +42,21 @@ def test_where_no_node_pays_trees_are_asked_for_now_and_then_only() -> None:
     assert budgets[0] == 32
     asked = [budget for budget in budgets[-64:] if budget]
     assert len(asked) == 4 and max(asked) < 8
+
+
+def test_trees_that_are_refused_are_not_hoped_for(caplog: pytest.LogCaptureFixture) -> None:
+    class Equal(NoDrafts):
+        def collect(self, positions: Mapping[int, int], timeout_s: float) -> dict[int, DraftTree]:
+            return {i: make_tree(position, [1, 1], [-1, -1]) for i, position in positions.items()}
+
+    server = TinyServer(tiny_model(tiny_network("llama", seed=0)), Equal(), draft_policy="value", cost=COST)
+    outcome = server.submit((1, 2, 3), 200)
+    server.run()
+    assert len(outcome.token_ids) == 200
+    assert 8 < server.engine.counters.num_malformed_trees < 60, (
+        "asked for now and then, as where drafts are worth nothing"
+    )
+    assert len([record for record in caplog.records if "draft.malformed" in record.getMessage()]) < 20
 
 
 def test_drafting_comes_back_where_it_pays_again() -> None:

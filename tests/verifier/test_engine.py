@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from laser_protocol.acceptance import Relaxed, Strict
 from laser_protocol.errors import EngineDead, NotReady, Overloaded
 from laser_protocol.tree import DraftTree
+from laser_verifier import cli
 from laser_verifier.batch import StepInput
 from laser_verifier.cli import run_largest_step
 from laser_verifier.draft_policy import DraftPolicy
@@ -250,6 +252,31 @@ def test_a_fault_in_a_step_ends_every_request_as_engine_dead_and_is_reported(net
     assert isinstance(outcome.events[-1], EngineDead) and outcome.num_terminal == 1
     with pytest.raises(EngineDead):
         server.submit(PROMPT, 5)
+
+
+def test_an_engine_that_hangs_is_noticed_and_one_that_idles_or_goes_on_is_not(
+    network: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cli, "_LONGEST_STEP_S", 0.3)
+    monkeypatch.setattr(cli, "_WATCH_S", 0.02)
+    server = TinyServer(tiny_model(network), NoDrafts())
+
+    async def watch() -> tuple[bool, bool, bool]:
+        died = asyncio.Event()
+        watching = asyncio.create_task(cli.end_if_it_hangs(server.engine, died))
+        await asyncio.sleep(0.6)
+        idle = died.is_set()
+        server.submit(PROMPT, 200)
+        for _ in range(30):
+            server.engine.step()
+            await asyncio.sleep(0.02)
+        goes_on = died.is_set()
+        await asyncio.wait_for(died.wait(), 5)  # nobody steps
+        await watching
+        return idle, goes_on, died.is_set()
+
+    assert asyncio.run(watch()) == (False, False, True)
+    assert "engine.hangs" in caplog.text
 
 
 def test_drafts_never_reach_beyond_the_positions_the_model_has() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -29,8 +30,9 @@ from laser_verifier.observer import Observer
 from laser_verifier.outbox import Outbox, RemoteSequence
 from laser_verifier.remote_drafts import Handshake, RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
-from laser_verifier.resolution import resolve
+from laser_verifier.resolution import Resolver
 from laser_verifier.sequence import DraftStatus
+from laser_verifier.shards import rendezvous_order
 from tests.verifier.trees import make_tree
 
 POOL = "a/b"
@@ -52,6 +54,7 @@ class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
         self.fault_message = "position is 1, must be 2"
         self.pool_state = retriever_pb2.POOL_STATE_OK
         self.writer_elsewhere: str | None = None
+        self.num_adds = 0
         self.malformed = False
         self.silent_on: set[int] = set()
 
@@ -86,6 +89,7 @@ class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
         response.trees.append(message)
 
     async def AddDocuments(self, requests: Any, context: Any) -> retriever_pb2.AddDocumentsResponse:  # noqa: N802
+        self.num_adds += 1
         if self.writer_elsewhere is not None:
             raise WriterElsewhere("written elsewhere", holder=self.writer_elsewhere)
         documents = [document async for request in requests for document in request.documents]
@@ -476,6 +480,41 @@ def test_learned_outputs_go_to_the_shard_that_writes_the_pool(loop: Loop) -> Non
     until(lambda: pools.counters.num_learned == 1)
 
 
+def test_the_writer_is_found_among_the_shards_where_the_name_it_gives_itself_leads_nowhere(loop: Loop) -> None:
+    shards = {name: ScriptedShard(name) for name in ("a", "b", "c")}
+    endpoints = {name: Endpoint(f"127.0.0.1:{loop.serve(shard).port}") for name, shard in shards.items()}
+    writer = rendezvous_order(POOL, shards)[-1]
+    for name, shard in shards.items():
+        shard.writer_elsewhere = None if name == writer else "no-such-host.invalid:50051"
+    pools = loop.pools(RetrieverConfig(), lambda: endpoints)
+    started_s = time.monotonic()
+    for i in range(3):
+        pools.learn(POOL, str(i), [4])
+        until(lambda i=i: pools.counters.num_learned == i + 1)
+    assert [document.id for document in shards[writer].documents] == ["0", "1", "2"]
+    assert pools.counters.num_dropped == 0 and time.monotonic() - started_s < 5
+    assert sum(shard.num_adds for shard in shards.values()) <= 5, "the writer of the first is asked first by the others"
+
+
+def test_documents_that_were_not_taken_in_time_are_sent_once_more_and_then_dropped(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laser_verifier.remote_pools._ADD_TIMEOUT_S", 0.2)
+    shard = ScriptedShard("s")
+    endpoint = Endpoint(f"127.0.0.1:{loop.serve(shard).port}")
+    pools = loop.pools(RetrieverConfig(), lambda: {"s": endpoint})
+    shard.delay_s = 30.0
+    pools.learn(POOL, "never", [7])
+    until(lambda: shard.num_adds == 1)
+    until(lambda: shard.num_adds == 2)
+    until(lambda: pools.counters.num_dropped == 1)
+    pools.learn(POOL, "later", [7])
+    until(lambda: shard.num_adds == 3)
+    shard.delay_s = 0.0
+    until(lambda: pools.counters.num_learned == 1)
+    assert [document.id for document in shard.documents] == ["later"]
+
+
 def test_an_output_that_finds_the_queue_full_is_counted(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laser_verifier.remote_pools._MAX_WAITING", 2)
     pools = loop.pools(RetrieverConfig(), dict)
@@ -535,11 +574,10 @@ def test_shards_that_join_or_leave_behind_a_name_are_found_while_running(
     servers = {shard.name: loop.serve(shard) for shard in (first, second)}
     found = {f"127.0.0.1:{servers['s1'].port}": "retriever"}
 
-    async def resolve_name(targets: tuple[str, ...]) -> dict[str, str | None]:
-        assert targets == ("retriever:50051",)
+    async def resolve_name(resolver: Resolver) -> dict[str, str | None]:
         return dict(found)
 
-    monkeypatch.setattr(remote_drafts, "resolve", resolve_name)
+    monkeypatch.setattr(Resolver, "resolve", resolve_name)
     monkeypatch.setattr(remote_drafts, "_RESOLVE_INTERVAL_S", 0.02)
     drafts = loop.drafts_of(RetrieverConfig(("retriever:50051",)))
     until(lambda: list(drafts.connected()) == ["s1"])
@@ -565,9 +603,37 @@ def test_shards_that_join_or_leave_behind_a_name_are_found_while_running(
 
 
 def test_names_resolve_to_addresses_and_unknown_ones_to_none() -> None:
-    assert asyncio.run(resolve(("localhost:50051",))) == {"127.0.0.1:50051": "localhost"}
-    assert asyncio.run(resolve(("127.0.0.1:50051", "[::1]:50051"))) == {"127.0.0.1:50051": None, "[::1]:50051": None}
-    assert asyncio.run(resolve(("no-such-host.invalid:50051",))) == {}
+    def resolve(*targets: str) -> dict[str, str | None]:
+        return asyncio.run(Resolver(targets).resolve())
+
+    assert resolve("localhost:50051") == {"127.0.0.1:50051": "localhost"}
+    assert resolve("127.0.0.1:50051", "[::1]:50051") == {"127.0.0.1:50051": None, "[::1]:50051": None}
+    assert resolve("no-such-host.invalid:50051") == {}
+
+
+def test_a_name_that_does_not_resolve_is_told_once_and_once_more_when_it_does(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    answers: list[Any] = [
+        OSError("no such name"),
+        OSError("no such name"),
+        [(socket.AF_INET, 0, 0, "", ("10.0.0.7", 5))],
+    ]
+
+    async def look_up(loop: Any, *arguments: Any, **options: Any) -> Any:
+        if isinstance(answer := answers.pop(0), OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", look_up)
+    resolver = Resolver(("retreiver:5",))
+    found = [asyncio.run(resolver.resolve()) for _ in range(3)]
+    assert found == [{}, {}, {"10.0.0.7:5": "retreiver"}]
+    assert [(record.levelno, record.getMessage()) for record in caplog.records if "shard." in record.getMessage()] == [
+        (logging.WARNING, "shard.unresolved target=retreiver:5 error=no such name"),
+        (logging.INFO, "shard.resolved target=retreiver:5"),
+    ]
 
 
 def test_a_retriever_is_reached_over_tls_by_the_name_in_its_certificate_and_that_name_alone(
@@ -611,7 +677,7 @@ def test_what_a_shard_refuses_is_a_warning_once_and_not_at_every_try(
     assert first.levelno == logging.WARNING, "something else is wrong now"
 
 
-def test_a_fault_while_writing_is_logged_and_no_task_is_left_behind(
+def test_a_fault_while_writing_ends_the_stream_which_is_opened_again(
     loop: Loop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(outbox: Outbox, model: str, max_bytes: int) -> Any:
@@ -621,11 +687,13 @@ def test_a_fault_while_writing_is_logged_and_no_task_is_left_behind(
     loop.loop.set_exception_handler(lambda loop, context: forgotten.append(context))
     server = loop.serve(ScriptedShard("s"))
     drafts = loop.drafts(server.port)
+    take = Outbox.take
     monkeypatch.setattr(Outbox, "take", fail)
     drafts.open(opened(1))
-    loop.run(server.stop())
-    until(lambda: not drafts.connected())
+    until(lambda: [record for record in caplog.records if record.getMessage().startswith("shard.broken")])
+    monkeypatch.setattr(Outbox, "take", take)
+    until(lambda: set(drafts.collect({1: 3}, WAIT_S)) == {1})
     gc.collect()
     assert forgotten == []
-    (record,) = [record for record in caplog.records if record.getMessage() == "shard.not_written"]
+    record = next(record for record in caplog.records if record.getMessage().startswith("shard.broken"))
     assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError

@@ -18,6 +18,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,6 +61,11 @@ logger = logging.getLogger(__name__)
 _DRAIN_S = 5.0
 # Clients that spread their calls over all verifiers of a name find those that were added within this time.
 _MAX_CONNECTION_AGE_S = 300.0
+# A step of a long prompt's chunk on slow processors may take a minute; one of these hangs, in a driver or at a barrier.
+_LONGEST_STEP_S = 600.0
+_WATCH_S = 1.0
+# What the step under way gets to end after the last call; then the process ends without it.
+_ENGINE_END_S = 60.0
 _EPILOG = """example:
   laser-retriever serve --pools ./pools --listen 127.0.0.1:50051
   laser-verifier serve --model ./smollm2 --retriever 127.0.0.1:50051 --listen 127.0.0.1:50052
@@ -305,17 +311,36 @@ async def _serve(
         # A dead engine ends the process: whoever runs it starts it again.
         ended = loop.run_in_executor(device, run_engine, engine, stopping, lambda: loop.call_soon_threadsafe(died.set))
         await server.set_serving(True)
+        watching = loop.create_task(end_if_it_hangs(engine, died))
         logger.info("laser_verifier.listening version=%s address=%s port=%d", laser_version(), listen.listen, port)
         try:
             await _first_of(signalled.wait(), died.wait())
             logger.info("laser_verifier.stopping")
             await server.stop()
         finally:
+            watching.cancel()
             stopping.set()
-            await ended
+            await asyncio.wait((ended,), timeout=_ENGINE_END_S)
+            if not ended.done():  # its thread would keep the process from ever ending
+                logger.critical("engine.hangs seconds=%g the process ends", _ENGINE_END_S)
+                os._exit(1)
         await pools.drain(_DRAIN_S)
         if died.is_set():
-            raise OSError("the engine ended after a fault, see the log")
+            raise OSError("the engine ended after a fault, or hangs: see the log")
+
+
+async def end_if_it_hangs(engine: Engine, died: asyncio.Event) -> None:
+    """Sets `died` once a step has lasted longer than any may: nothing else would notice, callers that wait least."""
+    num_steps, since_s = -1, time.monotonic()
+    while True:
+        await asyncio.sleep(_WATCH_S)
+        now_s = time.monotonic()
+        if not engine.is_busy or engine.counters.num_steps != num_steps:
+            num_steps, since_s = engine.counters.num_steps, now_s
+        elif now_s - since_s > _LONGEST_STEP_S:
+            logger.critical("engine.hangs seconds=%.0f num_steps=%d the server stops", now_s - since_s, num_steps)
+            died.set()
+            return
 
 
 def _describe(model: TargetModel, config: EngineConfig, fingerprint: str) -> ModelDescription:

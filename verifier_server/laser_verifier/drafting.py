@@ -15,6 +15,7 @@ from laser_verifier.draft_policy import DraftPolicy
 from laser_verifier.drafts import DraftSource, Opened
 from laser_verifier.observer import Observer
 from laser_verifier.sequence import Sequence
+from laser_verifier.throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class StepDrafts:
 
     Attributes:
         trees: by sequence_id, cut to what is verified.
-        num_asked: trees asked for. num_missing: of them, those that were not there.
+        num_asked: trees asked for.
         num_offered_nodes: of the trees before they were cut.
         choice: how they were cut.
     """
@@ -33,7 +34,6 @@ class StepDrafts:
     trees: dict[int, DraftTree]
     num_asked: int
     num_offered_nodes: int
-    num_missing: int
     choice: Choice
 
 
@@ -58,6 +58,7 @@ class Drafting:
         self._vocab_size = vocab_size
         self._counters = counters
         self._observer = observer
+        self._warnings = Throttle()
 
     def open(self, sequence: Sequence) -> None:
         """Begins a sequence: its first tree is asked for."""
@@ -78,35 +79,41 @@ class Drafting:
         at_end = [sequence for sequence, num_tokens in scheduled if num_tokens == sequence.num_pending]
         drafting = [s for s in at_end if s.request.draft and s.node_budget]
         if not drafting:
-            return StepDrafts({}, 0, 0, 0, Choice([], 0.0, 0.0, 1.0))
+            return StepDrafts({}, 0, 0, Choice([], 0.0, 0.0, 1.0))
         timeout_s = self._policy.wait_s(len(at_end))
         collected = self._source.collect({s.sequence_id: s.num_tokens for s in drafting}, timeout_s)
         trees: dict[int, DraftTree] = {}
         for sequence in drafting:
             tree = collected.get(sequence.sequence_id)
-            if tree is not None and self._is_valid(sequence, tree):
-                trees[sequence.sequence_id] = _up_to_depth(tree, sequence.num_remaining - 1)
+            if tree is None:
+                continue
+            if tree.position != sequence.num_tokens:
+                self._counters.num_stale_trees += 1
+                self._observer.dropped_tree("stale")
+                continue
+            if not self._is_well_formed(sequence, tree):
+                # As good as an empty one, and counted as that: else better ones would be waited for, for ever.
+                tree = DraftTree.empty(sequence.num_tokens)
+            trees[sequence.sequence_id] = _up_to_depth(tree, sequence.num_remaining - 1)
         num_verified_tokens = sum(num_tokens for _, num_tokens in scheduled)
         choice = self._policy.choose(list(trees.values()), num_verified_tokens, len(at_end))
         return StepDrafts(
             {i: tree.prefix(n) for (i, tree), n in zip(trees.items(), choice.num_nodes, strict=True)},
             len(drafting),
             sum(len(tree) for tree in trees.values()),
-            len(drafting) - len(collected),
             choice,
         )
 
-    def _is_valid(self, sequence: Sequence, tree: DraftTree) -> bool:
-        if tree.position != sequence.num_tokens:
-            self._counters.num_stale_trees += 1
-            self._observer.dropped_tree("stale")
-            return False
+    def _is_well_formed(self, sequence: Sequence, tree: DraftTree) -> bool:
         try:
             tree.check(sequence.node_budget, self._vocab_size)
         except MalformedTree as error:
             self._counters.num_malformed_trees += 1
             self._observer.dropped_tree("malformed")
-            logger.warning("draft.malformed sequence_id=%d error=%s", sequence.sequence_id, error)
+            if num_told := self._warnings.count():
+                logger.warning(
+                    "draft.malformed sequence_id=%d num_told=%d error=%s", sequence.sequence_id, num_told, error
+                )
             return False
         return True
 

@@ -326,7 +326,6 @@ class Engine:
             num_offered_nodes=drafts.num_offered_nodes,
             num_nodes=sum(len(outcome.tree) for outcome in outcomes),
             expected_tokens=drafts.choice.expected_tokens,
-            num_missing_trees=drafts.num_missing,
             nodes_by_source=count_sources((outcome.tree, range(len(outcome.tree))) for outcome in outcomes),
             accepted_by_source=count_sources(
                 (outcome.tree, outcome.verdict.path[: outcome.accepted_length]) for outcome in outcomes

@@ -93,7 +93,6 @@ class VerifierMetrics:
         self._offered = self._counter("laser_draft_offered_nodes", "Nodes of the trees that came in time.")
         self._expected = self._counter("laser_draft_expected_tokens", "Tokens that the verified nodes were to emit.")
         self._relaxed = self._counter("laser_relaxed_tokens", "Emitted tokens that were not the argmax.")
-        self._missing = self._counter("laser_draft_missing_trees", "Trees asked for that were not there in time.")
         self._dropped = self._counter("laser_draft_dropped_trees", "Trees that were not used.", "reason")
         self._lengths = Histogram(
             "laser_accepted_length", "Accepted nodes per tree.", buckets=_ACCEPTED, registry=self.registry
@@ -128,7 +127,6 @@ class VerifierMetrics:
         self._host_s.inc(record.host_s)
         self._step_s.observe(record.draft_s + record.forward_s + record.host_s)
         self._offered.inc(record.num_offered_nodes)
-        self._missing.inc(record.num_missing_trees)
         self._price.set(record.price)
         self._gain.set(record.gain)
         if not record.accepted_lengths:
@@ -227,6 +225,7 @@ class _ShardCollector(Collector):
         yield from (connected, num_open)
         for name, text, value in (
             ("laser_draft_trees", "Trees received.", self._counters.num_trees),
+            ("laser_draft_missing_trees", "Trees that a shard did not send in time.", self._counters.num_missing),
             ("laser_draft_late_trees", "Trees of sequences that had ended or moved.", self._counters.num_late),
             ("laser_draft_unreadable_trees", "Trees that could not be read.", self._counters.num_malformed),
             ("laser_draft_failovers", "Sequences moved off a lost shard.", self._counters.num_failovers),

@@ -17,7 +17,6 @@ class StepRecord:
     Attributes:
         num_sequences: that got tokens. num_prompt_tokens: prefilled. num_reused_tokens: of prompts, copied instead.
         num_offered_nodes: nodes of valid trees. num_nodes: of them, verified. expected_tokens: that those were to emit.
-        num_missing_trees: sequences whose tree was asked for and was not there.
         nodes_by_source, accepted_by_source: verified and accepted nodes, index as in DraftTree.sources, last: not said.
         accepted_lengths: of the sequences that had a tree. num_output_tokens: emitted.
         price: probability below which a node was not worth its place. gain: see `Choice`.
@@ -30,7 +29,6 @@ class StepRecord:
     num_offered_nodes: int
     num_nodes: int
     expected_tokens: float
-    num_missing_trees: int
     nodes_by_source: tuple[int, ...]
     accepted_by_source: tuple[int, ...]
     accepted_lengths: tuple[int, ...]

@@ -25,7 +25,7 @@ from laser_verifier.config import RetrieverConfig
 from laser_verifier.drafts import Advanced, Opened
 from laser_verifier.observer import NoObserver, Observer
 from laser_verifier.outbox import Outbox, RemoteSequence
-from laser_verifier.resolution import resolve
+from laser_verifier.resolution import Resolver
 from laser_verifier.sequence import DraftStatus
 from laser_verifier.shards import choose_shard
 from laser_verifier.throttle import Throttle
@@ -97,6 +97,7 @@ class DraftCounters:
 
     num_trees: int = 0
     num_malformed: int = 0
+    num_missing: int = 0
     num_late: int = 0
     num_failovers: int = 0
     num_faults: int = 0
@@ -125,6 +126,7 @@ class RemoteDrafts:
         self._handshake = handshake
         self._observer: Observer = observer or NoObserver()
         self._loop = asyncio.get_running_loop()
+        self._resolver = Resolver(config.targets)
         self._shards: dict[str, _Shard] = {}
         self._sequences: dict[int, _Remote] = {}
         # Guards the rest, which both threads touch.
@@ -186,6 +188,7 @@ class RemoteDrafts:
             for shard in late:
                 shard.num_misses += 1
             found = {i: self._trees.pop(i) for i, position in positions.items() if self._has(i, position)}
+            self.counters.num_missing += sum(i in self._shard_of for i in positions if i not in found)
             for i, position in positions.items():
                 self._drop_stale(i, position)
             # A shard that answers some sequences and never others is late all the same.
@@ -244,7 +247,7 @@ class RemoteDrafts:
         ]
 
     async def _resolve(self) -> None:
-        names = await resolve(self._config.targets)
+        names = await self._resolver.resolve()
         for address in names.keys() - self._shards.keys():
             endpoint = Endpoint(address, self._config.credentials, self._config.metadata, names[address])
             shard = self._shards[address] = _Shard(endpoint)
@@ -298,18 +301,28 @@ class RemoteDrafts:
                         self._on_connected(shard, response.handshake.name)
                         writer = asyncio.create_task(self._write(shard, call))
                     self._on_response(shard, response)
+            except asyncio.CancelledError:
+                if writer is not None and writer.done() and (failure := writer.exception()) is not None:
+                    raise failure from None
+                raise
             finally:
                 call.cancel()
                 if writer is not None:
                     await _end(writer)
 
     async def _write(self, shard: _Shard, call: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
-        while True:
-            await shard.wake.wait()
-            shard.wake.clear()
-            while shard.outbox:
-                # Returns when flow control lets it: what comes meanwhile joins in the outbox.
-                await call.write(shard.outbox.take(self._handshake.model_name, _MAX_MESSAGE_BYTES))
+        try:
+            while True:
+                await shard.wake.wait()
+                shard.wake.clear()
+                while shard.outbox:
+                    # Returns when flow control lets it: what comes meanwhile joins in the outbox.
+                    await call.write(shard.outbox.take(self._handshake.model_name, _MAX_MESSAGE_BYTES))
+        except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+            raise  # the stream broke: the reader says how
+        except Exception:
+            call.cancel()  # a fault of ours: the reader must not wait on, as if all were well
+            raise
 
     def _on_open(self, remote: _Remote) -> None:
         self._sequences[remote.sequence_id] = remote
@@ -459,7 +472,4 @@ class RemoteDrafts:
 async def _end(writer: asyncio.Task[None]) -> None:
     """Cancels a writer and waits until it has ended."""
     writer.cancel()
-    (failure,) = await asyncio.gather(writer, return_exceptions=True)
-    # That the stream broke, the reader says. Anything else is a fault of ours.
-    if not isinstance(failure, asyncio.CancelledError | asyncio.InvalidStateError | grpc.aio.AioRpcError):
-        logger.error("shard.not_written", exc_info=failure)
+    await asyncio.gather(writer, return_exceptions=True)

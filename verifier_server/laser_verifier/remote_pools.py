@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
 import grpc.aio
 
 from laser_protocol.channel import Endpoint
-from laser_protocol.errors import LaserError, NotReady, WriterElsewhere, from_rpc_error
+from laser_protocol.errors import DeadlineExceeded, LaserError, NotReady, WriterElsewhere, from_rpc_error
 from laser_protocol.packing import pack_token_ids
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_verifier.config import RetrieverConfig
@@ -24,7 +25,10 @@ _MAX_WAITING = 4096
 _MAX_BATCH = 64
 # No output joins a batch of that size; a single one has at most 4 MiB, and a server refuses messages of 16 MiB.
 _MAX_BATCH_BYTES = 1024 * 1024
-_NUM_TRIES = 5
+_NUM_ROUNDS = 5
+_FIRST_PAUSE_S = 0.2
+_ADD_TIMEOUT_S = 30.0
+_MAX_WRITERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,8 @@ class RemotePools:
         self._waiting: asyncio.Queue[_Finished] = asyncio.Queue(_MAX_WAITING)
         # Of the batch that is being sent, outputs of which nothing is known yet.
         self._num_sending = 0
+        # Names of the shards that took the last documents of a pool.
+        self._writers: dict[str, str] = {}
         self.counters = LearnCounters()
 
     def learn(self, pool: str, document_id: str, token_ids: Sequence[int]) -> None:
@@ -105,35 +111,60 @@ class RemotePools:
             self.counters.drop(len(documents), f"a fault while adding those of pool {pool}")
 
     async def _send(self, pool: str, documents: list[_Finished]) -> None:
-        holder: str | None = None
-        for attempt in range(_NUM_TRIES):
-            endpoint = self._endpoint(pool, attempt, holder)
-            try:
-                if endpoint is None:
-                    raise NotReady("no retriever can be reached")
-                await self._add(endpoint, pool, documents)
-                self.counters.num_learned += len(documents)
-                return
-            except WriterElsewhere as error:
-                holder = error.holder
-                if holder is None:  # the writer is changing: who it is will be known in a moment
-                    await asyncio.sleep(0.2 * 2**attempt)
-            except NotReady:
-                holder = None
-                await asyncio.sleep(0.2 * 2**attempt)
-            except LaserError as error:
-                logger.warning("learn.refused pool=%s error=%s", pool, error)
-                break
+        pause_s = _FIRST_PAUSE_S
+        try:
+            for _ in range(_NUM_ROUNDS):
+                if await self._add_somewhere(pool, documents):
+                    self.counters.num_learned += len(documents)
+                    return
+                # No shard is there, or the writer is changing: who it is will be known in a moment.
+                await asyncio.sleep(pause_s)
+                pause_s *= 2
+        except LaserError as error:
+            logger.warning("learn.refused pool=%s error=%s", pool, error)
         self.counters.drop(len(documents), f"no retriever took those of pool {pool}")
 
-    def _endpoint(self, pool: str, attempt: int, holder: str | None) -> Endpoint | None:
-        """Where to try: the pool's writer if it is known, else one shard of the pool's order after the other."""
+    async def _add_somewhere(self, pool: str, documents: list[_Finished]) -> bool:
+        """Asks one shard after the other, the pool's last writer first, and whoever is said to be the writer.
+
+        Raises:
+            LaserError: the documents were refused, or twice not taken in time; another shard would say the same.
+        """
         shards = self._connected()
-        if holder is not None:
-            known = (endpoint for endpoint in shards.values() if endpoint.target == holder)
-            return next(known, Endpoint(holder, self._config.credentials, self._config.metadata))
-        order = rendezvous_order(pool, shards)
-        return shards[order[attempt % len(order)]] if order else None
+        known = self._writers.get(pool)
+        order = sorted(rendezvous_order(pool, shards), key=lambda name: name != known)
+        to_ask = deque(shards[name] for name in order)
+        asked: set[str] = set()
+        num_slow = 0
+        while to_ask:
+            endpoint = to_ask.popleft()
+            if endpoint.target in asked:
+                continue
+            asked.add(endpoint.target)
+            try:
+                await self._add(endpoint, pool, documents)
+            except WriterElsewhere as error:
+                if error.holder is not None:
+                    to_ask.appendleft(_at(error.holder, shards.values(), self._config))
+            except DeadlineExceeded:
+                # Perhaps they were written all the same; written again they replace themselves.
+                num_slow += 1
+                if num_slow > 1:
+                    raise
+                asked.remove(endpoint.target)
+                to_ask.appendleft(endpoint)
+            except NotReady as error:
+                logger.debug("learn.not_ready pool=%s target=%s error=%s", pool, endpoint.target, error)
+            else:
+                self._remember(pool, next((name for name, at in shards.items() if at.target == endpoint.target), None))
+                return True
+        return False
+
+    def _remember(self, pool: str, writer: str | None) -> None:
+        if len(self._writers) >= _MAX_WRITERS:
+            self._writers.clear()
+        if writer is not None:
+            self._writers[pool] = writer
 
     async def _add(self, endpoint: Endpoint, pool: str, documents: list[_Finished]) -> None:
         request = retriever_pb2.AddDocumentsRequest(
@@ -146,7 +177,18 @@ class RemotePools:
         async with endpoint.open_aio() as channel:
             try:
                 await retriever_pb2_grpc.RetrieverStub(channel).AddDocuments(
-                    iter([request]), metadata=endpoint.metadata, timeout=30.0
+                    iter([request]), metadata=endpoint.metadata, timeout=_ADD_TIMEOUT_S
                 )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
+
+
+def _at(holder: str, shards: Iterable[Endpoint], config: RetrieverConfig) -> Endpoint:
+    """How to reach a writer that another shard named: as the shard that it is, else under its own address."""
+    shards = list(shards)
+    for endpoint in shards:
+        if endpoint.target == holder:
+            return endpoint
+    # All shards carry certificates of one name where they were found by it.
+    server_name = next((endpoint.server_name for endpoint in shards if endpoint.server_name is not None), None)
+    return Endpoint(holder, config.credentials, config.metadata, server_name)

@@ -20,6 +20,7 @@ from laser_client.jsonl import read_prompts
 from laser_client.output import RowWriter, finishing, make_row, open_writer
 from laser_client.request import Limits, Options, split_options
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
+from laser_protocol.channel import stands_for_many
 from laser_protocol.commands import add_connection_options, add_relaxed_options, connection_arguments, relaxed_arguments
 from laser_protocol.errors import EngineDead, InvalidRequest, LaserError, NotReady, Unauthenticated
 
@@ -33,7 +34,7 @@ EXAMPLE = """examples:
   {"id", "text", "token_ids", "finish_reason", "stats"}, or {"id", "error"} for a prompt the server refused.
 """
 
-# After these the other prompts would fail alike.
+# After these the other prompts of the same server would fail alike.
 _FATAL = (NotReady, EngineDead, Unauthenticated)
 
 
@@ -120,7 +121,9 @@ def _run_file(client: LaserClient, arguments: argparse.Namespace) -> int:
     settings, _ = split_options(options)
     lines = read_prompts(arguments.input, arguments.pool, settings)
     ids = [line.id for line in lines]
-    with Job(ids, open_writer(arguments.output, sys.stdout)) as job:
+    # One of several servers may go and the others do what is left; of a single one the next prompts would fail alike.
+    max_fatal = arguments.max_in_flight if stands_for_many(arguments.verifier) else 1
+    with Job(ids, open_writer(arguments.output, sys.stdout), max_fatal) as job:
         client.generate(
             [line.prompt for line in lines],
             pool=[line.pool for line in lines],
@@ -139,10 +142,13 @@ class Job:
     Args:
         ids: one per prompt.
         writer: gets the rows; closed at the end, but aborted where an error or an interrupt came before any row.
+        max_fatal: after so many errors in a row that mean a lost or dead server the job ends.
     """
 
-    def __init__(self, ids: list[str | int], writer: RowWriter) -> None:
+    def __init__(self, ids: list[str | int], writer: RowWriter, max_fatal: int = 1) -> None:
         self.num_failed = 0
+        self._max_fatal = max_fatal
+        self._num_fatal = 0  # in a row
         self._ids = ids
         self._writer = writer
         self._early: dict[int, dict[str, Any]] = {}
@@ -160,7 +166,8 @@ class Job:
         Raises:
             LaserError: the outcome, if it means that the others would fail alike.
         """
-        if isinstance(outcome, _FATAL):
+        self._num_fatal = self._num_fatal + 1 if isinstance(outcome, _FATAL) else 0
+        if isinstance(outcome, Unauthenticated) or (isinstance(outcome, _FATAL) and self._num_fatal >= self._max_fatal):
             raise outcome
         self._count(outcome)
         self._early[index] = make_row(self._ids[index], outcome)
