@@ -120,12 +120,12 @@ def test_of_several_verifiers_a_dead_one_costs_its_prompts_only(laser, verifier_
 
     verifier.script = dying
     prompts = write_lines(tmp_path / "p.jsonl", *({"prompt": name} for name in "abc"))
-    options = ("--input", prompts, "--max-in-flight", "1")
+    options = ("--input", prompts, "--max-in-flight", "2")
     code, out, _ = laser("generate", "--verifier", f"ipv4:{verifier_server.target}", *options)
     assert code == 1
     assert [row.get("text") for row in read_lines(out)] == ["a", None, "c"]
     code, out, err = laser("generate", "--verifier", verifier_server.target, *options)
-    assert (code, len(read_lines(out))) == (1, 1) and "the engine ended" in err, "the next would find it dead too"
+    assert code == 1 and "the engine ended" in err and len(read_lines(out)) < 3, "the next would find it dead too"
 
 
 def test_prompts_come_from_standard_input(laser, verifier_server, verifier, monkeypatch):

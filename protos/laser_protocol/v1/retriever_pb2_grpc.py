@@ -133,7 +133,7 @@ class RetrieverServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CompactPool(self, request, context):
-        """Seals the log and merges all segments of a pool into one, without deleted documents.
+        """Seals the log and merges the segments of a pool, as far as one holds them, without deleted documents.
         NOT_FOUND: unknown pool. UNAVAILABLE with the holder's address: as for AddDocuments.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

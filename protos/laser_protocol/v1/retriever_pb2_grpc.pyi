@@ -58,7 +58,7 @@ class RetrieverStub:
     DropPool: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.DropPoolRequest, _retriever_pb2.DropPoolResponse]
     """Removes a pool with all its documents, but not its descendants. NOT_FOUND: unknown pool."""
     CompactPool: _grpc.UnaryUnaryMultiCallable[_retriever_pb2.CompactPoolRequest, _retriever_pb2.CompactPoolResponse]
-    """Seals the log and merges all segments of a pool into one, without deleted documents.
+    """Seals the log and merges the segments of a pool, as far as one holds them, without deleted documents.
     NOT_FOUND: unknown pool. UNAVAILABLE with the holder's address: as for AddDocuments.
     """
     ExportDocuments: _grpc.UnaryStreamMultiCallable[_retriever_pb2.ExportDocumentsRequest, _retriever_pb2.ExportDocumentsResponse]
@@ -97,7 +97,7 @@ class RetrieverAsyncStub(RetrieverStub):
     DropPool: _aio.UnaryUnaryMultiCallable[_retriever_pb2.DropPoolRequest, _retriever_pb2.DropPoolResponse]  # type: ignore[assignment]
     """Removes a pool with all its documents, but not its descendants. NOT_FOUND: unknown pool."""
     CompactPool: _aio.UnaryUnaryMultiCallable[_retriever_pb2.CompactPoolRequest, _retriever_pb2.CompactPoolResponse]  # type: ignore[assignment]
-    """Seals the log and merges all segments of a pool into one, without deleted documents.
+    """Seals the log and merges the segments of a pool, as far as one holds them, without deleted documents.
     NOT_FOUND: unknown pool. UNAVAILABLE with the holder's address: as for AddDocuments.
     """
     ExportDocuments: _aio.UnaryStreamMultiCallable[_retriever_pb2.ExportDocumentsRequest, _retriever_pb2.ExportDocumentsResponse]  # type: ignore[assignment]
@@ -175,7 +175,7 @@ class RetrieverServicer(metaclass=_abc_1.ABCMeta):
         request: _retriever_pb2.CompactPoolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_retriever_pb2.CompactPoolResponse, _abc.Awaitable[_retriever_pb2.CompactPoolResponse]]:
-        """Seals the log and merges all segments of a pool into one, without deleted documents.
+        """Seals the log and merges the segments of a pool, as far as one holds them, without deleted documents.
         NOT_FOUND: unknown pool. UNAVAILABLE with the holder's address: as for AddDocuments.
         """
 
