@@ -10,7 +10,7 @@ import pytest
 from laser_protocol.errors import PoolMismatch, StorageUnavailable
 from laser_protocol.packing import unpack_token_ids
 from laser_protocol.tree import DraftTree
-from laser_recsys.replay import NODE_BUDGET, Known, Replay, ReplayFailed, TokenizerFacts, accepted_path
+from laser_recsys.demo.replay import NODE_BUDGET, Known, Replay, ReplayFailed, TokenizerFacts, accepted_path
 from tests.recsys.scripted import Draft, ScriptedRetriever, serving
 
 FACTS = TokenizerFacts("f" * 64, 1000, "tiny")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from laser_recsys.charts import Bar, bar_chart, line_chart, nice_step
+from laser_recsys.demo.replay import ReplayPoint
+from laser_recsys.demo.report import DemoResult, Sample, render, write_report
+from laser_recsys.demo.table import BatchNoise, cells, text_table
 from laser_recsys.measurement import Agreement, Summary
-from laser_recsys.replay import ReplayPoint
-from laser_recsys.report import DemoResult, Sample, render, write_report
-from laser_recsys.table import BatchNoise, cells, text_table
 
 SUMMARIES = (
     Summary("plain", 16, 3072, 60.0, 51.2, 1.0, 3.2, 1.0, Agreement(16, 16, 1.0), 0.0, 2, 0, 0, 0.28),

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from laser_recsys.datasets.dataset import Dataset, split
-from laser_recsys.demo import replay_sizes
-from laser_recsys.study import plan_study, split_users
+from laser_recsys.demo.run import replay_sizes
+from laser_recsys.demo.study import plan_study, split_users
 
 
 def test_warm_up_and_held_out_users_are_disjoint_and_asked_in_the_pool_of_their_group(dataset: Dataset) -> None:

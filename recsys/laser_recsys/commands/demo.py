@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         ArgumentTypeError: a number is out of range; nothing was done.
         LaserError, ServerFailed, ReplayFailed, DatasetError, OSError, ValueError: see `run_demo`.
     """
-    from laser_recsys.demo import DemoConfig, run_demo
-    from laser_recsys.study import split_users
+    from laser_recsys.demo.run import DemoConfig, run_demo
+    from laser_recsys.demo.study import split_users
 
     quick = arguments.quick
     num_users = arguments.users if arguments.users is not None else (36 if quick else 96)

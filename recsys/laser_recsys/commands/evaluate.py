@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
     from laser_recsys.ctr.report import text_table, write_report
     from laser_recsys.ctr.samples import LIKED_STARS, make_samples
     from laser_recsys.datasets.prepared import read_prepared, split_mark
-    from laser_recsys.facts import processor_name
     from laser_recsys.lock import alone_in
+    from laser_recsys.machine import processor_name
 
     _check(arguments)
     deepctr_torch()  # is missed here, not after minutes of encoding

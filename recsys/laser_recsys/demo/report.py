@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from laser_recsys import table
 from laser_recsys.charts import Bar, bar_chart, line_chart
+from laser_recsys.demo import table
+from laser_recsys.demo.replay import ReplayPoint
+from laser_recsys.demo.table import BatchNoise
 from laser_recsys.measurement import Summary, common_prefix_len
 from laser_recsys.page import render_template, write_page
-from laser_recsys.replay import ReplayPoint
-from laser_recsys.table import BatchNoise
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,19 +19,19 @@ from tqdm import tqdm
 
 from laser_client import Generation, LaserClient, Model
 from laser_protocol.errors import LaserError
-from laser_recsys import table
 from laser_recsys.datasets.catalogue import read_dataset
 from laser_recsys.datasets.dataset import split
+from laser_recsys.demo import table
+from laser_recsys.demo.facts import run_facts
+from laser_recsys.demo.replay import Known, Replay, ReplayFailed, ReplayPoint, TokenizerFacts
+from laser_recsys.demo.report import DemoResult, Sample, write_report
+from laser_recsys.demo.study import Study, plan_study
+from laser_recsys.demo.table import BatchNoise
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
-from laser_recsys.facts import run_facts
 from laser_recsys.knowledge import measured
 from laser_recsys.knowledge.rows import PLAIN, RELAXED, STRICT, Task, write_knowledge
 from laser_recsys.measurement import Run, agreement, summarise
 from laser_recsys.processes import ServerProcess, retriever_process, verifier_process
-from laser_recsys.replay import Known, Replay, ReplayFailed, ReplayPoint, TokenizerFacts
-from laser_recsys.report import DemoResult, Sample, write_report
-from laser_recsys.study import Study, plan_study
-from laser_recsys.table import BatchNoise
 from laser_recsys.tokens import PromptTokenizer
 
 MODES = (PLAIN, STRICT, RELAXED)

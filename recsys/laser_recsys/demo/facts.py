@@ -6,11 +6,11 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 
 from laser_client import Model
+from laser_recsys.demo.study import Study
+from laser_recsys.machine import processor_name
 from laser_recsys.measurement import Run
-from laser_recsys.study import Study
 
 _PACKAGES = ("laser-rec", "torch", "transformers", "grpcio")
 
@@ -40,13 +40,3 @@ def run_facts(study: Study, model: Model, warm_up: Run, runs: Sequence[Run]) -> 
         ("processor", f"{processor_name()}, {os.cpu_count()} cores"),
         ("versions", f"{versions}, Python {platform.python_version()}"),
     )
-
-
-def processor_name() -> str:
-    """The processor's model name, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
