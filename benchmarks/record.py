@@ -23,7 +23,8 @@ import json
 from pathlib import Path
 
 from laser_recsys.knowledge.prompt_files import PromptFiles
-from laser_recsys.knowledge.rows import SCHEMA, read_rows
+from laser_recsys.knowledge.rows import SCHEMA
+from laser_recsys.parquet_files import read_rows
 from laser_recsys.tokens import PromptTokenizer
 
 COLUMNS = ("id", "kind", "token_ids", "text", "finish_reason", "acceptance")

@@ -8,8 +8,8 @@ from pathlib import Path
 import jinja2
 from benchmarks.peers.summary import Ratio, Row
 
-from laser_recsys.cache import building
 from laser_recsys.charts import Bar, bar_chart
+from laser_recsys.files import building
 
 
 def write_page(path: Path, rows: Sequence[Row], ratios: Sequence[Ratio]) -> None:

@@ -9,13 +9,11 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from laser_recsys.errors import RecsysError
+from laser_recsys.files import building
 
 
 class CacheError(RecsysError):
@@ -73,18 +71,6 @@ def fetch_wheel(pin: WheelPin, cache_dir: Path) -> Path:
             return wheel.replace(cache_dir / wheel.name)
     except OSError as error:
         raise CacheError(f"cannot write to the cache {cache_dir}: {error.strerror or error}") from error
-
-
-@contextmanager
-def building(target: Path) -> Iterator[Path]:
-    """A path beside `target` to build it at, removed at the end whatever was left there. Publish by renaming it.
-
-    Args:
-        target: the final path; its parent is made if missing. The yielded path does not exist yet.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True) as made:
-        yield Path(made) / target.name
 
 
 def publish_directory(built: Path, target: Path) -> None:

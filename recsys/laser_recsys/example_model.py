@@ -11,7 +11,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from laser_recsys.cache import CacheError, WheelPin, building, fetch_wheel, publish_directory
+from laser_recsys.cache import CacheError, WheelPin, fetch_wheel, publish_directory
+from laser_recsys.files import building
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from laser_recsys.cache import building
+from laser_recsys.files import building
 
 
 def render_template(name: str, **values: object) -> str:

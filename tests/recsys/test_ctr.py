@@ -24,8 +24,9 @@ from laser_recsys.ctr.training import train
 from laser_recsys.datasets.dataset import Dataset, Item, Ratings, Split, User, split
 from laser_recsys.datasets.prepared import write_prepared
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge.rows import SCHEMA, STRICT, Task, make_row, marked, write_knowledge
+from laser_recsys.knowledge.rows import SCHEMA, STRICT, Task, make_row, write_knowledge
 from laser_recsys.lock import alone_in
+from laser_recsys.parquet_files import marked
 from tests.recsys.conftest import MakeGeneration
 from tests.verifier.tiny import tiny_tokenizer
 

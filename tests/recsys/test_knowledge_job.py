@@ -28,9 +28,10 @@ from laser_recsys.knowledge.job import JobConfig, JobFailed
 from laser_recsys.knowledge.ledger import Ledger, LedgerError, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
 from laser_recsys.knowledge.ray_job import run_ray_job
-from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task, splits_of
+from laser_recsys.knowledge.rows import RELAXED, SCHEMA, STRICT, Task
 from laser_recsys.knowledge.session import IncompleteJob, ProgressBar, run_session
 from laser_recsys.lock import FolderLocked, alone_in
+from laser_recsys.parquet_files import splits_of
 from tests.recsys.scripted import EchoVerifier, serving
 
 NUM_TASKS = 40

@@ -12,7 +12,7 @@ from laser_recsys.datasets.catalogue import read_dataset
 from laser_recsys.datasets.prepared import read_prepared, split_mark
 from laser_recsys.groups.methods import user_groups
 from laser_recsys.groups.table import read_groups
-from laser_recsys.knowledge.rows import splits_of
+from laser_recsys.parquet_files import splits_of
 from tests.recsys.conftest import INTER, WriteWheel
 from tests.recsys.scripted import serving
 from tests.recsys.test_knowledge_job import Verifier

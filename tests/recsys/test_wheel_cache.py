@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from laser_recsys.cache import CacheError, WheelPin, building, fetch_wheel, publish_directory
+from laser_recsys.cache import CacheError, WheelPin, fetch_wheel, publish_directory
+from laser_recsys.files import building
 
 
 @pytest.fixture

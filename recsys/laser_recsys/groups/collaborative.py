@@ -26,8 +26,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import euclidean_distances
 from sklearn.preprocessing import normalize
 
-from laser_recsys.cache import building
 from laser_recsys.datasets.dataset import Dataset, Item, Ratings
+from laser_recsys.files import building
 from laser_recsys.groups.attributes import frequent_genres
 from laser_recsys.groups.groups import Groups, check_num_groups, largest_first
 

@@ -13,7 +13,7 @@ import pyarrow
 
 from laser_recsys.datasets.dataset import Dataset, Item, User
 from laser_recsys.groups.groups import Groups
-from laser_recsys.knowledge.rows import marked, read_rows, splits_of, write_parquet
+from laser_recsys.parquet_files import marked, read_rows, splits_of, write_parquet
 
 SCHEMA = pyarrow.schema(
     [

@@ -18,19 +18,11 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from laser_recsys.cache import building
 from laser_recsys.errors import RecsysError
-from laser_recsys.knowledge.rows import (
-    KEY_COLUMNS,
-    SCHEMA,
-    Knowledge,
-    TaskKey,
-    key_of_row,
-    marked,
-    read_rows,
-    write_knowledge,
-)
+from laser_recsys.files import building
+from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, key_of_row, write_knowledge
 from laser_recsys.lock import alone_in
+from laser_recsys.parquet_files import marked, read_rows
 
 _PUBLISHED = ("job.json", "knowledge.parquet", "refused.jsonl")
 

@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from laser_recsys.cache import building
+from laser_recsys.files import building
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge.rows import KEY_COLUMNS, Task, TaskKey, key_of_row, marked, splits_of
+from laser_recsys.knowledge.rows import KEY_COLUMNS, Task, TaskKey, key_of_row
+from laser_recsys.parquet_files import marked, splits_of
 
 _BATCH = 1024
 _ROW_GROUP = 8192

@@ -21,9 +21,10 @@ from laser_client import Generation, LaserError, Model
 from laser_recsys.knowledge.job import JobConfig, JobFailed, run_job, served_model
 from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
 from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row, write_prompts
-from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, key_of_row, marked, read_rows
+from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, key_of_row
 from laser_recsys.knowledge.session import IncompleteJob
 from laser_recsys.lock import alone_in
+from laser_recsys.parquet_files import marked, read_rows
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +13,8 @@ import pyarrow
 import pyarrow.parquet
 
 from laser_client import Generation, Relaxed, Strict
-from laser_recsys.cache import building
 from laser_recsys.frameworks.prompts import Prompt
-
-_SPLIT_KEY = b"laser.split"
+from laser_recsys.parquet_files import write_parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +117,6 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def marked(schema: pyarrow.Schema, split: str) -> pyarrow.Schema:
-    """The schema of a file that is made from the past of this split (`split_mark`); empty: it does not say."""
-    return schema.with_metadata({_SPLIT_KEY: split} if split else None)
-
-
-def splits_of(path: Path) -> set[str]:
-    """The splits that a Parquet file, or the files of a directory, were made from, as far as they say."""
-    told = [part.physical_schema.metadata or {} for part in pyarrow.parquet.ParquetDataset(path).fragments]
-    return {metadata[_SPLIT_KEY].decode() for metadata in told if _SPLIT_KEY in metadata}
-
-
 def pool_root(dataset: str, split: str = "") -> str:
     """Under which the pools of a dataset lie: `ml-100k`; of an evaluation's split (`split_mark`) `ml-100k-user-012345`,
     for its texts must not be drafted from ones that know ratings which it holds back."""
@@ -165,31 +151,3 @@ def make_row(task: Task, made: Generation, mode: Mode, model: str) -> Knowledge:
 def write_knowledge(path: Path, knowledge: Sequence[Knowledge]) -> None:
     """Writes the rows; the file appears complete and on the disk, or not at all."""
     write_parquet(path, pyarrow.Table.from_pylist([asdict(row) for row in knowledge], schema=SCHEMA))
-
-
-def read_rows(path: Path, schema: pyarrow.Schema, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Rows of a Parquet file, or of all files of a directory, with the schema's columns or some of them.
-
-    Raises:
-        ValueError: the file is not to be read or lacks a column.
-    """
-    wanted = list(columns) if columns is not None else schema.names
-    try:
-        found = pyarrow.parquet.ParquetDataset(path).schema.names
-        missing = [name for name in wanted if name not in found]
-        if missing:
-            raise ValueError(f"{path} has the columns {found}, lacks {missing}")
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=wanted).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
-    return rows
-
-
-def write_parquet(path: Path, table: pyarrow.Table) -> None:
-    """Writes a table; the file appears complete and on the disk, or not at all."""
-    with building(path) as built:
-        with built.open("wb") as file:
-            pyarrow.parquet.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        built.replace(path)

@@ -16,8 +16,8 @@ import pyarrow.parquet
 from tqdm import tqdm
 
 from laser_client import Generation, LaserError
-from laser_recsys.cache import building
 from laser_recsys.errors import RecsysError
+from laser_recsys.files import building
 from laser_recsys.frameworks.answers import parse_answer
 from laser_recsys.knowledge.job import JobConfig, JobFailed, Refused, plain_rate, run_job, served_model
 from laser_recsys.knowledge.ledger import Ledger, open_ledger
