@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from laser_retriever.index import Sources, TokenIndex, build_index
-from laser_retriever.pools import PoolStatus
+from laser_retriever.index import TokenIndex, build_index
 
 Document = dict[str, Any]
 VOCAB_SIZE = 2**31 - 1
@@ -40,14 +38,3 @@ def parse_ids(text: str) -> list[int]:
 def index_of(documents: Sequence[Document]) -> TokenIndex:
     """The index of recorded outputs."""
     return build_index([np.array(document["output_token_ids"], np.int32) for document in documents])
-
-
-@dataclass(frozen=True, slots=True)
-class FixedSources:
-    """The same sources for every sequence: what a `Drafter` asks for."""
-
-    value: Sources
-
-    def sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]:
-        """Whatever the pool."""
-        return PoolStatus.OK, self.value

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from laser_retriever.index import Source, Sources, TokenIndex, build_index
+from laser_retriever.index import TokenIndex, build_index
+from laser_retriever.sources import Source, Sources
 
 MUTATION_RATE = 0.03
 # Shares of a pool: six segments that at least halve from one to the next, as merging leaves them, and the log's tail.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from benchmarks._corpus import NOTE, parse_ids, read_corpus
 from benchmarks.replay import accepted_path
-from benchmarks.retrieval_peers import Arctic, DraftRetriever, Proposer, Rest, laser_on
+from benchmarks._retrieval_peers import Arctic, DraftRetriever, Proposer, Rest, laser_on
 
 Row = dict[str, Any]
 ARCTIC = ("arctic_path", "arctic_tree")

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from benchmarks._corpus import NOTE, VOCAB_SIZE, Document, FixedSources, index_of, parse_ids, read_corpus
+from benchmarks._corpus import NOTE, VOCAB_SIZE, Document, index_of, parse_ids, read_corpus
 from benchmarks.replay import Totals, replay_document
 
 from laser_recsys.cache import default_cache_dir
@@ -26,7 +26,8 @@ from laser_recsys.datasets.catalogue import read_dataset
 from laser_recsys.datasets.dataset import split
 from laser_recsys.groups.methods import item_groups, user_groups
 from laser_retriever.drafter import Drafter
-from laser_retriever.index import Source, Sources, TokenIndex
+from laser_retriever.index import TokenIndex
+from laser_retriever.sources import FixedSources, Source, Sources
 
 
 def main() -> None:

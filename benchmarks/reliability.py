@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks._corpus import NOTE, VOCAB_SIZE, FixedSources, parse_ids, read_corpus
+from benchmarks._corpus import NOTE, VOCAB_SIZE, parse_ids, read_corpus
 from benchmarks.replay import accepted_path
-from benchmarks.retrieval_peers import Occurrences
+from benchmarks._retrieval_peers import Occurrences
 from numpy.typing import NDArray
 
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_retriever.calibration import Calibration, CalibrationParams, key_of
 from laser_retriever.drafter import Drafter
-from laser_retriever.index import Source, Sources, TokenIndex, build_index
+from laser_retriever.index import TokenIndex, build_index
+from laser_retriever.sources import FixedSources, Source, Sources
 from laser_retriever.tree_drafter import DraftParams
 
 NUM_BINS = 10

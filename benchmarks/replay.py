@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks._corpus import NOTE, VOCAB_SIZE, FixedSources, parse_ids, read_corpus
+from benchmarks._corpus import NOTE, VOCAB_SIZE, parse_ids, read_corpus
 
 from laser_protocol.tree import DraftTree
 from laser_retriever.drafter import Drafter
 from laser_retriever.fitting import Examples, fit
-from laser_retriever.index import Source, Sources, build_index
+from laser_retriever.index import build_index
+from laser_retriever.sources import FixedSources, Source, Sources
 from laser_retriever.tree_drafter import DraftParams
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,8 +21,7 @@ from laser_protocol.pool_id import check_pool_id
 from laser_protocol.tree import MAX_NODES, MAX_VOCAB_SIZE, DraftTree
 from laser_retriever.calibration import Calibration, Key, key_of, no_scalings
 from laser_retriever.feedback import Feedback, begins_with_path, first_outside
-from laser_retriever.index import Sources
-from laser_retriever.pools import PoolStatus
+from laser_retriever.sources import PoolStatus, SourceProvider
 from laser_retriever.tree_drafter import Draft, DraftBatch, DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 
 # Trees grown together: a sequence keeps the arrays of its last batch, so these stay small.
@@ -32,12 +30,6 @@ MAX_TREES_PER_BATCH = 64
 MAX_TREES_PER_CALL = 8
 # Below so many a message is not worth a second thread.
 MIN_TREES_PER_THREAD = 4
-
-
-class SourceProvider(Protocol):
-    """Where a sequence's sources come from; `Pools` is one."""
-
-    def sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]: ...
 
 
 @dataclass(slots=True, eq=False)

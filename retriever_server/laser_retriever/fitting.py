@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from laser_retriever.estimation import describe_children, num_features, split_matches
 from laser_retriever.growth import Workspace, following_weight
-from laser_retriever.index import Sources
 from laser_retriever.matching import MAX_MATCH_LENGTH, collect_own_matches, collect_segment_matches
+from laser_retriever.sources import Sources
 from laser_retriever.tree_drafter import DraftParams, TokenBuffer, model_of
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from enum import Enum
 
 from laser_protocol.errors import InvalidRequest, LaserError, StorageUnavailable, UnknownPool, WriterElsewhere
 from laser_protocol.pool_id import ancestors, check_pool_id
@@ -17,25 +16,17 @@ from laser_retriever.config import RetrieverConfig
 from laser_retriever.contents import IDENTITY_NAME
 from laser_retriever.counters import Event, EventCounters
 from laser_retriever.durable import Disk
-from laser_retriever.index import Source, Sources
 from laser_retriever.log_writer import storage_error
 from laser_retriever.pool import Pool, Upkeep
 from laser_retriever.samples import Samples
 from laser_retriever.snapshot import PoolSnapshot
+from laser_retriever.sources import PoolStatus, Source, Sources
 from laser_retriever.storage_health import StorageHealth
 from laser_retriever.writer import Documents
 
 logger = logging.getLogger(__name__)
 
 MAX_CACHED_SOURCES = 4096
-
-
-class PoolStatus(Enum):
-    """What became of the pool that a sequence named."""
-
-    OK = "ok"
-    NO_POOL = "no_pool"
-    TOKENIZER_MISMATCH = "tokenizer_mismatch"
 
 
 class Pools:

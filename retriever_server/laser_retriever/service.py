@@ -28,8 +28,9 @@ from laser_retriever.draft_threads import draft_executor
 from laser_retriever.drafter import Drafter
 from laser_retriever.log import FRAME_MAGIC
 from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
-from laser_retriever.pools import Pools, PoolStatus
+from laser_retriever.pools import Pools
 from laser_retriever.snapshot import PoolSnapshot
+from laser_retriever.sources import PoolStatus
 from laser_retriever.tree_drafter import Draft, DraftParams
 from laser_retriever.writer_lock import WriterLock
 

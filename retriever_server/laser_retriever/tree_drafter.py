@@ -42,8 +42,8 @@ from laser_retriever.growth import (
     Workspace,
     grow_trees,
 )
-from laser_retriever.index import Sources
 from laser_retriever.matching import MAX_MATCH_LENGTH, SEARCH_LENGTHS
+from laser_retriever.sources import Sources
 from laser_retriever.suffix_array import BEGIN_MARK, END_MARK
 
 # In place of a number of nodes.

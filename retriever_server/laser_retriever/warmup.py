@@ -6,24 +6,13 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
 from laser_retriever.drafter import Drafter
-from laser_retriever.index import Source, Sources, build_index
-from laser_retriever.pools import PoolStatus
+from laser_retriever.index import build_index
+from laser_retriever.sources import FixedSources, Source, Sources
 from laser_retriever.tree_drafter import DraftParams
-
-
-@dataclass(frozen=True, slots=True)
-class _OneSource:
-    """The same source for every sequence."""
-
-    value: Sources
-
-    def sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]:
-        return PoolStatus.OK, self.value
 
 
 @contextmanager
@@ -44,7 +33,7 @@ def _without_scipy_linalg() -> Iterator[None]:
 def warm_up(params: DraftParams) -> None:
     """Builds an index and takes a sequence through a step, with read-only tokens as messages hold them."""
     index = build_index([np.arange(8, dtype=np.int32), np.arange(8, dtype=np.int32)])
-    drafter = Drafter(_OneSource(Sources.of([Source(index)])), "warm-up", 100, params)
+    drafter = Drafter(FixedSources(Sources.of([Source(index)])), "warm-up", 100, params)
     text = np.frombuffer(np.arange(6, dtype=np.int32).tobytes(), np.int32)
     drafter.open(0, "warm-up", text[:4], 1)
     tree = drafter.draft(0, 4)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from laser_retriever.index import Source, Sources, TokenIndex
-from laser_retriever.pools import PoolStatus
+from laser_retriever.index import TokenIndex
+from laser_retriever.sources import PoolStatus, Source, Sources
 
 
 def sorted_suffixes(tokens: Sequence[int], depth: int) -> list[int]:

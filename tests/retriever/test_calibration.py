@@ -14,8 +14,8 @@ from laser_protocol.acceptance import Relaxed, Strict
 from laser_protocol.tree import DraftTree
 from laser_retriever.calibration import SHIFT, SLOPE, Calibration, CalibrationParams, Evidence, key_of
 from laser_retriever.drafter import Drafter
-from laser_retriever.index import Source, Sources, build_index
-from laser_retriever.pools import PoolStatus
+from laser_retriever.index import build_index
+from laser_retriever.sources import PoolStatus, Source, Sources
 
 NUM_LEVELS = 10
 STRICT = key_of("m", Strict(), "root/a")

@@ -15,7 +15,7 @@ from laser_protocol.errors import InvalidRequest
 from laser_protocol.tree import DraftTree
 from laser_retriever.drafter import Drafter
 from laser_retriever.fitting import Examples, fit
-from laser_retriever.index import Source, Sources, TokenIndex, build_index
+from laser_retriever.index import TokenIndex, build_index
 from laser_retriever.matching import (
     MAX_MATCH_LENGTH,
     OWN_TEXT,
@@ -25,6 +25,7 @@ from laser_retriever.matching import (
     collect_own_matches,
     collect_segment_matches,
 )
+from laser_retriever.sources import Source, Sources
 from laser_retriever.tree_drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 
 VOCAB_SIZE = 50

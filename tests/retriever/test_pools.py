@@ -19,13 +19,13 @@ import laser_retriever.writer
 from laser_protocol.errors import InvalidRequest, StorageUnavailable, UnknownPool, WriterElsewhere
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.durable import Disk
-from laser_retriever.index import Sources
 from laser_retriever.limits import PoolLimits
 from laser_retriever.pool import Pool
-from laser_retriever.pools import Pools, PoolStatus
+from laser_retriever.pools import Pools
 from laser_retriever.samples import MAX_WAIT_S, Sample, Samples
 from laser_retriever.segment import SegmentContent
 from laser_retriever.snapshot import PoolSnapshot
+from laser_retriever.sources import PoolStatus, Sources
 from laser_retriever.writer import Documents, PoolWriter
 from laser_retriever.writer_lock import WriterLock
 

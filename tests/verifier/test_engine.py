@@ -355,7 +355,7 @@ def test_every_waiting_request_gets_its_end_when_one_cannot_start(network: Any) 
 def test_the_cache_has_the_size_its_shape_gives(network: Any) -> None:
     model = tiny_model(network)
     server = TinyServer(model, NoDrafts(), max_sequences=3, max_model_len=50, max_draft_nodes=8)
-    assert server.engine.cache_size_bytes == 2 * 3 * (3 * 58) * 2 * 8 * 8
+    assert server.engine._runner.cache_size_bytes == 2 * 3 * (3 * 58) * 2 * 8 * 8
 
 
 def test_a_drafted_token_that_overflows_in_float16_changes_nothing_for_the_others() -> None:

@@ -139,11 +139,6 @@ class Engine:
         return bool(self._running or len(self._waiting))
 
     @property
-    def cache_size_bytes(self) -> int:
-        """Bytes of the KV cache."""
-        return self._runner.cache_size_bytes
-
-    @property
     def num_running(self) -> int:
         """Requests that hold a slot."""
         return len(self._running)

@@ -226,7 +226,7 @@ def _publish(partial: Path, output: Path, tasks: PromptFiles, config: JobConfig,
     # Where every prompt was given up Ray leaves nothing.
     partial.mkdir(exist_ok=True)
     done = _done(partial, tasks, config, model)
-    num_rows = sum(pyarrow.parquet.ParquetFile(path).metadata.num_rows for path in partial.glob("*.parquet"))
+    num_rows: int = sum(pyarrow.parquet.ParquetFile(path).metadata.num_rows for path in partial.glob("*.parquet"))
     if len(done) != num_rows:
         raise JobFailed(f"{partial} holds {num_rows - len(done)} texts twice")
     partial.rename(output)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from benchmarks._corpus import VOCAB_SIZE, FixedSources
+from benchmarks._corpus import VOCAB_SIZE
 from numpy.typing import NDArray
 
 from laser_protocol.tree import DraftTree
 from laser_retriever.drafter import Drafter
-from laser_retriever.index import Source, Sources, build_index, lay_out
+from laser_retriever.index import build_index, lay_out
+from laser_retriever.sources import FixedSources, Source, Sources
 from laser_retriever.suffix_array import build_suffix_array
 
 PEERS = Path(__file__).parents[1] / ".venv-peers-retriever"
