@@ -13,11 +13,11 @@ from pathlib import Path
 
 import grpc.aio
 import numpy as np
-from benchmarks._spliced import SEGMENT_SHARES, Recorded, share_out
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks._spliced import SEGMENT_SHARES, Recorded, share_out
 from laser_protocol.tree import DraftTree, tree_from_message
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.config import RetrieverConfig

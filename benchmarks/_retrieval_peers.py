@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from benchmarks._corpus import VOCAB_SIZE
 from numpy.typing import NDArray
 
+from benchmarks._corpus import VOCAB_SIZE
 from laser_protocol.tree import DraftTree
 from laser_retriever.drafter import Drafter
 from laser_retriever.index import build_index, lay_out

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks._corpus import NOTE, VOCAB_SIZE, Document, index_of, parse_ids, read_corpus
 from benchmarks.group_pools import groups
 from benchmarks.replay import Totals, replay_document
-from numpy.typing import NDArray
-
 from laser_retriever.drafter import Drafter
 from laser_retriever.sources import FixedSources, Source, Sources
 from laser_retriever.tree_drafter import DraftParams

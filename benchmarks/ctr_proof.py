@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+
 from benchmarks._servers import servers, verifier_options
 from benchmarks.text_quality import describe
-
 from laser_recsys.processes import command_path
 
 ROWS = {

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from benchmarks._corpus import NOTE, parse_ids, read_corpus
-from benchmarks.replay import accepted_path
 from benchmarks._retrieval_peers import Arctic, DraftRetriever, Proposer, Rest, laser_on
+from benchmarks.replay import accepted_path
 
 Row = dict[str, Any]
 ARCTIC = ("arctic_path", "arctic_tree")

@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks._peer_dtype import peer_dtype
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from benchmarks._peer_dtype import peer_dtype
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_verifier.batch import StepInput, pack

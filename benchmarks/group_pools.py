@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
 from benchmarks._corpus import NOTE, VOCAB_SIZE, Document, index_of, parse_ids, read_corpus
 from benchmarks.replay import Totals, replay_document
-
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.datasets.catalogue import read_dataset
 from laser_recsys.datasets.dataset import split

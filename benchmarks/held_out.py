@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks._corpus import parse_ids, read_corpus
-from benchmarks._servers import EACH_PREFILLS, fill_pool, servers, verifier_options
 from tqdm import tqdm
 
+from benchmarks._corpus import parse_ids, read_corpus
+from benchmarks._servers import EACH_PREFILLS, fill_pool, servers, verifier_options
 from laser_client import Generation, LaserClient, Relaxed, Strict
 from laser_protocol.acceptance import Acceptance
 from laser_recsys.cache import default_cache_dir

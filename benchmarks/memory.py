@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from benchmarks._corpus import read_corpus
-from benchmarks._servers import verifier_options
 from tqdm import tqdm
 from transformers import AutoConfig
 
+from benchmarks._corpus import read_corpus
+from benchmarks._servers import verifier_options
 from laser_client import LaserClient
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model

@@ -19,7 +19,6 @@ from typing import Any
 
 from benchmarks._corpus import parse_ids, read_corpus
 from benchmarks._servers import EACH_PREFILLS, fill_pool, servers, verifier_options
-
 from laser_client import Generation, LaserClient, Relaxed, Strict
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from benchmarks._servers import EACH_PREFILLS, servers, verifier_options
 from tqdm import tqdm
 
+from benchmarks._servers import EACH_PREFILLS, servers, verifier_options
 from laser_client import Generation, LaserClient
 from laser_client.pools import Document, PoolClient
 from laser_protocol.channel import Endpoint

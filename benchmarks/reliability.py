@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks._corpus import NOTE, VOCAB_SIZE, parse_ids, read_corpus
-from benchmarks.replay import accepted_path
-from benchmarks._retrieval_peers import Occurrences
 from numpy.typing import NDArray
 
+from benchmarks._corpus import NOTE, VOCAB_SIZE, parse_ids, read_corpus
+from benchmarks._retrieval_peers import Occurrences
+from benchmarks.replay import accepted_path
 from laser_protocol.acceptance import Strict
 from laser_protocol.tree import DraftTree
 from laser_retriever.calibration import Calibration, CalibrationParams, key_of

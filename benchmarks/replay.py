@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks._corpus import NOTE, VOCAB_SIZE, parse_ids, read_corpus
 
+from benchmarks._corpus import NOTE, VOCAB_SIZE, parse_ids, read_corpus
 from laser_protocol.tree import DraftTree
 from laser_retriever.drafter import Drafter
 from laser_retriever.fitting import Examples, fit

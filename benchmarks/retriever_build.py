@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks._spliced import make_sources, read_recorded, splice
 from tqdm import tqdm
 
+from benchmarks._spliced import make_sources, read_recorded, splice
 from laser_retriever.cli import SWITCH_INTERVAL_S
 from laser_retriever.index import TokenIndex, build_index
 from laser_retriever.tree_drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter

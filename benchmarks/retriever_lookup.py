@@ -33,10 +33,10 @@ from typing import Any
 
 import numpy as np
 import psutil
-from benchmarks._spliced import Recorded, make_sources, read_recorded, splice
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from benchmarks._spliced import Recorded, make_sources, read_recorded, splice
 from laser_retriever.tree_drafter import DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 
 VOCAB_SIZE = 2**31 - 1

@@ -24,9 +24,10 @@ import grpc.aio
 import numpy as np
 import psutil
 import uvloop
+from tqdm import tqdm
+
 from benchmarks._draft_stream import POOL, Verifier, fill, retriever, until_serving
 from benchmarks._spliced import Recorded, read_recorded, splice
-from tqdm import tqdm
 
 IMPORTS = "import gc; gc.disable(); import laser_retriever.cli"
 

@@ -26,9 +26,10 @@ import grpc.aio
 import numpy as np
 import psutil
 import uvloop
+from tqdm import tqdm
+
 from benchmarks._draft_stream import Verifier, fill, retriever, until_serving
 from benchmarks._spliced import ANCESTOR_SHARES, Recorded, read_recorded, splice
-from tqdm import tqdm
 
 SIBLINGS = ("bench/user/2", "bench/item/1")
 # A retriever serves before its ancestors' samples are built.

@@ -6,6 +6,9 @@ work    --pools pools over one directory, N retriever processes, one draft strea
         `laser_verifier.shards` chooses. Each stream replays 8 recorded outputs at once, a step every --period-ms, the
         same whatever the number of shards and less than one can bear; counted are trees that are not empty and the
         CPU seconds of the retriever processes. Constant drafts per CPU second: shards cost nothing but themselves.
+        Steps come in turn, evenly spaced, so that one shard works at a time: what a draft costs; and at random, when
+        shards that work at once share processors, caches and memory with each other and with the verifiers: what it
+        costs where processes are more than processors.
 spread  300 pools (names drawn from a seed) with the same number of sequences each, opened in turn; max/mean of the
         shards' open sequences, as the verifier chooses (rendezvous with bounded loads) and by rendezvous alone. No
         process.
@@ -34,10 +37,10 @@ import grpc.aio
 import numpy as np
 import psutil
 import uvloop
-from benchmarks._draft_stream import Verifier, fill, retriever, until_serving
-from benchmarks._spliced import Recorded, read_recorded, splice
 from tqdm import tqdm
 
+from benchmarks._draft_stream import Verifier, fill, retriever, until_serving
+from benchmarks._spliced import Recorded, read_recorded, splice
 from laser_verifier.shards import choose_shard, rendezvous_order
 
 # Shards that have just begun to serve still build their pools' ancestors.
@@ -52,7 +55,7 @@ async def measure_work(
     test: Sequence[Recorded],
     period_s: float,
     seconds: float,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Replays on all shards at once: a step of 8 sequences every period for each pool, whichever shard has it."""
     for address in addresses:
         await until_serving(address)
@@ -75,20 +78,29 @@ async def measure_work(
         await asyncio.sleep(SETTLE_S)
         await at_pace(verifiers, steps_per_s, 1.0)
         processes = [psutil.Process(pid) for pid in pids]
-        before_s = sum(sum(process.cpu_times()[:2]) for process in processes)
-        num_before = sum(verifier.num_trees - verifier.num_empty for verifier in verifiers)
-        await at_pace(verifiers, steps_per_s, seconds)
-        cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes) - before_s
-        num_trees = sum(verifier.num_trees - verifier.num_empty for verifier in verifiers) - num_before
+
+        def done() -> tuple[float, int]:
+            cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes)
+            return cpu_s, sum(verifier.num_trees - verifier.num_empty for verifier in verifiers)
+
+        results = []
+        for in_turn in (True, False):
+            before_s, num_before = done()
+            await at_pace(verifiers, steps_per_s, seconds, in_turn=in_turn)
+            cpu_s, num_trees = done()
+            results.append(
+                {
+                    "what": "work",
+                    "num_shards": len(addresses),
+                    "steps": "in turn" if in_turn else "at random",
+                    "drafts_per_cpu_s": round((num_trees - num_before) / (cpu_s - before_s)),
+                    "drafts": num_trees - num_before,
+                    "sequences_per_shard": list(loads.values()),
+                }
+            )
         for verifier in verifiers:
             verifier.close()
-    return {
-        "what": "work",
-        "num_shards": len(addresses),
-        "drafts_per_cpu_s": round(num_trees / cpu_s),
-        "drafts": num_trees,
-        "sequences_per_shard": list(loads.values()),
-    }
+    return results
 
 
 def measure_spread(num_shards: int, num_pools: int, num_sequences: int) -> dict[str, Any]:
@@ -128,10 +140,13 @@ async def capacity(verifiers: Sequence[Verifier], seconds: float) -> float:
     return num_steps / seconds
 
 
-async def at_pace(verifiers: Sequence[Verifier], steps_per_s: float, seconds: float) -> list[float]:
-    """Milliseconds from when each step was due to its trees."""
-    period_s = len(verifiers) / steps_per_s
-    phases = np.random.default_rng(0).random(len(verifiers)) * period_s
+async def at_pace(
+    verifiers: Sequence[Verifier], steps_per_s: float, seconds: float, *, in_turn: bool = False
+) -> list[float]:
+    """Milliseconds from when each step was due to its trees; the verifiers step evenly spaced, or at random."""
+    num = len(verifiers)
+    period_s = num / steps_per_s
+    phases = (np.arange(num) / num if in_turn else np.random.default_rng(0).random(num)) * period_s
     started = time.perf_counter()
     times_ms: list[float] = []
 
@@ -210,8 +225,8 @@ def main() -> None:
                 ]
                 addresses, processes = zip(*shards, strict=True)
                 pids = [process.pid for process in processes]
-                results.append(
-                    uvloop.run(measure_work(addresses, pids, pools, test, arguments.period_ms / 1e3, arguments.seconds))
+                results += uvloop.run(
+                    measure_work(addresses, pids, pools, test, arguments.period_ms / 1e3, arguments.seconds)
                 )
     with tempfile.TemporaryDirectory() as directory:
         fill(Path(directory), splice(outputs, 1_000_000))

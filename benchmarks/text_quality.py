@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks._corpus import parse_ids, read_corpus
-from benchmarks._servers import EACH_PREFILLS, fill_pool, servers, verifier_options
 from tqdm import tqdm
 
+from benchmarks._corpus import parse_ids, read_corpus
+from benchmarks._servers import EACH_PREFILLS, fill_pool, servers, verifier_options
 from laser_client import LaserClient, Relaxed, Strict
 from laser_protocol.acceptance import Acceptance
 from laser_recsys.cache import default_cache_dir

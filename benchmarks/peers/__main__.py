@@ -22,7 +22,6 @@ from benchmarks.peers.page import write_page
 from benchmarks.peers.roofline import roofline
 from benchmarks.peers.summary import summarise, text_table
 from benchmarks.peers.workload import Workload, read_workload
-
 from laser_recsys.cache import default_cache_dir
 from laser_recsys.example_model import EXAMPLE_MODEL_NAME, prepare_example_model
 

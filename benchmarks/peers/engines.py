@@ -14,14 +14,14 @@ import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from benchmarks._peer_dtype import peer_dtype
 from benchmarks._servers import fill_pool, servers
 from benchmarks.peers import vllm_child
 from benchmarks.peers.cell import Cell, Run
 from benchmarks.peers.environment import environment_variables
 from benchmarks.peers.workload import Workload
-from prometheus_client.parser import text_string_to_metric_families
-
 from laser_client import Generation, LaserClient, Relaxed, Strict
 from laser_protocol.acceptance import Acceptance
 from laser_recsys.processes import free_address

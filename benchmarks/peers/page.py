@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-from benchmarks.peers.summary import Ratio, Row
 
+from benchmarks.peers.summary import Ratio, Row
 from laser_recsys.charts import Bar, bar_chart
 from laser_recsys.files import building
 

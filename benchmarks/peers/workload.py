@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._corpus import read_corpus
-
 from laser_recsys.measurement import repetition_share
 
 

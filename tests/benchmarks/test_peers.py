@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
+
 from benchmarks.peers import vllm_child
 from benchmarks.peers.cell import Cell, Run, append_run, check_same_work, missing, read_runs
 from benchmarks.peers.environment import environment_variables
@@ -14,7 +16,6 @@ from benchmarks.peers.page import write_page
 from benchmarks.peers.roofline import roofline
 from benchmarks.peers.summary import summarise, text_table
 from benchmarks.peers.workload import read_workload
-from transformers import LlamaConfig
 
 
 def run(mode: str, seconds: float, run_idx: int = 0, output: tuple[int, ...] = (1, 2, 3, 4)) -> Run:

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 from scripted_servers import ServerThread
-from tests.certificates import Authority
 
 from laser_client import AsyncLaserClient, LaserClient, NotReady, Unauthenticated
 from laser_client.cli import main
+from tests.certificates import Authority
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from benchmarks.kills import Fleet, generate_command, read_texts, run_disturbed
 
+from benchmarks.kills import Fleet, generate_command, read_texts, run_disturbed
 from laser_recsys.frameworks.prompts import Prompt
 from laser_recsys.knowledge.job import JobConfig, JobFailed, served_model
 from laser_recsys.knowledge.prompt_files import write_prompts
