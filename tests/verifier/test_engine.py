@@ -20,13 +20,13 @@ from laser_protocol.errors import EngineDead, NotReady, Overloaded
 from laser_protocol.tree import DraftTree
 from laser_verifier import cli
 from laser_verifier.batch import StepInput
-from laser_verifier.cli import run_largest_step
 from laser_verifier.draft_policy import DraftPolicy
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.engine import run_engine
 from laser_verifier.model import wrap_model
 from laser_verifier.runner import ModelRunner
 from laser_verifier.sequence import DraftStatus, FinishReason
+from laser_verifier.startup import run_largest_step
 from laser_verifier.step_cost import StepCost
 from tests.oracles import plain_decoding
 from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_model, tiny_network

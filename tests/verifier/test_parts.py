@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ from transformers import PreTrainedTokenizerFast
 from laser_protocol.acceptance import Strict
 from laser_protocol.errors import InvalidRequest
 from laser_verifier.calibration import Calibration, isotonic
-from laser_verifier.cli import load_runner
+from laser_verifier.cli import main
 from laser_verifier.config import EngineConfig, ModelConfig, RetrieverConfig
+from laser_verifier.cpu.team import Team
 from laser_verifier.draft_budget import choose_nodes
-from laser_verifier.model import check_model_path, load_model, tokenizer_fingerprint, wrap_model
+from laser_verifier.model import check_model_path, load_model, load_tokenizer, tokenizer_fingerprint, wrap_model
 from laser_verifier.prompt import encode_text
 from laser_verifier.schedule import share_room
 from laser_verifier.sequence import Request
 from laser_verifier.sequence import Sequence as RunningSequence
 from laser_verifier.shards import choose_shard, rendezvous_order
+from laser_verifier.startup import load_runner
 from laser_verifier.step_cost import LearnedCost, StepCost
 from laser_verifier.text import TextStream
 from tests.verifier.tiny import VOCAB_SIZE, tiny_network, tiny_tokenizer
@@ -290,6 +293,8 @@ def test_streamed_text_is_the_text_cut_before_the_first_stop_string(text: str, s
         (lambda: ModelConfig(""), "model"),
         (lambda: ModelConfig("m", device="tpu"), "device"),
         (lambda: ModelConfig("m", dtype="int8"), "dtype"),
+        (lambda: ModelConfig("m", num_threads=0), "threads"),
+        (lambda: ModelConfig("m", served_name=""), "served_model_name"),
         (lambda: RetrieverConfig(("host",)), "retriever"),
         (lambda: RetrieverConfig(("host:0",)), "retriever"),
     ],
@@ -315,6 +320,59 @@ def test_the_vocabulary_has_only_tokens_that_have_an_embedding() -> None:
 def test_a_model_path_that_does_not_exist_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"model '/no/such/model': no such directory"):
         check_model_path(ModelConfig("/no/such/model"))
+
+
+def test_a_chat_template_of_ones_own_takes_the_place_of_the_models(tmp_path: Path) -> None:
+    tiny_network().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    template = tmp_path / "own.jinja"
+    template.write_text("w1 {% for turn in messages %}{{ turn.content }} {% endfor %}w2", encoding="utf8")
+    tokenizer = load_tokenizer(ModelConfig(str(tmp_path), chat_template=template))
+    assert encode_text(tokenizer, "w7", raw=False, system=None) == tokenizer.encode(
+        "w1 w7 w2", add_special_tokens=False
+    )
+    for content, wrong in (
+        ("{% for %}", r"own.jinja line 1: \w"),
+        (" \n", "own.jinja is empty"),
+        (b"\xff", "cannot be read"),
+    ):
+        template.write_bytes(content.encode() if isinstance(content, str) else content)
+        with pytest.raises(ValueError, match=f"chat_template .*{wrong}"):
+            check_model_path(ModelConfig(str(tmp_path), chat_template=template))
+    with pytest.raises(ValueError, match=r"chat_template .*cannot be read: .*No such file"):
+        check_model_path(ModelConfig(str(tmp_path), chat_template=tmp_path / "none"))
+
+
+def test_a_model_is_called_as_one_says(tmp_path: Path) -> None:
+    tiny_network().save_pretrained(tmp_path / "tiny-7b")
+    path = str(tmp_path / "tiny-7b")
+    assert load_model(ModelConfig(path, device="cpu", dtype="float32")).name == "tiny-7b"
+    assert load_model(ModelConfig(path, device="cpu", dtype="float32", served_name="shop")).name == "shop"
+
+
+def test_the_model_takes_as_many_threads_as_one_says(tmp_path: Path) -> None:
+    tiny_network().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    seen: list[int] = []
+
+    def load() -> None:
+        config = ModelConfig(str(tmp_path), device="cpu", dtype="float32", num_threads=1)
+        load_runner(config, EngineConfig(max_sequences=2, max_model_len=64))
+        seen.extend((torch.get_num_threads(), Team(torch.float32).num_threads))
+
+    with ThreadPoolExecutor(1) as device:  # as the server does it: the number is a thread's own
+        device.submit(load).result()
+    assert seen == [1, 1]
+
+
+def test_options_that_would_do_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--model", "/no/such/model", "--top-k", "3"]) == 2
+    assert "top_k is 3, must be left out without --acceptance relaxed" in capsys.readouterr().err
+    assert main(["serve", "--model", "/no/such/model", "--acceptance", "relaxed", "--top-k", "99"]) == 2
+    assert "top_k is 99" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert re.fullmatch(r"laser-verifier \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
 def test_damaged_weights_are_refused_with_the_models_name(tmp_path: Path) -> None:

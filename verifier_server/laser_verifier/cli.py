@@ -24,8 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from prometheus_client import start_http_server
 
 from laser_protocol.acceptance import Acceptance, Relaxed, Strict
@@ -40,20 +38,16 @@ from laser_protocol.commands import (
 )
 from laser_protocol.errors import InvalidRequest
 from laser_protocol.serving import LaserServer, ListenConfig, catch_signals, end_at_signals, serving_metrics
-from laser_protocol.tree import DraftTree
-from laser_verifier.batch import StepInput
 from laser_verifier.config import DEVICES, DRAFT_POLICIES, DTYPES, EngineConfig, ModelConfig, RetrieverConfig
 from laser_verifier.drafts import DraftSource, NoDrafts
 from laser_verifier.engine import Engine, run_engine
-from laser_verifier.kv_cache import is_out_of_memory
 from laser_verifier.learning import NoPools
 from laser_verifier.metrics import VerifierMetrics
-from laser_verifier.model import TargetModel, check_model_path, load_model, load_tokenizer, tokenizer_fingerprint
+from laser_verifier.model import TargetModel, check_model_path, tokenizer_fingerprint
 from laser_verifier.remote_drafts import Handshake, RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
-from laser_verifier.runner import ModelRunner
 from laser_verifier.service import SERVICE_NAME, ModelDescription, VerifierService, register
-from laser_verifier.step_cost import StepCost, measure_step_cost
+from laser_verifier.startup import load_runner
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +59,7 @@ _MAX_CONNECTION_AGE_S = 300.0
 _LONGEST_STEP_S = 600.0
 _WATCH_S = 1.0
 # What the step under way gets to end after the last call; then the process ends without it.
-_ENGINE_END_S = 60.0
+_ENGINE_END_S = 10.0
 _EPILOG = """example:
   laser-retriever serve --pools ./pools --listen 127.0.0.1:50051
   laser-verifier serve --model ./smollm2 --retriever 127.0.0.1:50051 --listen 127.0.0.1:50052
@@ -200,78 +194,6 @@ def _retriever_config(arguments: argparse.Namespace) -> RetrieverConfig:
     except InvalidRequest as error:
         raise ValueError(f"retriever: {error}") from error
     return dataclasses.replace(config, credentials=endpoint.credentials, metadata=endpoint.metadata)
-
-
-def _fit_to_model(config: EngineConfig, model: TargetModel) -> EngineConfig:
-    """The configuration with max_model_len within what the model was made for."""
-    if model.context_len is None or config.max_model_len <= model.context_len:
-        return config
-    if config.max_model_len != EngineConfig().max_model_len:
-        raise ValueError(f"max_model_len is {config.max_model_len}, the model takes at most {model.context_len}")
-    return dataclasses.replace(config, max_model_len=model.context_len)
-
-
-def measure_runner(runner: ModelRunner, max_tokens: int) -> StepCost:
-    """What a forward of this runner costs: one sequence, `M` tokens behind a context of a quarter of its slot.
-
-    All but the first are children of that one: rows that decode see a context and little else, not each other. A
-    prompt's rows see each other, and are priced by the same curve.
-    """
-    context = min(256, runner.slot_len // 4)
-    # Larger steps are prompts', which cost no more a token; as a tree they would ask for logits by the gigabyte.
-    sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if size <= min(max_tokens, runner.slot_len // 2)]
-
-    def run(num_tokens: int) -> None:
-        nodes = num_tokens - 1
-        tree = DraftTree(
-            context + 1,
-            np.zeros(nodes, np.int32),
-            np.full(nodes, -1, np.int32),
-            np.ones(nodes, np.float32),
-        )
-        runner.run([StepInput(0, context, np.zeros(1, np.int32), tree, Strict(), 0.0, 0, 0, num_tokens)])
-
-    return measure_step_cost(run, sizes if len(sizes) > 1 else [1, 2])
-
-
-def run_largest_step(runner: ModelRunner, max_draft_nodes: int) -> None:
-    """One step with as many logits as any may have: memory that they do not fit into is then missing at the start."""
-    tree = DraftTree(
-        1,
-        np.zeros(max_draft_nodes, np.int32),
-        np.full(max_draft_nodes, -1, np.int32),
-        np.ones(max_draft_nodes, np.float32),
-    )
-    last = np.zeros(1, np.int32)
-    runner.run([StepInput(slot, 0, last, tree, Relaxed(), 0.0, 0, 0, 1) for slot in range(runner.num_slots)])
-
-
-def load_runner(
-    model_config: ModelConfig, engine_config: EngineConfig
-) -> tuple[Any, EngineConfig, ModelRunner, StepCost]:
-    """Tokenizer, the configuration that fits the model, its runner and what a forward of it costs.
-
-    Raises:
-        ValueError: the model cannot be loaded or used, or the configuration is too large for it or for the memory.
-    """
-    if model_config.num_threads is not None:
-        torch.set_num_threads(model_config.num_threads)  # of this thread, which is to run the model
-    tokenizer, model = load_tokenizer(model_config), load_model(model_config)
-    config = _fit_to_model(engine_config, model)
-    try:
-        runner = ModelRunner(model, config.max_sequences, config.max_model_len, config.max_draft_nodes)
-        cost = measure_runner(runner, config.max_step_tokens)
-        if model.device.type != "cpu":  # whose memory ends without a word
-            run_largest_step(runner, config.max_draft_nodes)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"max_sequences is {config.max_sequences}, max_model_len {config.max_model_len} and max_draft_nodes "
-            f"{config.max_draft_nodes}, too much for this memory: {reason}"
-        ) from error
-    return tokenizer, config, runner, cost
 
 
 async def _serve(
