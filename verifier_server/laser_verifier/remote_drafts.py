@@ -27,6 +27,7 @@ from laser_verifier.observer import NoObserver, Observer
 from laser_verifier.outbox import Outbox, RemoteSequence
 from laser_verifier.resolution import Resolver
 from laser_verifier.sequence import DraftStatus
+from laser_verifier.shard_patience import ShardPatience
 from laser_verifier.shards import choose_shard
 from laser_verifier.throttle import Throttle
 
@@ -36,9 +37,6 @@ _RESOLVE_INTERVAL_S = 2.0
 _RECONNECT_S = (0.1, 2.0)
 # A message may be larger by one sequence's tokens, at most 4 MiB; a server refuses 16 MiB, and ends the stream.
 _MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-_MISSES_TO_STOP_WAITING = 3
-# Answers that came a little too late between two trials of a shard, at most.
-_MAX_TRIAL_GAP = 64
 _MAX_LOGGED_CHARS = 200
 
 _STATUS = {
@@ -77,9 +75,7 @@ class _Shard:
     # What it was lost for since it was connected last; told once, not at every try.
     lost_for: grpc.StatusCode | None = None
     num_open: int = 0
-    num_misses: int = 0
-    num_near_misses: int = 0
-    next_trial: int = 1
+    patience: ShardPatience = field(default_factory=ShardPatience)
     warnings: Throttle = field(default_factory=Throttle)
     outbox: Outbox = field(default_factory=Outbox)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -186,7 +182,7 @@ class RemoteDrafts:
                     break
             late = {self._shard_of[i] for i in missing if i in self._shard_of}
             for shard in late:
-                shard.num_misses += 1
+                shard.patience.missed()
             found = {i: self._trees.pop(i) for i, position in positions.items() if self._has(i, position)}
             self.counters.num_missing += sum(i in self._shard_of for i in positions if i not in found)
             for i, position in positions.items():
@@ -194,7 +190,7 @@ class RemoteDrafts:
             # A shard that answers some sequences and never others is late all the same.
             for shard in {self._shard_of[i] for i in found if i in self._shard_of} - late:
                 if all(i in found for i in positions if self._shard_of.get(i) is shard):
-                    shard.num_misses, shard.next_trial = 0, 1
+                    shard.patience.kept()
             return found
 
     def status(self, sequence_id: int) -> DraftStatus:
@@ -208,7 +204,7 @@ class RemoteDrafts:
         shard = self._shard_of.get(sequence_id)
         if shard is None:
             return sequence_id in self._unassigned
-        return shard.num_misses < _MISSES_TO_STOP_WAITING
+        return shard.patience.is_worth_waiting
 
     def _has(self, sequence_id: int, position: int) -> bool:
         tree = self._trees.get(sequence_id)
@@ -381,7 +377,7 @@ class RemoteDrafts:
             # Two retrievers of one host with the default name: each must get its share all the same.
             logger.warning("shard.name_taken address=%s name=%s; give each retriever a --name", shard.address, name)
             name = f"{name}@{shard.address}"
-        shard.name, shard.connected, shard.lost_for, shard.num_misses = name, True, None, 0
+        shard.name, shard.connected, shard.lost_for, shard.patience = name, True, None, ShardPatience()
         shard.outbox = Outbox()
         logger.info("shard.connected address=%s name=%s", shard.address, name)
         for remote in self._sequences.values():
@@ -429,25 +425,13 @@ class RemoteDrafts:
             self._on_fault(shard, fault)
 
     def _judge(self, shard: _Shard, trees: Mapping[int, DraftTree]) -> None:
-        """Waits for a shard again once it answers within the time the engine would have waited.
-
-        Without waiting no tree is there when it is collected, so that alone would never bring a shard back. A retriever
-        on the verifier's own processors is slower while nobody waits for it: one that answers within twice the time is
-        tried once more, after one such answer, then after two, four and so on.
-        """
+        """Has the shard's patience know how long this answer took, unless another one is overdue."""
         now_s = time.monotonic()
         asked = [self._asked_s.pop(i) for i in trees if i in self._asked_s and self._shard_of.get(i) is shard]
         waiting = [at for i, at in self._asked_s.items() if self._shard_of.get(i) is shard]
         if not asked or (waiting and now_s - min(waiting) > self._allowed_s):
             return
-        took_s = now_s - min(asked)
-        if took_s <= self._allowed_s:
-            shard.num_misses = 0
-        elif took_s <= 2 * self._allowed_s and shard.num_misses >= _MISSES_TO_STOP_WAITING:
-            shard.num_near_misses += 1
-            if shard.num_near_misses >= shard.next_trial:
-                shard.num_misses = _MISSES_TO_STOP_WAITING - 1
-                shard.num_near_misses, shard.next_trial = 0, min(2 * shard.next_trial, _MAX_TRIAL_GAP)
+        shard.patience.answered(now_s - min(asked), self._allowed_s)
 
     def _on_fault(self, shard: _Shard, fault: retriever_pb2.SequenceFault) -> None:
         """The shard gave a sequence up: it is decoded plainly from here on."""
