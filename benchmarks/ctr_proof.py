@@ -3,8 +3,8 @@
     python -m benchmarks.ctr_proof --output proof                        # relaxed texts, DIN over 5 seeds
     python -m benchmarks.ctr_proof --output proof --rows plain relaxed --decide relaxed   # beside plain texts
     python -m benchmarks.ctr_proof --output proof --rows relaxed --generations 3
-    python -m benchmarks.ctr_proof --output proof --rows plain plain-8 strict relaxed loose --networks din dcnv2 \
-        deepfm autoint
+    python -m benchmarks.ctr_proof --output proof --rows plain plain-8 strict relaxed loose --concurrency 32 \
+        --networks autoint din dcnv2 deepfm --decide relaxed --shuffled      # the full table
 
 Rows: plain, strict, relaxed (2, 0.1), loose (3, 0.05), and plain-8, plain texts of batches of 8 (the noise floor). Each
 row has a retriever with pools of its own, which its texts fill while they come (but for plain ones); a further
@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--networks", nargs="+", default=["din"], help="default: din")
     parser.add_argument("--seeds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--decide", metavar="ROW", help="see laser-recsys evaluate")
+    parser.add_argument("--decide", metavar="ROW", help="on the first network; see laser-recsys evaluate")
+    parser.add_argument("--shuffled", action="store_true", help="add the control of shuffled texts")
     arguments = parser.parse_args()
     started = time.perf_counter()
     output: Path = arguments.output
@@ -80,11 +81,11 @@ def main() -> None:
          *arguments.kinds, "--max-new-tokens", arguments.max_new_tokens, "--output", prompts)  # fmt: skip
     made: dict[str, Path] = {}
     reference: dict[Any, dict[str, Any]] = {}
-    options = (*verifier_options(arguments.concurrency), "--max-model-len", "1024")
+    of_verifier = (*verifier_options(arguments.concurrency), "--max-model-len", "1024")
     for row in arguments.rows:
         logs = output / "servers" / row
         logs.mkdir(parents=True, exist_ok=True)
-        with servers(model, logs / "pools", logs, *options) as (_, verifier):
+        with servers(model, logs / "pools", logs, *of_verifier) as (_, verifier):
             for generation in range(1 + (0 if row.startswith("plain") else arguments.generations)):
                 name = row if generation == 0 else f"{row}-{generation}"
                 made[name] = output / name / "knowledge.parquet"
@@ -94,9 +95,10 @@ def main() -> None:
                 texts = read_texts(made[name])
                 reference = reference or texts
                 print(json.dumps(describe(name, texts, reference)), flush=True)
-    decide = ["--decide", arguments.decide] if arguments.decide else []
+    options = ["--decide", arguments.decide] if arguments.decide else []
+    options += ["--shuffled"] if arguments.shuffled else []
     step("evaluate", "evaluate", "--data", data, "--networks", *arguments.networks, "--seeds", arguments.seeds,
-         "--output", output / "evaluation", *decide, "--knowledge",
+         "--output", output / "evaluation", *options, "--knowledge",
          *(f"{name}={path}" for name, path in made.items()))  # fmt: skip
     print(json.dumps({"step": "all", "seconds": round(time.perf_counter() - started, 1)}), flush=True)
 
