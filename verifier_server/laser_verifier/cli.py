@@ -18,7 +18,6 @@ import logging
 import socket
 import sys
 import threading
-import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -253,16 +252,15 @@ async def _serve(
 
 async def end_if_it_hangs(engine: Engine, died: asyncio.Event) -> None:
     """Sets `died` once a step has lasted longer than any may: nothing else would notice, callers that wait least."""
-    num_steps, since_s = -1, time.monotonic()
-    while True:
+    num_steps, watched_s = -1, 0.0  # looks are counted, not time: a process may be stopped, and go on later
+    while watched_s <= _LONGEST_STEP_S:
         await asyncio.sleep(_WATCH_S)
-        now_s = time.monotonic()
         if not engine.is_busy or engine.counters.num_steps != num_steps:
-            num_steps, since_s = engine.counters.num_steps, now_s
-        elif now_s - since_s > _LONGEST_STEP_S:
-            logger.critical("engine.hangs seconds=%.0f num_steps=%d the server stops", now_s - since_s, num_steps)
-            died.set()
-            return
+            num_steps, watched_s = engine.counters.num_steps, 0.0
+        else:
+            watched_s += _WATCH_S
+    logger.critical("engine.hangs seconds=%.0f num_steps=%d the server stops", watched_s, num_steps)
+    died.set()
 
 
 def _describe(model: TargetModel, config: EngineConfig, fingerprint: str) -> ModelDescription:

@@ -298,9 +298,12 @@ class RemoteDrafts:
                         writer = asyncio.create_task(self._write(shard, call))
                     self._on_response(shard, response)
             except asyncio.CancelledError:
-                if writer is not None and writer.done() and (failure := writer.exception()) is not None:
-                    raise failure from None
-                raise
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Not we were cancelled but the call: by the writer, or by gRPC at an unlucky moment.
+                failure = writer.exception() if writer is not None and writer.done() else None
+                raise failure or ConnectionError("the stream was cut off") from None
             finally:
                 call.cancel()
                 if writer is not None:
