@@ -25,10 +25,10 @@ MAY_IMPORT = {
     "laser_verifier": {"laser_protocol"},
     "laser_recsys": {"laser_protocol", "laser_client", "laser_retriever", "laser_verifier"},
 }
-# In the servers only these touch the generated stubs: the service, and the adapters to a remote service with what they
-# send.
+# In the servers only these touch the generated stubs: the service with its messages, and the adapters to a remote
+# service with what they send.
 STUB_FILES = {
-    "laser_retriever": {"service.py"},
+    "laser_retriever": {"service.py", "draft_messages.py"},
     "laser_verifier": {"service.py", "remote_drafts.py", "remote_pools.py", "outbox.py"},
 }
 

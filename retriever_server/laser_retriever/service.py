@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_protocol.acceptance import Strict, acceptance_from_message
 from laser_protocol.errors import InvalidRequest, NotReady
 from laser_protocol.fingerprint import check_fingerprint
 from laser_protocol.limits import MAX_DOCUMENT_TOKENS, MAX_ID_BYTES
@@ -24,14 +21,14 @@ from laser_protocol.serving import LaserServer
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.calibration import Calibration
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.draft_messages import answer, check_size, tokens_of
 from laser_retriever.draft_threads import draft_executor
 from laser_retriever.drafter import Drafter
 from laser_retriever.log import FRAME_MAGIC
 from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
 from laser_retriever.pools import Pools
 from laser_retriever.snapshot import PoolSnapshot
-from laser_retriever.sources import PoolStatus
-from laser_retriever.tree_drafter import Draft, DraftParams
+from laser_retriever.tree_drafter import DraftParams
 from laser_retriever.writer_lock import WriterLock
 
 logger = logging.getLogger(__name__)
@@ -48,15 +45,7 @@ FLUSH_TOKENS = 1_048_576
 EXPORT_BYTES = 4 * 1024 * 1024
 # Around each of them.
 FRAMING_BYTES = 6
-# What one message of a draft stream may say of sequences, as a multiple of those that may be open.
-MAX_CHANGES_PER_SEQUENCE = 4
 HEALTH_INTERVAL_S = 0.5
-
-_POOL_STATES = {
-    PoolStatus.OK: retriever_pb2.POOL_STATE_OK,
-    PoolStatus.NO_POOL: retriever_pb2.POOL_STATE_NO_POOL,
-    PoolStatus.TOKENIZER_MISMATCH: retriever_pb2.POOL_STATE_TOKENIZER_MISMATCH,
-}
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Documents: TypeAlias = Sequence[retriever_pb2.Document]
@@ -133,7 +122,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                     continue
                 if request.HasField("handshake"):
                     raise InvalidRequest("handshake is set, must be only in the first message", field="handshake")
-                _check_size(request, MAX_CHANGES_PER_SEQUENCE * self._config.max_sequences)
+                check_size(request, self._config.max_sequences)
                 arrived_s = time.perf_counter()
                 deadline_s = time.monotonic() + self._config.draft_deadline_s
                 if calibrated is not None:
@@ -300,104 +289,8 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         return await asyncio.get_running_loop().run_in_executor(self._rebuild_threads, function, *arguments)
 
 
-def _check_size(request: retriever_pb2.DraftRequest, most: int) -> None:
-    """What is wrong is answered for each sequence: without a limit a message of bytes would take minutes."""
-    num_changes = len(request.opens) + len(request.advances) + len(request.closes)
-    if num_changes > most:
-        raise InvalidRequest(
-            f"opens, advances and closes are {num_changes} together, must be at most {most} in one message",
-            field="opens",
-        )
-
-
 def _stopping() -> NotReady:
     return NotReady("this retriever is stopping; its sequences are for the other shards")
-
-
-def answer(
-    drafter: Drafter,
-    request: retriever_pb2.DraftRequest,
-    helpers: Executor | None = None,
-    deadline_s: float = math.inf,
-) -> retriever_pb2.DraftResponse:
-    """Applies a message to a stream's sequences and drafts what it asks for. Runs in a draft thread.
-
-    A fault of one sequence is answered for that one; the others go on. Trees not begun at the deadline come back empty.
-    """
-    response = retriever_pb2.DraftResponse()
-    for sequence_id in request.closes:
-        drafter.close(sequence_id)
-    wanted: dict[int, int] = {}
-    messages: list[retriever_pb2.OpenSequence | retriever_pb2.AdvanceSequence] = [*request.opens, *request.advances]
-    for message in messages:
-        wanted.pop(message.sequence_id, None)
-        try:
-            if isinstance(message, retriever_pb2.OpenSequence):
-                status = _open(drafter, message)
-                response.opened.add(sequence_id=message.sequence_id, pool_state=_POOL_STATES[status])
-            else:
-                _advance(drafter, message)
-            if message.node_budget:
-                drafter.check_budget(message.sequence_id, message.node_budget)
-                wanted[message.sequence_id] = message.node_budget
-        except InvalidRequest as error:
-            drafter.close(message.sequence_id)
-            response.faults.add(sequence_id=message.sequence_id, message=str(error))
-    drafts = drafter.draft_all(list(wanted.items()), helpers, deadline_s)
-    for _, together in itertools.groupby(zip(wanted, drafts, strict=True), lambda each: id(each[1].batch)):
-        _add_trees(response, list(together))
-    return response
-
-
-def _add_trees(response: retriever_pb2.DraftResponse, drafts: Sequence[tuple[int, Draft]]) -> None:
-    """Adds the trees of one batch, by sequence, to a message: as `tree_to_message`, but each array is copied once for
-    all."""
-    batch = drafts[0][1].batch
-    width = batch.token_ids.shape[1]
-    token_ids, parents, probs = (
-        np.ascontiguousarray(array, kind).tobytes()
-        for array, kind in ((batch.token_ids, "<i4"), (batch.parents, "<i4"), (batch.probs, "<f4"))
-    )
-    sources = batch.origins.tobytes()
-    for sequence_id, draft in drafts:
-        start, end = draft.row * width, draft.row * width + draft.num_nodes
-        response.trees.add(
-            sequence_id=sequence_id,
-            position=draft.position,
-            token_ids=token_ids[4 * start : 4 * end],
-            parents=parents[4 * start : 4 * end],
-            probs=probs[4 * start : 4 * end],
-            sources=sources[start:end],
-        )
-
-
-def _open(drafter: Drafter, message: retriever_pb2.OpenSequence) -> PoolStatus:
-    has_acceptance = message.HasField("acceptance")
-    return drafter.open(
-        message.sequence_id,
-        message.pool,
-        _tokens(message.token_ids),
-        message.num_prompt_tokens,
-        model=message.model,
-        acceptance=acceptance_from_message(message.acceptance) if has_acceptance else Strict(),
-        temperature=message.temperature,
-    )
-
-
-def _advance(drafter: Drafter, message: retriever_pb2.AdvanceSequence) -> None:
-    drafter.advance(
-        message.sequence_id,
-        message.position,
-        _tokens(message.token_ids),
-        message.num_verified_nodes,
-        message.accepted_node_idx,
-    )
-
-
-def _tokens(data: bytes) -> NDArray[np.int32]:
-    if len(data) % 4:
-        raise InvalidRequest(f"token_ids has {len(data)} bytes, must be a multiple of 4", field="token_ids")
-    return np.frombuffer(data, "<i4")
 
 
 def _same_target(pool: str, fingerprint: str, request: retriever_pb2.AddDocumentsRequest) -> tuple[str, str]:
@@ -424,7 +317,7 @@ def _check_id(document_id: str, field: str) -> str:
 
 def _document(message: retriever_pb2.Document) -> tuple[str, NDArray[np.int32]]:
     _check_id(message.id, "id")
-    tokens = _tokens(message.token_ids)
+    tokens = tokens_of(message.token_ids)
     if not 1 <= len(tokens) <= MAX_DOCUMENT_TOKENS:
         raise InvalidRequest(
             f"token_ids of document {message.id!r} has {len(tokens)} tokens, must have 1 to {MAX_DOCUMENT_TOKENS}",
