@@ -5,7 +5,8 @@
 
 A retriever and two verifiers, each with a thread of its own, and `laser-recsys generate` over them; the second verifier
 and the retriever are killed once texts have been written, the job once the other verifier has written some more, and
-all are started again. The undisturbed run is made by one verifier, strict, before. Prints a JSON line; ends with status
+all are started again. In the first round all servers are killed and come back while the job lives, before that. The
+undisturbed run is made by one verifier, plainly, before. Prints a JSON line; ends with status
 1 if an id is missing or stands twice, or, in float32, if a text differs.
 """
 

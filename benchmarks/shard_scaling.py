@@ -3,12 +3,12 @@
     python -m benchmarks.shard_scaling --corpus corpus_user.jsonl
 
 work    --pools pools over one directory, N retriever processes, one draft stream to each pool's shard, as
-        `laser_verifier.shards` chooses. Each stream replays 8 recorded outputs at once, a step every --period-ms, the
-        same whatever the number of shards and less than one can bear; counted are trees that are not empty and the
-        CPU seconds of the retriever processes. Constant drafts per CPU second: shards cost nothing but themselves.
-        Steps come in turn, evenly spaced, so that one shard works at a time: what a draft costs; and at random, when
-        shards that work at once share processors, caches and memory with each other and with the verifiers: what it
-        costs where processes are more than processors.
+        `laser_verifier.shards` chooses, replaying 8 recorded outputs at once; counted are trees that are not empty and
+        the CPU seconds of the retriever processes. 1, 2 and 4 shards stand beside each other and work one after the
+        other, in rounds, since a machine is quicker in one minute than in another. Under three loads: as many pools for
+        each shard, a step of each every --period-ms, as shards are added where load grows; all pools at that pace,
+        however many shards, so that each of many is idle for longer between its messages and its memory colder; and
+        flat out, all pools stepping without pause.
 spread  300 pools (names drawn from a seed) with the same number of sequences each, opened in turn; max/mean of the
         shards' open sequences, as the verifier chooses (rendezvous with bounded loads) and by rendezvous alone. No
         process.
@@ -45,62 +45,94 @@ from laser_verifier.shards import choose_shard, rendezvous_order
 
 # Shards that have just begun to serve still build their pools' ancestors.
 SETTLE_S = 3.0
+NUM_ROUNDS = 8
+PER_SHARD, IN_ALL, FLAT_OUT = "the same a shard", "the same in all", "flat out"
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
-async def measure_work(
-    addresses: Sequence[str],
-    pids: Sequence[int],
-    pools: Sequence[str],
-    test: Sequence[Recorded],
-    period_s: float,
-    seconds: float,
-) -> list[dict[str, Any]]:
-    """Replays on all shards at once: a step of 8 sequences every period for each pool, whichever shard has it."""
-    for address in addresses:
-        await until_serving(address)
-    names = [f"shard-{i}" for i in range(len(addresses))]
-    loads = dict.fromkeys(names, 0)
-    async with contextlib.AsyncExitStack() as stack:
-        channels = {
-            name: await stack.enter_async_context(grpc.aio.insecure_channel(address))
-            for name, address in zip(names, addresses, strict=True)
-        }
-        verifiers = []
-        for pool in pools:
-            name = choose_shard(pool, loads)
+class Shards:
+    """Retrievers of one number, and a draft stream to each pool's shard.
+
+    Args:
+        servers: address and process of each.
+        pools: that are replayed, each by a verifier of its own.
+        test: what is replayed.
+    """
+
+    def __init__(self, servers: Sequence[tuple[str, psutil.Process]], pools: Sequence[str], test: Sequence[Recorded]):
+        self._processes = [process for _, process in servers]
+        self._addresses = [address for address, _ in servers]
+        self.pools, self._test = pools, test
+        self._verifiers: list[Verifier] = []
+        self._done: dict[str, list[float]] = {}  # CPU seconds, drafts and seconds, by load
+        self.sequences: dict[str, int] = {}
+
+    async def connect(self, stack: contextlib.AsyncExitStack) -> None:
+        """Opens the streams, which the stack closes."""
+        self.sequences = {f"shard-{i}": 0 for i in range(len(self._addresses))}
+        channels = {}
+        for name, address in zip(self.sequences, self._addresses, strict=True):
+            await until_serving(address)
+            channels[name] = await stack.enter_async_context(grpc.aio.insecure_channel(address))
+        for pool in self.pools:
+            name = choose_shard(pool, self.sequences)
             assert name is not None
-            loads[name] += 8
-            verifiers.append(Verifier(channels[name], test, 8, 32, pool))
-            await verifiers[-1].shake_hands()
+            self.sequences[name] += 8
+            self._verifiers.append(Verifier(channels[name], self._test, 8, 32, pool))
+            await self._verifiers[-1].shake_hands()
+            stack.callback(self._verifiers[-1].close)
 
-        steps_per_s = len(verifiers) / period_s
+    async def work(self, load: str, num_pools: int, period_s: float, seconds: float) -> None:
+        """Steps of the first so many pools for so long; a period of 0 is without pause."""
+        before, verifiers = self._now(), self._verifiers[:num_pools]
+        if period_s:
+            await at_pace(verifiers, num_pools / period_s, seconds)
+        else:
+            await capacity(verifiers, seconds)
+        done = self._done.setdefault(load, [0.0, 0.0, 0.0])
+        for place, (then, now) in enumerate(zip(before, self._now(), strict=True)):
+            done[place] += now - then
+
+    def _now(self) -> tuple[float, int, float]:
+        cpu_s = sum(sum(process.cpu_times()[:2]) for process in self._processes)
+        num_drafts = sum(verifier.num_trees - verifier.num_empty for verifier in self._verifiers)
+        return cpu_s, num_drafts, time.perf_counter()
+
+    @property
+    def num_shards(self) -> int:
+        """How many there are."""
+        return len(self._addresses)
+
+    def result(self, load: str) -> dict[str, Any]:
+        """A row of the table."""
+        cpu_s, num_drafts, seconds = self._done[load]
+        return {
+            "what": "work",
+            "load": load,
+            "num_shards": self.num_shards,
+            "drafts_per_cpu_s": round(num_drafts / cpu_s),
+            "drafts_per_s": round(num_drafts / seconds),
+        }
+
+
+async def measure_work(all_shards: Sequence[Shards], period_s: float, seconds: float) -> list[dict[str, Any]]:
+    """Replays on one number of shards after the other, again and again, so that all see the same hours of a machine."""
+    async with contextlib.AsyncExitStack() as stack:
+        for shards in all_shards:
+            await shards.connect(stack)
         await asyncio.sleep(SETTLE_S)
-        await at_pace(verifiers, steps_per_s, 1.0)
-        processes = [psutil.Process(pid) for pid in pids]
-
-        def done() -> tuple[float, int]:
-            cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes)
-            return cpu_s, sum(verifier.num_trees - verifier.num_empty for verifier in verifiers)
-
-        results = []
-        for in_turn in (True, False):
-            before_s, num_before = done()
-            await at_pace(verifiers, steps_per_s, seconds, in_turn=in_turn)
-            cpu_s, num_trees = done()
-            results.append(
-                {
-                    "what": "work",
-                    "num_shards": len(addresses),
-                    "steps": "in turn" if in_turn else "at random",
-                    "drafts_per_cpu_s": round((num_trees - num_before) / (cpu_s - before_s)),
-                    "drafts": num_trees - num_before,
-                    "sequences_per_shard": list(loads.values()),
-                }
-            )
-        for verifier in verifiers:
-            verifier.close()
-    return results
+        num_pools = len(all_shards[0].pools)
+        most_shards = max(shards.num_shards for shards in all_shards)
+        for shards in all_shards:
+            await shards.work("warm up", num_pools, period_s, 1.0)
+        for _ in tqdm(range(NUM_ROUNDS), desc="work", leave=False):
+            for shards in all_shards:
+                await shards.work(PER_SHARD, num_pools * shards.num_shards // most_shards, period_s, seconds / 2)
+            for shards in all_shards:
+                await shards.work(IN_ALL, num_pools, period_s, seconds / 2)
+            for shards in all_shards:
+                await shards.work(FLAT_OUT, num_pools, 0.0, seconds / 4)
+        return [shards.result(load) for load in (PER_SHARD, IN_ALL, FLAT_OUT) for shards in all_shards]
 
 
 def measure_spread(num_shards: int, num_pools: int, num_sequences: int) -> dict[str, Any]:
@@ -140,13 +172,10 @@ async def capacity(verifiers: Sequence[Verifier], seconds: float) -> float:
     return num_steps / seconds
 
 
-async def at_pace(
-    verifiers: Sequence[Verifier], steps_per_s: float, seconds: float, *, in_turn: bool = False
-) -> list[float]:
-    """Milliseconds from when each step was due to its trees; the verifiers step evenly spaced, or at random."""
-    num = len(verifiers)
-    period_s = num / steps_per_s
-    phases = (np.arange(num) / num if in_turn else np.random.default_rng(0).random(num)) * period_s
+async def at_pace(verifiers: Sequence[Verifier], steps_per_s: float, seconds: float) -> list[float]:
+    """Milliseconds from when each step was due to its trees."""
+    period_s = len(verifiers) / steps_per_s
+    phases = np.random.default_rng(0).random(len(verifiers)) * period_s
     started = time.perf_counter()
     times_ms: list[float] = []
 
@@ -217,17 +246,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         for i, pool in enumerate(tqdm(pools, desc="pools", leave=False)):
             fill(Path(directory), splice(outputs, int(arguments.pool_tokens), seed=i), pool)
-        for num_shards in tqdm((1, 2, 4), desc="work", leave=False):
-            with contextlib.ExitStack() as stack:
-                shards = [
-                    stack.enter_context(retriever(Path(directory), "--name", f"shard-{i}", "--threads", "1"))
-                    for i in range(num_shards)
-                ]
-                addresses, processes = zip(*shards, strict=True)
-                pids = [process.pid for process in processes]
-                results += uvloop.run(
-                    measure_work(addresses, pids, pools, test, arguments.period_ms / 1e3, arguments.seconds)
-                )
+        with contextlib.ExitStack() as stack:
+            all_shards = []
+            for num_shards in (1, 2, 4):
+                servers = []
+                for i in range(num_shards):
+                    options = ("--name", f"{num_shards}-{i}", "--threads", "1")
+                    address, process = stack.enter_context(retriever(Path(directory), *options))
+                    servers.append((address, psutil.Process(process.pid)))
+                all_shards.append(Shards(servers, pools, test))
+            results += uvloop.run(measure_work(all_shards, arguments.period_ms / 1e3, arguments.seconds))
     with tempfile.TemporaryDirectory() as directory:
         fill(Path(directory), splice(outputs, 1_000_000))
         cores = sorted(os.sched_getaffinity(0))

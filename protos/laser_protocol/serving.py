@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import hmac
 import logging
+import math
 import os
 import re
 import signal
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 # A text of a few hundred tokens has its time to end.
 DEFAULT_GRACE_S = 30.0
+
+# Two signals within this time are one.
+_SAME_SIGNAL_S = 1.0
 
 # Health checks must work for an orchestrator that has no token.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/",)
@@ -343,16 +347,19 @@ def end_at_signals() -> None:
 
 
 def catch_signals() -> asyncio.Event:
-    """From now on SIGTERM and SIGINT set this event; a second one ends the process at once. To be called on the event
-    loop, in the main thread."""
+    """From now on SIGTERM and SIGINT set this event; one that comes later than a second after ends the process at once
+    (some send what is meant as one signal twice). To be called on the event loop, in the main thread."""
     signalled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    first_s = math.inf
 
     def on_signal(number: int) -> None:
-        if signalled.is_set():
+        nonlocal first_s
+        first_s = min(first_s, loop.time())
+        if loop.time() - first_s > _SAME_SIGNAL_S:
             os._exit(128 + number)
         signalled.set()
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     return signalled

@@ -56,8 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     parser, parsers = _parsers()
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    # SIGTERM as Ctrl-C: servers are ended, and what is finished is written, on the way out.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         _COMMANDS[arguments.command].run(arguments, _say)
     except KeyboardInterrupt:
@@ -78,6 +77,13 @@ def main(argv: list[str] | None = None) -> int:
             raise
         return _fail(str(error))
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """SIGTERM as Ctrl-C: servers are ended, and what is finished is written, on the way out."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells have it for what runs in the background
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

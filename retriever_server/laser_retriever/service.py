@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 import grpc.aio
@@ -104,7 +104,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         loop = asyncio.get_running_loop()
         drafter: Drafter | None = None
         verifier = ""
-        calibrated: asyncio.Future[None] | None = None
+        calibrated: Future[None] | None = None
         call = asyncio.current_task()
         assert call is not None, "gRPC runs every call in a task of its own"
         self._allow_cancelling(call)
@@ -126,7 +126,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                 arrived_s = time.perf_counter()
                 deadline_s = time.monotonic() + self._config.draft_deadline_s
                 if calibrated is not None:
-                    await calibrated
+                    await _ended(calibrated)
                 response = await loop.run_in_executor(
                     self._draft_threads, answer, drafter, request, self._draft_threads, deadline_s
                 )
@@ -136,9 +136,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                     yield response
                     self._allow_cancelling(call)
                 # The verifier has its trees; what they did not have to wait for is done while it uses them.
-                calibrated = loop.run_in_executor(self._draft_threads, drafter.calibrate)
+                calibrated = self._draft_threads.submit(drafter.calibrate)
             if calibrated is not None:
-                await calibrated
+                await _ended(calibrated)
         except asyncio.CancelledError:
             if self._is_stopping:
                 raise _stopping() from None
@@ -287,6 +287,13 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     async def _in_rebuild(self, function: Callable[[Unpack[Arguments]], T], *arguments: *Arguments) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._rebuild_threads, function, *arguments)
+
+
+async def _ended(future: Future[None]) -> None:
+    """Waits for a thread's work. One that has ended by then never woke the event loop, which the next message does."""
+    if not future.done():
+        await asyncio.wrap_future(future)
+    future.result()
 
 
 def _stopping() -> NotReady:

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -170,6 +171,9 @@ asyncio.run(serve())
         assert process.stdout is not None and process.stdout.readline() == "serving\n"
         process.send_signal(signal.SIGTERM)
         assert process.stdout.readline() == "stopping\n"
+        process.send_signal(signal.SIGTERM)  # as one that goes to a process and to its group
+        time.sleep(1.5)
+        assert process.poll() is None
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(WAIT_S) == 128 + signal.SIGINT

@@ -5,6 +5,7 @@ import contextlib
 import json
 import multiprocessing
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -252,26 +253,51 @@ def test_a_setting_that_refuses_every_prompt_ends_the_job_early(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(job, "_ALL_REFUSED", 6)
-    with (
-        serving(Verifier()) as address,
-        pytest.raises(JobFailed, match="the first 6 prompts were all refused; the last"),
-    ):
-        run(tmp_path, tasks(text="invalid {}"), address)
-    assert "refused" in capsys.readouterr().err.splitlines()[-1], "and the bar says what goes by"
+    monkeypatch.setattr(job, "_ALL_REFUSED_S", 0.0)
+    refused = tasks(text="invalid {}")
+    with serving(Verifier()) as address:
+        with pytest.raises(JobFailed, match=r"all of the first 6 prompts were refused; the last: .*9000 tokens"):
+            run(tmp_path / "new", refused, address)
+        assert "refused" in capsys.readouterr().err.splitlines()[-1], "and the bar says what goes by"
+        good = [Task(Prompt("good", "user", "kar", "about good"), "p")]
+        for _ in range(2):  # a job that has done something goes on
+            with pytest.raises(IncompleteJob, match="40 of 41 prompts were given up"):
+                run(tmp_path / "mixed", [*good, *refused], address, concurrency=1)
 
 
 def test_plain_decodings_rate_ends_with_its_last_text() -> None:
     class Silent(Verifier):
         def GetModel(self, request: Any, context: Any) -> verifier_pb2.GetModelResponse:  # noqa: N802
-            time.sleep(1.5)
+            time.sleep(6)
             return super().GetModel(request, context)
 
     with serving(Verifier()) as quick, serving(Silent()) as silent:
         config = JobConfig(verifiers=(quick, silent), mode=STRICT, max_new_tokens=9, concurrency=4)
         rate = asyncio.run(job.plain_rate(config, tasks()))
-        assert rate > 3 * NUM_TASKS / 1.4, "a verifier that says nothing decodes nothing meanwhile"
+        assert rate > 3 * NUM_TASKS / 5, "a verifier that says nothing decodes nothing meanwhile"
         config = JobConfig(verifiers=(quick,), mode=STRICT, max_new_tokens=9)
         assert asyncio.run(job.plain_rate(config, tasks(3, "invalid {}"))) == 0.0
+
+
+def test_sigterm_ends_a_job_that_a_shell_runs_in_the_background(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.parquet", tasks(3))
+    command = [
+        sys.executable, "-m", "laser_recsys.cli", "generate", "--prompts", str(tmp_path / "prompts.parquet"),
+        "--verifier", "localhost:1", "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+
+    def ignore_interrupts() -> None:  # as shells without job control do for `command &`
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=ignore_interrupts) as process:
+        assert process.stderr is not None
+        try:
+            while "knowledge.no_answer" not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
 
 
 def test_a_log_does_not_tell_every_retry(capsys: pytest.CaptureFixture[str]) -> None:

@@ -331,12 +331,14 @@ def test_a_chat_template_of_ones_own_takes_the_place_of_the_models(tmp_path: Pat
     assert encode_text(tokenizer, "w7", raw=False, system=None) == tokenizer.encode(
         "w1 w7 w2", add_special_tokens=False
     )
-    for content, wrong in (
-        ("{% for %}", r"own.jinja line 1: \w"),
-        (" \n", "own.jinja is empty"),
-        (b"\xff", "cannot be read"),
-    ):
-        template.write_bytes(content.encode() if isinstance(content, str) else content)
+    # transformers' own tag, and a refusal, which is a prompt's.
+    template.write_text("{% generation %}w1{% endgeneration %}{{ raise_exception('no') }}", encoding="utf8")
+    load_tokenizer(ModelConfig(str(tmp_path), chat_template=template))
+    template.write_text("{% for %}", encoding="utf8")
+    with pytest.raises(ValueError, match=r"chat_template .*own.jinja line 1: \w"):
+        load_tokenizer(ModelConfig(str(tmp_path), chat_template=template))
+    for content, wrong in ((b" \n", "own.jinja is empty"), (b"\xff", "cannot be read")):
+        template.write_bytes(content)
         with pytest.raises(ValueError, match=f"chat_template .*{wrong}"):
             check_model_path(ModelConfig(str(tmp_path), chat_template=template))
     with pytest.raises(ValueError, match=r"chat_template .*cannot be read: .*No such file"):

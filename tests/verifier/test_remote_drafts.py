@@ -39,6 +39,12 @@ POOL = "a/b"
 WAIT_S = 5.0
 
 
+def closed_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
 class ScriptedShard(retriever_pb2_grpc.RetrieverServicer):
     """A retriever that answers every open and advance with a chain of `next token` guesses, after `delay_s`."""
 
@@ -485,29 +491,27 @@ def test_the_writer_is_found_among_the_shards_where_the_name_it_gives_itself_lea
     endpoints = {name: Endpoint(f"127.0.0.1:{loop.serve(shard).port}") for name, shard in shards.items()}
     writer = rendezvous_order(POOL, shards)[-1]
     for name, shard in shards.items():
-        shard.writer_elsewhere = None if name == writer else "no-such-host.invalid:50051"
+        shard.writer_elsewhere = None if name == writer else f"127.0.0.1:{closed_port()}"
     pools = loop.pools(RetrieverConfig(), lambda: endpoints)
-    started_s = time.monotonic()
     for i in range(3):
         pools.learn(POOL, str(i), [4])
         until(lambda i=i: pools.counters.num_learned == i + 1)
     assert [document.id for document in shards[writer].documents] == ["0", "1", "2"]
-    assert pools.counters.num_dropped == 0 and time.monotonic() - started_s < 5
+    assert pools.counters.num_dropped == 0
     assert sum(shard.num_adds for shard in shards.values()) <= 5, "the writer of the first is asked first by the others"
 
 
 def test_documents_that_were_not_taken_in_time_are_sent_once_more_and_then_dropped(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("laser_verifier.remote_pools._ADD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("laser_verifier.remote_pools._ADD_TIMEOUT_S", 1.0)
     shard = ScriptedShard("s")
     endpoint = Endpoint(f"127.0.0.1:{loop.serve(shard).port}")
     pools = loop.pools(RetrieverConfig(), lambda: {"s": endpoint})
     shard.delay_s = 30.0
     pools.learn(POOL, "never", [7])
-    until(lambda: shard.num_adds == 1)
-    until(lambda: shard.num_adds == 2)
     until(lambda: pools.counters.num_dropped == 1)
+    assert shard.num_adds == 2
     pools.learn(POOL, "later", [7])
     until(lambda: shard.num_adds == 3)
     shard.delay_s = 0.0

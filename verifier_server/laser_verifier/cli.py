@@ -242,10 +242,11 @@ async def _serve(
             watching.cancel()
             stopping.set()
             await asyncio.wait((ended,), timeout=_ENGINE_END_S)
-            if not ended.done():  # its thread would keep the process from ever ending
-                logger.critical("engine.hangs seconds=%g the process ends", _ENGINE_END_S)
-                os._exit(1)
         await pools.drain(_DRAIN_S)
+        if not ended.done():  # its thread would keep the process from ever ending; all calls have ended
+            logger.warning("engine.step_under_way seconds=%g the process ends all the same", _ENGINE_END_S)
+            os._exit(1 if died.is_set() else 0)
+        ended.result()
         if died.is_set():
             raise OSError("the engine ended after a fault, or hangs: see the log")
 

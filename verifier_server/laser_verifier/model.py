@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,17 +120,21 @@ def load_tokenizer(config: ModelConfig) -> Any:
         raise ValueError(f"model {config.model!r} has no fast tokenizer (tokenizer.json)")
     if config.chat_template is not None:
         tokenizer.chat_template = _read_template(config.chat_template)
+        with contextlib.suppress(jinja2.TemplateError):  # a refusal of this text says nothing about the template
+            try:
+                tokenizer.apply_chat_template([{"role": "user", "content": "text"}], tokenize=False)
+            except jinja2.TemplateSyntaxError as error:
+                raise ValueError(
+                    f"chat_template {config.chat_template} line {error.lineno}: {error.message}"
+                ) from error
     return tokenizer
 
 
 def _read_template(path: Path) -> str:
     try:
         template = path.read_text(encoding="utf8")
-        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"chat_template {path} cannot be read: {error}") from error
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"chat_template {path} line {error.lineno}: {error.message}") from error
     if not template.strip():
         raise ValueError(f"chat_template {path} is empty")
     return template

@@ -72,6 +72,7 @@ class _Shard:
     endpoint: Endpoint
     name: str = ""
     connected: bool = False
+    connected_s: float = 0.0
     # What it was lost for since it was connected last; told once, not at every try.
     lost_for: grpc.StatusCode | None = None
     num_open: int = 0
@@ -270,9 +271,10 @@ class RemoteDrafts:
             except Exception:
                 # A fault of ours or of the shard's may cost drafts, never the engine its drafts for good.
                 logger.exception("shard.broken address=%s", shard.address)
-            was_connected = shard.connected
+            # One that is lost again and again as soon as it is there is asked ever more seldom too.
+            was_good = shard.connected and time.monotonic() - shard.connected_s > longest_s
             self._on_lost(shard)
-            pause_s = _RECONNECT_S[0] if was_connected else min(pause_s * 2, longest_s)
+            pause_s = _RECONNECT_S[0] if was_good else min(pause_s * 2, longest_s)
             await asyncio.sleep(pause_s)
 
     async def _run_stream(self, shard: _Shard) -> None:
@@ -302,7 +304,8 @@ class RemoteDrafts:
                 if task is None or task.cancelling():
                     raise
                 # Not we were cancelled but the call: by the writer, or by gRPC at an unlucky moment.
-                failure = writer.exception() if writer is not None and writer.done() else None
+                is_over = writer is not None and writer.done() and not writer.cancelled()
+                failure = writer.exception() if writer is not None and is_over else None
                 raise failure or ConnectionError("the stream was cut off") from None
             finally:
                 call.cancel()
@@ -381,7 +384,7 @@ class RemoteDrafts:
             logger.warning("shard.name_taken address=%s name=%s; give each retriever a --name", shard.address, name)
             name = f"{name}@{shard.address}"
         shard.name, shard.connected, shard.lost_for, shard.patience = name, True, None, ShardPatience()
-        shard.outbox = Outbox()
+        shard.outbox, shard.connected_s = Outbox(), time.monotonic()
         logger.info("shard.connected address=%s name=%s", shard.address, name)
         for remote in self._sequences.values():
             if remote.shard is None:
@@ -408,6 +411,8 @@ class RemoteDrafts:
             try:
                 trees[message.sequence_id] = tree_from_message(message)
             except MalformedTree as error:
+                # Counted as an empty one, for an answer it is: the engine need not wait for another.
+                trees[message.sequence_id] = DraftTree.empty(message.position)
                 self.counters.num_malformed += 1
                 self._warn(shard, "draft.malformed", str(error))
         statuses = {opened.sequence_id: _STATUS.get(opened.pool_state) for opened in response.opened}

@@ -88,7 +88,7 @@ def _run_one(client: LaserClient, arguments: argparse.Namespace) -> int:
         writer: RowWriter | None = None
         if arguments.output is not None:
             writer = stack.enter_context(finishing(open_writer(arguments.output, None)))
-        prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+        prompt = _read_prompt() if arguments.prompt == "-" else arguments.prompt
         document_id = arguments.document_id
         stream = client.stream(prompt, pool=arguments.pool, document_id=document_id, **_options(arguments))
         for chunk in stream:
@@ -111,6 +111,13 @@ def _run_one(client: LaserClient, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _read_prompt() -> str:
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n")  # which `echo` adds
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"prompt: standard input is no UTF-8: {error}", field="prompt") from None
+
+
 def _run_file(client: LaserClient, arguments: argparse.Namespace) -> int:
     if arguments.document_id is not None:
         raise InvalidRequest(
@@ -122,7 +129,7 @@ def _run_file(client: LaserClient, arguments: argparse.Namespace) -> int:
     lines = read_prompts(arguments.input, arguments.pool, settings)
     ids = [line.id for line in lines]
     # One of several servers may go and the others do what is left; of a single one the next prompts would fail alike.
-    max_fatal = arguments.max_in_flight if stands_for_many(arguments.verifier) else 1
+    max_fatal = min(arguments.max_in_flight, len(ids)) if stands_for_many(arguments.verifier) else 1
     with Job(ids, open_writer(arguments.output, sys.stdout), max_fatal) as job:
         client.generate(
             [line.prompt for line in lines],
@@ -142,13 +149,14 @@ class Job:
     Args:
         ids: one per prompt.
         writer: gets the rows; closed at the end, but aborted where an error or an interrupt came before any row.
-        max_fatal: after so many errors in a row that mean a lost or dead server the job ends.
+        max_fatal: after so many errors in a row that mean a lost or dead server the job ends. They are written once a
+            prompt succeeds: where none does, an earlier output stays.
     """
 
     def __init__(self, ids: list[str | int], writer: RowWriter, max_fatal: int = 1) -> None:
         self.num_failed = 0
         self._max_fatal = max_fatal
-        self._num_fatal = 0  # in a row
+        self._fatal: list[tuple[int, LaserError]] = []  # in a row
         self._ids = ids
         self._writer = writer
         self._early: dict[int, dict[str, Any]] = {}
@@ -166,9 +174,18 @@ class Job:
         Raises:
             LaserError: the outcome, if it means that the others would fail alike.
         """
-        self._num_fatal = self._num_fatal + 1 if isinstance(outcome, _FATAL) else 0
-        if isinstance(outcome, Unauthenticated) or (isinstance(outcome, _FATAL) and self._num_fatal >= self._max_fatal):
+        if isinstance(outcome, Unauthenticated):
             raise outcome
+        if isinstance(outcome, _FATAL):
+            self._fatal.append((index, outcome))
+            if len(self._fatal) >= self._max_fatal:
+                raise outcome
+            return
+        lost, self._fatal = self._fatal, []
+        for each in (*lost, (index, outcome)):
+            self._write(*each)
+
+    def _write(self, index: int, outcome: Generation | LaserError) -> None:
         self._count(outcome)
         self._early[index] = make_row(self._ids[index], outcome)
         while self._next_idx in self._early:
@@ -197,6 +214,8 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._bar.close()
+        for each in self._fatal if error is None else ():  # the last ones
+            self._write(*each)
         has_rows = self._next_idx > 0 or len(self._early) > 0
         end = self._writer.abort
         try:

@@ -83,5 +83,7 @@ def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> None:
         say(f"{kind}: {groups.num_groups} groups of {', '.join(map(str, groups.sizes()))}, by {groups.how}")
         for group in groups.empty():
             say(f"warning: group {group} of the {kind} is empty: its pool will stay empty; fewer groups would do")
-    write_groups(output, {"user": users, "item": items}, dataset, split_mark(arguments.data))
+    # Which split an earlier model was trained on is not known.
+    split = split_mark(arguments.data) if arguments.model is None else ""
+    write_groups(output, {"user": users, "item": items}, dataset, split)
     say(f"written: {output}")

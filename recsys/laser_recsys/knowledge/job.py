@@ -45,7 +45,9 @@ _START_S = 5.0
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 5.0
 _TOLD_EVERY_S = 10.0  # that a verifier does not answer
-_ALL_REFUSED = 256  # the first so many prompts: then a setting is wrong, not a prompt
+# Prompts that a new job has refused by then, without a single text finished: a setting is wrong, not a prompt.
+_ALL_REFUSED = 256
+_ALL_REFUSED_S = 120.0
 
 
 class JobFailed(RecsysError):
@@ -248,6 +250,7 @@ class _Job:
         self._seen: set[str] = set()  # did so once
         self._failing: dict[str, tuple[float, float]] = {}  # first and last failure since the last success, by address
         self._num_finished = 0
+        self._started_s = time.monotonic()
         self.refused: list[Refused] = []
 
     async def run(self) -> None:
@@ -331,8 +334,9 @@ class _Job:
         self.refused.append(Refused(task, str(error)))
         self._progress.refused()
         self._ended()
-        if self._num_finished == 0 and len(self.refused) >= _ALL_REFUSED:
-            raise JobFailed(f"the first {_ALL_REFUSED} prompts were all refused; the last: {error}") from error
+        is_new = self._num_finished == 0 and not self._ledger.done
+        if is_new and len(self.refused) >= _ALL_REFUSED and time.monotonic() - self._started_s > _ALL_REFUSED_S:
+            raise JobFailed(f"all of the first {len(self.refused)} prompts were refused; the last: {error}") from error
 
     def _retry(self, task: Task, address: str, error: LaserError) -> bool:
         """To be done next, unless this prompt alone is what fails, or no verifier answers any more. Whether it will be.

@@ -106,11 +106,16 @@ def open_ledger(folder: Path, settings: Mapping[str, object]) -> Iterator[Ledger
             for unfinished in folder.glob(pattern):
                 if unfinished.is_dir():  # not what a file system or a desktop left there
                     shutil.rmtree(unfinished)  # what a killed process was writing
-        _check_settings(folder / "job.json", json.loads(json.dumps(settings)))
+        keep_settings(folder / "job.json", folder, settings)
         yield Ledger(folder)
 
 
-def _check_settings(path: Path, settings: dict[str, object]) -> None:
+def keep_settings(path: Path, folder: Path, settings: Mapping[str, object]) -> None:
+    """Writes what makes the job in `folder` this one, or returns if that is there already.
+
+    Raises:
+        LedgerError: there is another one, or the file is damaged.
+    """
     if path.exists():
         try:
             stored = json.loads(path.read_text(encoding="utf8"))
@@ -121,13 +126,13 @@ def _check_settings(path: Path, settings: dict[str, object]) -> None:
         for name in sorted(stored.keys() | settings.keys()):
             if stored.get(name) != settings.get(name):
                 raise LedgerError(
-                    f"{path.parent} holds a job with {name} {stored.get(name)!r}, asked for is {settings.get(name)!r}: "
+                    f"{folder} holds a job with {name} {stored.get(name)!r}, asked for is {settings.get(name)!r}: "
                     "resume it as it was, or name another folder"
                 )
         return
     with building(path) as built:
         with built.open("w", encoding="utf8") as file:
-            json.dump(settings, file, indent=1)
+            json.dump(dict(settings), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         built.replace(path)

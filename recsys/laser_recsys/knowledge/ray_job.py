@@ -19,10 +19,11 @@ import pyarrow.parquet
 
 from laser_client import Generation, LaserError, Model
 from laser_recsys.knowledge.job import JobConfig, JobFailed, run_job, served_model
+from laser_recsys.knowledge.ledger import keep_settings
 from laser_recsys.knowledge.prompt_files import SCHEMA as PROMPT_SCHEMA
 from laser_recsys.knowledge.prompt_files import PromptFiles, task_of_row, write_prompts
 from laser_recsys.knowledge.rows import KEY_COLUMNS, SCHEMA, Knowledge, TaskKey, key_of_row
-from laser_recsys.knowledge.session import IncompleteJob
+from laser_recsys.knowledge.session import IncompleteJob, job_settings
 from laser_recsys.lock import alone_in
 from laser_recsys.parquet_files import marked, read_rows
 
@@ -112,7 +113,8 @@ def run_ray_job(
         How many rows `output` holds.
 
     Raises:
-        ValueError: num_workers is below 1 or above the concurrency, `output` is another's, or a prompt stands twice.
+        ValueError: num_workers is below 1 or above the concurrency, `output` is no Ray job's, or a prompt stands twice.
+        LedgerError: `output` is of a job with other settings, which it names.
         FolderLocked: another process of this host writes `output`.
         JobFailed: no verifier served, or the cluster failed.
         IncompleteJob: some prompts were given up; `output` holds the rest.
@@ -120,13 +122,16 @@ def run_ray_job(
     _check(config, num_workers)
     with alone_in(output, output.with_name(f".{output.name}.lock")):
         tasks = PromptFiles(prompts)  # each stands once
-        partial = output.with_name(f".{output.name}.partial")
+        partial, settings = (output.with_name(f".{output.name}.{name}") for name in ("partial", "json"))
+        if not (output.exists() or partial.exists()):
+            settings.unlink(missing_ok=True)  # of a job whose texts were removed
+        elif not settings.exists():
+            raise ValueError(f"output {output} is there already, of no Ray job: name another, or remove it")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        keep_settings(settings, output, job_settings(config, model, tasks))
         if output.exists():
-            if not _done(output, tasks, config, model):
-                raise ValueError(f"output {output} exists and holds no texts: name another, or remove it")
             output.rename(partial)  # of a run that gave some prompts up
-        _remove_unfinished(partial)
-        done = _done(partial, tasks, config, model)
+        done = _done(partial)
         todo = list(prompts)
         if done:
             todo = [output.with_name(f".{output.name}.todo.parquet")]
@@ -135,7 +140,7 @@ def run_ray_job(
             _generate(config, todo, tasks.split, partial, model, num_workers, address)
         if done:
             todo[0].unlink(missing_ok=True)
-        return _publish(partial, output, tasks, config, model)
+        return _publish(partial, output, tasks)
 
 
 def _check(config: JobConfig, num_workers: int) -> None:
@@ -145,37 +150,18 @@ def _check(config: JobConfig, num_workers: int) -> None:
         )
 
 
-def _done(folder: Path, tasks: PromptFiles, config: JobConfig, model: Model) -> set[TaskKey]:
-    """The keys of the texts in a folder.
-
-    Raises:
-        ValueError: it holds texts of other prompts, another model or another acceptance, or what is no text.
-    """
+def _done(folder: Path) -> set[TaskKey]:
+    """The keys of the texts in a folder. Removes files that a killed worker was writing, or wrote again."""
     done: set[TaskKey] = set()
     for path in sorted(folder.glob("*.parquet")):
-        rows = read_rows(path, SCHEMA, (*KEY_COLUMNS, "model", "acceptance"))
-        for row in rows:
-            if (row["model"], row["acceptance"]) != (model.name, config.mode.name):
-                raise ValueError(
-                    f"{folder} holds texts of {row['model']}, {row['acceptance']}; must be of {model.name}, "
-                    f"{config.mode.name}: name another output, or remove it"
-                )
-        done.update(map(key_of_row, rows))
-    if done and (others := done - {task.key for task in tasks}):
-        raise ValueError(
-            f"{folder} holds {len(others)} texts of other prompts, {' '.join(min(others))} among them: name another "
-            "output, or remove it"
-        )
-    return done
-
-
-def _remove_unfinished(folder: Path) -> None:
-    """Removes files that a killed worker was writing."""
-    for path in folder.glob("*.parquet"):
         try:
-            pyarrow.parquet.ParquetFile(path)
-        except (OSError, pyarrow.ArrowException):
+            keys = [key_of_row(row) for row in read_rows(path, SCHEMA, KEY_COLUMNS)]
+        except ValueError:
+            keys = []
+        if done.issuperset(keys):
             path.unlink()
+        done.update(keys)
+    return done
 
 
 def _generate(
@@ -216,7 +202,7 @@ def _generate(
         ray.shutdown()
 
 
-def _publish(partial: Path, output: Path, tasks: PromptFiles, config: JobConfig, model: Model) -> int:
+def _publish(partial: Path, output: Path, tasks: PromptFiles) -> int:
     """Gives the finished output its name. Returns how many rows it holds.
 
     Raises:
@@ -225,10 +211,10 @@ def _publish(partial: Path, output: Path, tasks: PromptFiles, config: JobConfig,
     """
     # Where every prompt was given up Ray leaves nothing.
     partial.mkdir(exist_ok=True)
-    done = _done(partial, tasks, config, model)
+    done = _done(partial)
     num_rows: int = sum(pyarrow.parquet.ParquetFile(path).metadata.num_rows for path in partial.glob("*.parquet"))
     if len(done) != num_rows:
-        raise JobFailed(f"{partial} holds {num_rows - len(done)} texts twice")
+        raise JobFailed(f"{partial} holds {num_rows - len(done)} texts twice: remove one of the files that do")
     partial.rename(output)
     missing = [task.key for task in tasks if task.key not in done]
     if missing:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet
 from tqdm import tqdm
 
-from laser_client import Generation, LaserError
+from laser_client import Generation, LaserError, Model
 from laser_recsys.errors import RecsysError
 from laser_recsys.files import building
 from laser_recsys.frameworks.answers import parse_answer
@@ -106,16 +106,7 @@ async def run_session(
     if not tasks:
         raise ValueError("no prompts: the files hold no rows")
     model = await served_model(config)
-    settings = {
-        "model": model.name,
-        "dtype": model.dtype,
-        "tokenizer_fingerprint": model.tokenizer_fingerprint,
-        "acceptance": config.mode.name,
-        "max_new_tokens": config.max_new_tokens,
-        "learn": config.learn,
-        "prompts_sha256": tasks.sha256(),
-    }
-    with open_ledger(folder, settings) as ledger:
+    with open_ledger(folder, job_settings(config, model, tasks)) as ledger:
         num_done = len(ledger.done)
         if num_done:
             say(f"{num_done} of {len(tasks)} texts are done already")
@@ -127,6 +118,19 @@ async def run_session(
         finally:
             bar.close()
         _conclude(ledger, tasks, refused, bar, say)
+
+
+def job_settings(config: JobConfig, model: Model, tasks: PromptFiles) -> dict[str, object]:
+    """What makes a job this one and not another, as JSON values."""
+    return {
+        "model": model.name,
+        "dtype": model.dtype,
+        "tokenizer_fingerprint": model.tokenizer_fingerprint,
+        "acceptance": config.mode.name,
+        "max_new_tokens": config.max_new_tokens,
+        "learn": config.learn,
+        "prompts_sha256": tasks.sha256(),
+    }
 
 
 def _conclude(
