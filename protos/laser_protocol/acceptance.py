@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 
 from laser_protocol.errors import InvalidRequest
@@ -61,8 +62,15 @@ def acceptance_from_message(message: acceptance_pb2.Acceptance) -> Acceptance:
     """
     kind = message.WhichOneof("kind")
     if kind == "relaxed":
-        # The wire holds a float32: 0.1 comes back as 0.10000000149; its seven digits are what the caller wrote.
-        return Relaxed(top_k=message.relaxed.top_k, min_prob=float(f"{message.relaxed.min_prob:.7g}"))
+        return Relaxed(top_k=message.relaxed.top_k, min_prob=_as_written(message.relaxed.min_prob))
     if kind == "strict":
         return Strict()
     raise InvalidRequest("acceptance has no kind, must be strict or relaxed", field="acceptance")
+
+
+def _as_written(value: float) -> float:
+    """What a caller wrote for a float32 of the wire: 0.1 comes back as 0.10000000149. The shortest number that gives it."""
+    if not 0.0 <= value <= 1.0:  # no probability, as `Relaxed` says
+        return value
+    numbers = (float(f"{value:.{num_digits}g}") for num_digits in range(1, 10))
+    return next((number for number in numbers if struct.unpack("<f", struct.pack("<f", number))[0] == value), value)
