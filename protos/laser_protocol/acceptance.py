@@ -69,7 +69,7 @@ def acceptance_from_message(message: acceptance_pb2.Acceptance) -> Acceptance:
 
 
 def _as_written(value: float) -> float:
-    """What a caller wrote for a float32 of the wire: 0.1 comes back as 0.10000000149. The shortest number that gives it."""
+    """What a caller wrote for a float32 of the wire, 0.1 for 0.10000000149: the shortest number that gives it."""
     if not 0.0 <= value <= 1.0:  # no probability, as `Relaxed` says
         return value
     numbers = (float(f"{value:.{num_digits}g}") for num_digits in range(1, 10))
