@@ -156,8 +156,8 @@ async def serve(config: RetrieverConfig, listen: ListenConfig) -> None:
         pools.refresh_soon()
         health = loop.create_task(service.report_health(server))
         logger.info(
-            "laser_retriever.listening version=%s port=%d pools=%s name=%s",
-            laser_version(), port, config.pools, config.name,
+            "laser_retriever.listening port=%d pools=%s name=%s version=%s",
+            port, config.pools, config.name, laser_version(),
         )  # fmt: skip
         await signalled.wait()
         logger.info("laser_retriever.stopping")

@@ -233,7 +233,7 @@ async def _serve(
         ended = loop.run_in_executor(device, run_engine, engine, stopping, lambda: loop.call_soon_threadsafe(died.set))
         await server.set_serving(True)
         watching = loop.create_task(end_if_it_hangs(engine, died))
-        logger.info("laser_verifier.listening version=%s address=%s port=%d", laser_version(), listen.listen, port)
+        logger.info("laser_verifier.listening address=%s port=%d version=%s", listen.listen, port, laser_version())
         try:
             await _first_of(signalled.wait(), died.wait())
             logger.info("laser_verifier.stopping")
