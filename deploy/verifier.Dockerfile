@@ -26,7 +26,7 @@ RUN --mount=type=bind,source=deploy/wheelhouse,target=/wheelhouse \
     /opt/laser/bin/pip install -c constraints.txt gguf accelerate
 # No more than the command needs: other changes of recsys do not convert again.
 COPY recsys/laser_recsys/__init__.py recsys/laser_recsys/cache.py recsys/laser_recsys/errors.py \
-    recsys/laser_recsys/example_model.py recsys/laser_recsys/
+    recsys/laser_recsys/example_model.py recsys/laser_recsys/files.py recsys/laser_recsys/
 RUN --mount=type=bind,source=deploy/wheelhouse,target=/wheelhouse \
     PYTHONPATH=recsys /opt/laser/bin/python -c "from pathlib import Path; from laser_recsys import example_model; \
     example_model.prepare_example_model(Path('/models/SmolLM2-135M-Instruct'), Path('/tmp/cache'))"

@@ -240,3 +240,17 @@ def requirements(*extras: str) -> set[str]:
 def unset_variables(values: list[str]) -> list[str]:
     """Compose's `${NAME:-default}` with NAME unset."""
     return [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value) for value in values]
+
+
+def test_the_image_of_the_example_model_gets_every_file_that_makes_it():
+    package, needed, wanted = ROOT / "recsys" / "laser_recsys", set(), ["example_model"]
+    while wanted:
+        name = wanted.pop()
+        if name not in needed:
+            needed.add(name)
+            text = (package / f"{name}.py").read_text(encoding="utf8")
+            wanted += re.findall(r"^from laser_recsys\.(\w+) import", text, re.MULTILINE)
+    copied = re.findall(
+        r"recsys/laser_recsys/(\w+)\.py", (ROOT / "deploy" / "verifier.Dockerfile").read_text(encoding="utf8")
+    )
+    assert set(copied) == {*needed, "__init__"}
