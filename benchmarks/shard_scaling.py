@@ -65,19 +65,19 @@ class Shards:
         self.pools, self._test = pools, test
         self._verifiers: list[Verifier] = []
         self._done: dict[str, list[float]] = {}  # CPU seconds, drafts and seconds, by load
-        self.sequences: dict[str, int] = {}
+        self._num_sequences: dict[str, int] = {}
 
     async def connect(self, stack: contextlib.AsyncExitStack) -> None:
         """Opens the streams, which the stack closes."""
-        self.sequences = {f"shard-{i}": 0 for i in range(len(self._addresses))}
+        self._num_sequences = {f"shard-{i}": 0 for i in range(len(self._addresses))}
         channels = {}
-        for name, address in zip(self.sequences, self._addresses, strict=True):
+        for name, address in zip(self._num_sequences, self._addresses, strict=True):
             await until_serving(address)
             channels[name] = await stack.enter_async_context(grpc.aio.insecure_channel(address))
         for pool in self.pools:
-            name = choose_shard(pool, self.sequences)
+            name = choose_shard(pool, self._num_sequences)
             assert name is not None
-            self.sequences[name] += 8
+            self._num_sequences[name] += 8
             self._verifiers.append(Verifier(channels[name], self._test, 8, 32, pool))
             await self._verifiers[-1].shake_hands()
             stack.callback(self._verifiers[-1].close)

@@ -46,7 +46,7 @@ class Row:
         network, knowledge: what was trained.
         runs: one per seed, in the order of seeds.
         auc, log_loss: against the reference of the same network; None for the reference itself.
-        is_decided: its comparison was named beforehand, and ran the seeds that its pilot asked for.
+        is_decided: its comparison was named beforehand, and ran the seeds that its pilot asked for, up to a limit.
     """
 
     network: str
