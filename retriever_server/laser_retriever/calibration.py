@@ -15,7 +15,6 @@ keys only the latest used are kept. Knows nothing of streams or pools.
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -25,7 +24,9 @@ from numpy.typing import NDArray
 
 from laser_protocol.acceptance import Acceptance
 from laser_retriever.estimation import log_odds, scale_probability
+from laser_retriever.growth import Trees
 from laser_retriever.kernel import allocating_kernel, kernel
+from laser_retriever.outcomes import ACCEPTED_NODE, NUM_EMITTED, NUM_VERIFIED, ROW
 
 # Rows of a table: the sequence itself, the pool, its parent, all further ancestors.
 NUM_SCALING_ROWS = 4
@@ -67,21 +68,6 @@ class CalibrationParams:
             raise ValueError(f"max_slope is {self.max_slope}, must be at least 1")
         if self.max_keys < 1:
             raise ValueError(f"max_keys is {self.max_keys}, must be at least 1")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
-    """What a tree's probabilities were made of, kept until its outcome comes back.
-
-    Attributes:
-        origins: uint8[N], what speaks for each node, see `estimation.Children`.
-        levels: uint8[N], level of the longest match there.
-        conditionals: float32[N], probability given the parent, before calibration.
-    """
-
-    origins: NDArray[np.uint8]
-    levels: NDArray[np.uint8]
-    conditionals: NDArray[np.float32]
 
 
 # What has scalings of its own: the model, the acceptance, the temperature, the root of the pool.
@@ -126,7 +112,7 @@ def key_of(model: str, acceptance: Acceptance, pool: str, temperature: float = 0
 
 
 class Calibration:
-    """The scalings of all keys of a process. Thread-safe.
+    """The scalings of all keys of a process. Not thread-safe; scalings that were given out never change.
 
     Args:
         num_levels: L, levels of match length.
@@ -137,7 +123,6 @@ class Calibration:
         self._params = params or CalibrationParams()
         self._none = no_scalings(num_levels)
         self._tables: OrderedDict[Key, _Table] = OrderedDict()
-        self._lock = threading.Lock()
 
     @property
     def num_keys(self) -> int:
@@ -149,37 +134,22 @@ class Calibration:
         table = self._tables.get(key)
         return self._none if table is None else table.scalings
 
-    def observe(
-        self,
-        key: Key,
-        parents: NDArray[np.int32],
-        evidence: Evidence,
-        num_verified_nodes: int,
-        accepted_node_idx: int,
-        num_emitted: int,
-    ) -> None:
-        """Takes in what became of a tree.
+    def observe(self, key: Key, trees: Trees, outcomes: NDArray[np.int64]) -> None:
+        """Takes in what became of trees, one after the other.
 
         Args:
-            key: of its sequence.
-            parents: int32[N], the tree's.
-            evidence: what it was made of.
-            num_verified_nodes: 0 to N, how many of its nodes were verified.
-            accepted_node_idx: -1 to num_verified_nodes - 1, the deepest accepted of them.
-            num_emitted: tokens emitted by the step.
+            key: of their sequences.
+            trees: as they were drafted.
+            outcomes: int64[K, NUM_COLUMNS], see `outcomes`; what they say must have been checked.
         """
         params = self._params
-        with self._lock:
-            table = self._table(key)
-            # Drafting threads may be reading the old scalings: a new array takes their place.
-            scalings = table.scalings.values.copy()
-            learn_scalings(
-                parents, evidence.origins, evidence.levels, evidence.conditionals,
-                num_verified_nodes, accepted_node_idx, num_emitted,
-                params.slope_prior, params.prior, params.memory, params.max_slope, params.max_shift,
-                scalings, table.curvatures,
-            )  # fmt: skip
-            table.scalings = Scalings.of(scalings)
+        table = self._table(key)
+        scalings = table.scalings.values.copy()
+        learn_scalings(
+            trees, outcomes, params.slope_prior, params.prior, params.memory, params.max_slope, params.max_shift,
+            scalings, table.curvatures,
+        )  # fmt: skip
+        table.scalings = Scalings.of(scalings)
 
     def _table(self, key: Key) -> _Table:
         table = self._tables.get(key)
@@ -193,13 +163,8 @@ class Calibration:
 
 @allocating_kernel
 def learn_scalings(
-    parents: NDArray[np.int32],
-    origins: NDArray[np.uint8],
-    levels: NDArray[np.uint8],
-    conditionals: NDArray[np.float32],
-    num_verified: int,
-    accepted_node: int,
-    num_emitted: int,
+    trees: Trees,
+    outcomes: NDArray[np.int64],
     slope_prior: float,
     shift_prior: float,
     memory: float,
@@ -208,52 +173,61 @@ def learn_scalings(
     scalings: NDArray[np.float64],
     curvatures: NDArray[np.float64],
 ) -> None:
-    """Moves `scalings` [C, L, 2] and `curvatures` [C, L, 3], in place, by what became of a tree's verified nodes.
+    """Moves `scalings` [C, L, 2] and `curvatures` [C, L, 3], in place, by what became of trees' verified nodes.
 
     A node has an outcome if its parent lies on the emitted path: it lies there too, or it does not.
     """
-    emitted = _emitted_nodes(parents, num_verified, accepted_node)
+    is_emitted = np.empty(trees.parents.shape[1], np.bool_)
+    gradients = np.empty_like(scalings)
+    counts = np.empty(scalings.shape[:2])
+    for k in range(len(outcomes)):
+        tree = outcomes[k, ROW]
+        num_verified = outcomes[k, NUM_VERIFIED]
+        accepted_node = outcomes[k, ACCEPTED_NODE]
+        depth = _mark_path(trees.parents[tree], num_verified, accepted_node, is_emitted)
+        gradients[:] = 0.0
+        counts[:] = 0.0
+        for node in range(num_verified):
+            parent = trees.parents[tree, node]
+            if parent >= 0 and not is_emitted[parent]:
+                continue
+            if parent == accepted_node and outcomes[k, NUM_EMITTED] <= depth:
+                continue  # the text ended there: nobody knows what would have followed
+            row = min(int(trees.origins[tree, node]), len(scalings) - 1)
+            level = int(trees.levels[tree, node])
+            prob = float(trees.conditionals[tree, node])
+            odds = log_odds(prob)
+            prob = scale_probability(prob, scalings[row, level, SLOPE], scalings[row, level, SHIFT])
+            missed = (1.0 if is_emitted[node] else 0.0) - prob
+            weight = prob * (1.0 - prob)
+            gradients[row, level, SLOPE] += missed * odds
+            gradients[row, level, SHIFT] += missed
+            curvatures[row, level, SLOPE_SLOPE] += weight * odds * odds
+            curvatures[row, level, SLOPE_SHIFT] += weight * odds
+            curvatures[row, level, SHIFT_SHIFT] += weight
+            counts[row, level] += 1.0
+        for row in range(scalings.shape[0]):
+            for level in range(scalings.shape[1]):
+                if counts[row, level] > 0.0:
+                    kept = math.exp(-counts[row, level] / memory)
+                    _step(
+                        scalings[row, level], curvatures[row, level], gradients[row, level], kept,
+                        slope_prior, shift_prior, max_slope, max_shift,
+                    )  # fmt: skip
+
+
+@kernel
+def _mark_path(
+    parents: NDArray[np.int32], num_verified: int, accepted_node: int, is_emitted: NDArray[np.bool_]
+) -> int:
+    """Marks which of the verified nodes were emitted. Returns how many."""
+    is_emitted[:num_verified] = False
     depth = 0
-    for node in range(num_verified):
-        depth += emitted[node]
-    gradients = np.zeros_like(scalings)
-    counts = np.zeros(scalings.shape[:2])
-    for node in range(num_verified):
-        parent = parents[node]
-        if parent >= 0 and not emitted[parent]:
-            continue
-        if parent == accepted_node and num_emitted <= depth:
-            continue  # the text ended there: nobody knows what would have followed
-        row = min(int(origins[node]), len(scalings) - 1)
-        level = int(levels[node])
-        prob = float(conditionals[node])
-        odds = log_odds(prob)
-        prob = scale_probability(prob, scalings[row, level, SLOPE], scalings[row, level, SHIFT])
-        missed = (1.0 if emitted[node] else 0.0) - prob
-        weight = prob * (1.0 - prob)
-        gradients[row, level, SLOPE] += missed * odds
-        gradients[row, level, SHIFT] += missed
-        curvatures[row, level, SLOPE_SLOPE] += weight * odds * odds
-        curvatures[row, level, SLOPE_SHIFT] += weight * odds
-        curvatures[row, level, SHIFT_SHIFT] += weight
-        counts[row, level] += 1.0
-    for row in range(scalings.shape[0]):
-        for level in range(scalings.shape[1]):
-            if counts[row, level] > 0.0:
-                kept = math.exp(-counts[row, level] / memory)
-                _step(
-                    scalings[row, level], curvatures[row, level], gradients[row, level], kept,
-                    slope_prior, shift_prior, max_slope, max_shift,
-                )  # fmt: skip
-
-
-@allocating_kernel
-def _emitted_nodes(parents: NDArray[np.int32], num_verified: int, accepted_node: int) -> NDArray[np.bool_]:
-    emitted = np.zeros(num_verified, np.bool_)
     while accepted_node >= 0:
-        emitted[accepted_node] = True
+        is_emitted[accepted_node] = True
+        depth += 1
         accepted_node = parents[accepted_node]
-    return emitted
+    return depth
 
 
 @kernel

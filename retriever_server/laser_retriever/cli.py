@@ -18,8 +18,7 @@ from prometheus_client import start_http_server
 from laser_protocol.commands import add_log_level, add_version, laser_version, start_logging
 from laser_protocol.errors import LaserError
 from laser_protocol.serving import LaserServer, ListenConfig, catch_signals, end_at_signals, serving_metrics
-from laser_retriever.config import DRAFT_DEADLINE_S, RetrieverConfig
-from laser_retriever.draft_threads import usable_processors
+from laser_retriever.config import DRAFT_DEADLINE_S, RetrieverConfig, usable_processors
 from laser_retriever.limits import NO_LIMITS, PoolLimits
 from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
@@ -89,9 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     serve_parser.add_argument(
         "--threads",
         type=int,
-        default=len(usable_processors()),
+        default=usable_processors(),
         metavar="N",
-        help="drafting threads (default: one for each processor, here %(default)s, each kept to its own)",
+        help="threads that draft a message of many trees (default: one for each processor, here %(default)s)",
     )
     serve_parser.add_argument(
         "--draft-deadline-ms",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from laser_retriever.draft_threads import usable_processors
 from laser_retriever.limits import NO_LIMITS, PoolLimits
 
 # Some of a verifier's wait for trees, which ends after 5 ms, goes to the messages.
 DRAFT_DEADLINE_S = 0.004
+
+
+def usable_processors() -> int:
+    """How many processors this process may run on; where the system cannot tell, all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class RetrieverConfig:
         sample_documents: most documents in an ancestor's derived sample.
         sample_interval_s: least seconds between two builds of an ancestor's sample.
         max_sequences: most open sequences of one stream.
-        num_threads: threads that draft.
+        num_threads: threads that draft: the event loop's, and others beside it where a message asks for many trees.
         draft_deadline_s: seconds after a message's arrival from which on no further tree is begun for it.
     """
 
@@ -47,7 +52,7 @@ class RetrieverConfig:
     sample_documents: int = 8192
     sample_interval_s: float = 2.0
     max_sequences: int = 4096
-    num_threads: int = len(usable_processors())
+    num_threads: int = usable_processors()
     draft_deadline_s: float = DRAFT_DEADLINE_S
 
     def __post_init__(self) -> None:

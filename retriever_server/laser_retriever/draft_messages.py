@@ -49,7 +49,7 @@ def answer(
     helpers: Executor | None = None,
     deadline_s: float = math.inf,
 ) -> retriever_pb2.DraftResponse:
-    """Applies a message to a stream's sequences and drafts what it asks for. Runs in a draft thread.
+    """Applies a message to a stream's sequences and drafts what it asks for.
 
     A fault of one sequence is answered for that one; the others go on. Trees not begun at the deadline come back empty.
     """

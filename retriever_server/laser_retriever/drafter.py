@@ -21,6 +21,7 @@ from laser_protocol.pool_id import check_pool_id
 from laser_protocol.tree import MAX_NODES, MAX_VOCAB_SIZE, DraftTree
 from laser_retriever.calibration import Calibration, Key, key_of, no_scalings
 from laser_retriever.feedback import Feedback, begins_with_path, first_outside
+from laser_retriever.outcomes import Outcomes
 from laser_retriever.sources import PoolStatus, SourceProvider
 from laser_retriever.tree_drafter import Draft, DraftBatch, DraftParams, DraftRequest, TokenBuffer, TreeDrafter
 
@@ -38,18 +39,6 @@ class _Sequence:
     pool: str
     calibration_key: Key
     last_draft: Draft | None = None
-
-
-# Not frozen, as values elsewhere are: there is one for every tree, and that would make them three times as dear.
-@dataclass(slots=True, eq=False)
-class _Outcome:
-    """What a verifier found of a tree; see `Drafter.advance`."""
-
-    sequence: _Sequence
-    draft: Draft
-    num_verified_nodes: int
-    accepted_node_idx: int
-    num_emitted: int
 
 
 class Drafter:
@@ -96,7 +85,8 @@ class Drafter:
         self._calibration = Calibration(len(params.level_lengths)) if calibration is None else calibration
         self._max_sequences = max_sequences
         self._sequences: dict[int, _Sequence] = {}
-        self._outcomes: list[_Outcome] = []
+        # Of trees that were grown together, by their identity, and are calibrated alike.
+        self._outcomes: dict[tuple[int, Key], Outcomes] = {}
         self.feedback = Feedback()
         self.num_late = 0
 
@@ -254,13 +244,10 @@ class Drafter:
 
     def calibrate(self) -> None:
         """Takes in what became of trees since the last time. Apart from `advance`, so that no tree waits for it."""
-        for outcome in self._outcomes:
-            tree = outcome.draft.tree
-            self.feedback.observe(tree, outcome.num_verified_nodes, outcome.accepted_node_idx)
-            self._calibration.observe(
-                outcome.sequence.calibration_key, tree.parents, outcome.draft.evidence,
-                outcome.num_verified_nodes, outcome.accepted_node_idx, outcome.num_emitted,
-            )  # fmt: skip
+        for (_, key), outcomes in self._outcomes.items():
+            table = outcomes.table()
+            self.feedback.observe(outcomes.trees, table)
+            self._calibration.observe(key, outcomes.trees, table)
         self._outcomes.clear()
 
     def _request(self, sequence: _Sequence, node_budget: int) -> DraftRequest:
@@ -316,7 +303,11 @@ class Drafter:
                 f"accepted_node_idx is {accepted_node_idx}, but the emitted token_ids do not begin with its path",
                 field="accepted_node_idx",
             )
-        self._outcomes.append(_Outcome(sequence, draft, num_verified_nodes, accepted_node_idx, len(tokens)))
+        alike = (id(trees), sequence.calibration_key)
+        outcomes = self._outcomes.get(alike)
+        if outcomes is None:
+            outcomes = self._outcomes[alike] = Outcomes(trees)
+        outcomes.rows.append((draft.row, num_verified_nodes, accepted_node_idx, len(tokens)))
 
 
 def _grow(tree_drafter: TreeDrafter, batches: Sequence[DraftBatch], deadline_s: float) -> None:

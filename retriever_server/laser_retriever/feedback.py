@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from laser_protocol.tree import DraftTree
+from laser_retriever.growth import Trees
 from laser_retriever.kernel import kernel, short_kernel
+from laser_retriever.outcomes import ACCEPTED_NODE, NUM_VERIFIED, ROW
 
 NUM_DECILES = 10
 
@@ -35,30 +36,28 @@ class Feedback:
         self.num_trees += num_trees
         self.num_nodes += num_nodes
 
-    def observe(self, tree: DraftTree, num_verified_nodes: int, accepted_node_idx: int) -> None:
-        """Counts what a verifier found: the first `num_verified_nodes` nodes were looked at, and of them the path to
-        `accepted_node_idx` (-1: none) was accepted."""
-        self.num_verified += num_verified_nodes
-        self.num_accepted += _count(
-            tree.parents, tree.probs, num_verified_nodes, accepted_node_idx, self.verified_per_decile
-        )
+    def observe(self, trees: Trees, outcomes: NDArray[np.int64]) -> None:
+        """Counts what a verifier found of trees; `outcomes` is int64[K, 4], see `outcomes`."""
+        self.num_verified += int(outcomes[:, NUM_VERIFIED].sum())
+        self.num_accepted += _count(trees, outcomes, self.verified_per_decile)
 
 
 @kernel
-def _count(
-    parents: NDArray[np.int32], probs: NDArray[np.float32], num_verified: int, accepted: int, table: NDArray[np.float64]
-) -> int:
-    """Adds a tree's nodes to the table. Returns the length of the accepted path."""
-    for node in range(num_verified):
-        decile = min(int(probs[node] * NUM_DECILES), NUM_DECILES - 1)
-        table[0, decile] += 1.0
-        table[1, decile] += probs[node]
+def _count(trees: Trees, outcomes: NDArray[np.int64], table: NDArray[np.float64]) -> int:
+    """Adds trees' nodes to the table. Returns the length of all accepted paths together."""
     length = 0
-    node = accepted
-    while node >= 0:
-        table[2, min(int(probs[node] * NUM_DECILES), NUM_DECILES - 1)] += 1.0
-        length += 1
-        node = parents[node]
+    for k in range(len(outcomes)):
+        tree = outcomes[k, ROW]
+        for node in range(outcomes[k, NUM_VERIFIED]):
+            prob = trees.probs[tree, node]
+            decile = min(int(prob * NUM_DECILES), NUM_DECILES - 1)
+            table[0, decile] += 1.0
+            table[1, decile] += prob
+        node = outcomes[k, ACCEPTED_NODE]
+        while node >= 0:
+            table[2, min(int(trees.probs[tree, node] * NUM_DECILES), NUM_DECILES - 1)] += 1.0
+            length += 1
+            node = int(trees.parents[tree, node])
     return length
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from laser_retriever.drafter import Drafter
 from laser_retriever.pools import Pools
 
 _LATENCY_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.008, 0.0125, 0.02, 0.05, 0.1, 0.5, 1.0)
@@ -29,7 +30,7 @@ class RetrieverMetrics:
             registry=self.registry,
         )  # fmt: skip
         self.latency = Histogram(
-            "laser_retriever_draft_seconds", "From a message's arrival until its trees are ready.",
+            "laser_retriever_draft_seconds", "From reading a message until its trees are ready.",
             buckets=_LATENCY_BUCKETS_S, registry=self.registry,
         )  # fmt: skip
         self.streams = Gauge("laser_retriever_streams", "Open draft streams.", registry=self.registry)
@@ -47,25 +48,25 @@ class StreamMetrics:
 
     def __init__(self, metrics: RetrieverMetrics) -> None:
         self._metrics = metrics
-        self._num_sequences = 0
-        self._num_late = 0
+        self._num_sequences = self._num_nodes = self._num_late = 0
 
-    def answered(self, node_counts: Sequence[int], num_late: int, took_s: float, num_sequences: int) -> None:
+    def answered(self, drafter: Drafter, num_trees: int, took_s: float) -> None:
         """Takes note of an answered message.
 
         Args:
-            node_counts: of the trees that it got.
-            num_late: trees of the stream that were late, those of earlier messages included.
-            took_s: from its arrival on.
-            num_sequences: open on the stream now.
+            drafter: the stream's.
+            num_trees: that it got.
+            took_s: from reading it on.
         """
-        if node_counts:
+        if num_trees:
             self._metrics.latency.observe(took_s)
-        self._metrics.trees.inc(len(node_counts))
-        self._metrics.nodes.inc(sum(node_counts))
-        self._metrics.late.inc(num_late - self._num_late)
-        self._num_late = num_late
-        self._holds(num_sequences)
+            self._metrics.trees.inc(num_trees)
+            self._metrics.nodes.inc(drafter.feedback.num_nodes - self._num_nodes)
+            self._num_nodes = drafter.feedback.num_nodes
+        if drafter.num_late > self._num_late:
+            self._metrics.late.inc(drafter.num_late - self._num_late)
+            self._num_late = drafter.num_late
+        self._holds(len(drafter))
 
     def close(self) -> None:
         """The stream has ended, and its sequences with it."""
@@ -73,6 +74,8 @@ class StreamMetrics:
         self._metrics.streams.dec()
 
     def _holds(self, num_sequences: int) -> None:
+        if num_sequences == self._num_sequences:
+            return
         self._metrics.sequences.inc(num_sequences - self._num_sequences)
         self._num_sequences = num_sequences
 

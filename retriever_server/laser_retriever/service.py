@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack
 
 import grpc.aio
@@ -22,10 +22,9 @@ from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.calibration import Calibration
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.draft_messages import answer, check_size, tokens_of
-from laser_retriever.draft_threads import draft_executor
 from laser_retriever.drafter import Drafter
 from laser_retriever.log import FRAME_MAGIC
-from laser_retriever.metrics import RetrieverMetrics, StreamMetrics
+from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
 from laser_retriever.snapshot import PoolSnapshot
 from laser_retriever.tree_drafter import DraftParams
@@ -73,7 +72,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         self._params = params or DraftParams()
         self._metrics = metrics or RetrieverMetrics(pools)
         self._calibration = Calibration(len(self._params.level_lengths))
-        self._draft_threads = draft_executor(config.num_threads)
+        # The event loop drafts, with these beside it: from thread to thread each message would wait for Python's lock
+        # several times, and one shard flat out would do half as much.
+        self._helpers = ThreadPoolExecutor(config.num_threads - 1, "draft") if config.num_threads > 1 else None
         # Writers wait for disks; drafting must never wait behind them, nor they behind a large pool's rebuilding.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
         self._rebuild_threads = ThreadPoolExecutor(2, "rebuild")
@@ -93,8 +94,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             call.cancel()
 
     def close(self) -> None:
-        """Ends the threads. Called once no call is running; a message may still be worked on, for nobody."""
-        self._draft_threads.shutdown()
+        """Ends the threads. Called once no call is running."""
+        if self._helpers:
+            self._helpers.shutdown()
         self._storage_threads.shutdown()
         self._rebuild_threads.shutdown()
 
@@ -104,7 +106,6 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         loop = asyncio.get_running_loop()
         drafter: Drafter | None = None
         verifier = ""
-        calibrated: Future[None] | None = None
         call = asyncio.current_task()
         assert call is not None, "gRPC runs every call in a task of its own"
         self._allow_cancelling(call)
@@ -123,22 +124,17 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                 if request.HasField("handshake"):
                     raise InvalidRequest("handshake is set, must be only in the first message", field="handshake")
                 check_size(request, self._config.max_sequences)
-                arrived_s = time.perf_counter()
-                deadline_s = time.monotonic() + self._config.draft_deadline_s
-                if calibrated is not None:
-                    await _ended(calibrated)
-                response = await loop.run_in_executor(
-                    self._draft_threads, answer, drafter, request, self._draft_threads, deadline_s
-                )
-                _measure(metrics, response, time.perf_counter() - arrived_s, drafter)
+                read_s = time.perf_counter()
+                # By when the loop woke: a message that came with others has waited for theirs to be answered.
+                deadline_s = loop.time() + self._config.draft_deadline_s
+                response = answer(drafter, request, self._helpers, deadline_s)
+                metrics.answered(drafter, len(response.trees), time.perf_counter() - read_s)
                 if response.opened or response.trees or response.faults:
                     self._drafting.discard(call)
                     yield response
                     self._allow_cancelling(call)
                 # The verifier has its trees; what they did not have to wait for is done while it uses them.
-                calibrated = self._draft_threads.submit(drafter.calibrate)
-            if calibrated is not None:
-                await _ended(calibrated)
+                drafter.calibrate()
         except asyncio.CancelledError:
             if self._is_stopping:
                 raise _stopping() from None
@@ -289,13 +285,6 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         return await asyncio.get_running_loop().run_in_executor(self._rebuild_threads, function, *arguments)
 
 
-async def _ended(future: Future[None]) -> None:
-    """Waits for a thread's work. One that has ended by then never woke the event loop, which the next message does."""
-    if not future.done():
-        await asyncio.wrap_future(future)
-    future.result()
-
-
 def _stopping() -> NotReady:
     return NotReady("this retriever is stopping; its sequences are for the other shards")
 
@@ -341,11 +330,6 @@ def _document(message: retriever_pb2.Document) -> tuple[str, NDArray[np.int32]]:
             f"token_ids of document {message.id!r} holds {tokens.min()}, must be at least 0", field="token_ids"
         )
     return message.id, tokens
-
-
-def _measure(metrics: StreamMetrics, response: retriever_pb2.DraftResponse, took_s: float, drafter: Drafter) -> None:
-    node_counts = [len(tree.token_ids) // 4 for tree in response.trees]
-    metrics.answered(node_counts, drafter.num_late, took_s, len(drafter))
 
 
 def _batches(snapshot: PoolSnapshot) -> Iterator[Documents]:

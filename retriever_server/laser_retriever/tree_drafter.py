@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laser_protocol.tree import MAX_NODES, DraftTree
-from laser_retriever.calibration import NUM_SCALING_ROWS, Evidence, Scalings, no_scalings
+from laser_retriever.calibration import NUM_SCALING_ROWS, Scalings, no_scalings
 from laser_retriever.estimation import num_features
 from laser_retriever.growth import (
     ANCESTOR_WEIGHT,
@@ -217,7 +217,7 @@ def _row(request: DraftRequest, no_scalings: Scalings) -> list[int]:
 
 @dataclass(slots=True, eq=False)
 class Draft:
-    """A tree of a batch and what its probabilities were made of, as arrays only when they are asked for.
+    """A tree of a batch, as arrays only when they are asked for.
 
     Attributes:
         batch: the trees that were grown together.
@@ -238,12 +238,6 @@ class Draft:
         return DraftTree(
             self.position, made.token_ids[row, :n], made.parents[row, :n], made.probs[row, :n], made.origins[row, :n]
         )
-
-    @property
-    def evidence(self) -> Evidence:
-        """What its probabilities were made of (views)."""
-        made, row, n = self.batch, self.row, self.num_nodes
-        return Evidence(made.origins[row, :n], made.levels[row, :n], made.conditionals[row, :n])
 
 
 class TreeDrafter:

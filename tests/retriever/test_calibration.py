@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from retriever_oracles import FixedSources
 
 from laser_protocol.acceptance import Relaxed, Strict
 from laser_protocol.tree import DraftTree
-from laser_retriever.calibration import SHIFT, SLOPE, Calibration, CalibrationParams, Evidence, key_of
+from laser_retriever.calibration import SHIFT, SLOPE, Calibration, CalibrationParams, key_of
 from laser_retriever.drafter import Drafter
+from laser_retriever.growth import Trees
 from laser_retriever.index import build_index
 from laser_retriever.sources import PoolStatus, Source, Sources
 
@@ -21,17 +21,25 @@ NUM_LEVELS = 10
 STRICT = key_of("m", Strict(), "root/a")
 
 
-def evidence_of(probs: list[float], origin: int = 1, level: int = 2) -> Evidence:
-    n = len(probs)
-    return Evidence(np.full(n, origin, np.uint8), np.full(n, level, np.uint8), np.array(probs, np.float32))
+def trees_of(probs: list[float], origin: int = 1) -> Trees:
+    """Trees of one node each, of these probabilities."""
+    trees = Trees.room(len(probs), 1)
+    trees.parents[:] = -1
+    trees.origins[:] = origin
+    trees.levels[:] = 2
+    trees.conditionals[:, 0] = probs
+    return trees
+
+
+def outcomes_of(emitted: list[bool]) -> NDArray[np.int64]:
+    """Of such trees, all verified, and a token behind them."""
+    return np.array([(i, 1, 0 if each else -1, 2) for i, each in enumerate(emitted)], np.int64)
 
 
 def feed(calibration: Calibration, prob: float, share: float, num_trees: int, origin: int = 1) -> None:
     """Trees of one node of that probability, of which every so many is emitted."""
-    roots = np.array([-1], np.int32)
-    for i in range(num_trees):
-        emitted = int((i + 1) * share) > int(i * share)
-        calibration.observe(STRICT, roots, evidence_of([prob], origin), 1, 0 if emitted else -1, 2)
+    emitted = [int((i + 1) * share) > int(i * share) for i in range(num_trees)]
+    calibration.observe(STRICT, trees_of([prob] * num_trees, origin), outcomes_of(emitted))
 
 
 def scaled(calibration: Calibration, prob: float, origin: int = 1) -> float:
@@ -49,11 +57,10 @@ def test_a_probability_that_comes_true_more_or_less_often_moves_to_that_share(pr
 def test_slope_and_shift_are_found_together() -> None:
     calibration = Calibration(NUM_LEVELS)
     random = np.random.default_rng(0)
-    roots = np.array([-1], np.int32)
-    for prob in random.uniform(0.05, 0.95, 8000).tolist():
-        real = 1 / (1 + np.exp(-1.4 * np.log(prob / (1 - prob)) + 0.5))
-        outcome = 0 if random.random() < real else -1
-        calibration.observe(STRICT, roots, evidence_of([prob]), 1, outcome, 2)
+    probs = random.uniform(0.05, 0.95, 8000)
+    real = 1 / (1 + np.exp(-1.4 * np.log(probs / (1 - probs)) + 0.5))
+    emitted = random.uniform(size=8000) < real
+    calibration.observe(STRICT, trees_of(probs.tolist()), outcomes_of(emitted.tolist()))
     assert calibration.scalings(STRICT).values[1, 2] == pytest.approx([1.4, -0.5], abs=0.15)
 
 
@@ -97,10 +104,12 @@ def test_a_node_has_an_outcome_if_its_parent_was_emitted_and_something_followed(
     num_verified: int, accepted: int, num_emitted: int, num_observed: int
 ) -> None:
     calibration = Calibration(NUM_LEVELS)
-    parents = np.array([-1, -1, 0, 0, 2], np.int32)
-    levels = np.arange(5, dtype=np.uint8)
-    evidence = Evidence(np.ones(5, np.uint8), levels, np.full(5, 0.5, np.float32))
-    calibration.observe(STRICT, parents, evidence, num_verified, accepted, num_emitted)
+    trees = Trees.room(2, 6)  # the second row of wider ones, as trees of one message lie
+    trees.parents[1, :5] = [-1, -1, 0, 0, 2]
+    trees.origins[1, :5] = 1
+    trees.levels[1, :5] = np.arange(5)
+    trees.conditionals[1, :5] = 0.5
+    calibration.observe(STRICT, trees, np.array([[1, num_verified, accepted, num_emitted]]))
     assert np.count_nonzero(calibration.scalings(STRICT).values[..., SHIFT]) == num_observed
 
 
@@ -108,9 +117,7 @@ def test_a_node_has_an_outcome_if_its_parent_was_emitted_and_something_followed(
 def test_no_feedback_however_false_moves_a_scaling_out_of_its_bounds(outcomes: list[tuple[float, bool]]) -> None:
     params = CalibrationParams(prior=0.01, slope_prior=0.01)
     calibration = Calibration(NUM_LEVELS, params)
-    for prob, emitted in outcomes:
-        roots = np.array([-1], np.int32)
-        calibration.observe(STRICT, roots, evidence_of([prob]), 1, 0 if emitted else -1, 2)
+    calibration.observe(STRICT, trees_of([prob for prob, _ in outcomes]), outcomes_of([each for _, each in outcomes]))
     scalings = calibration.scalings(STRICT).values
     assert np.isfinite(scalings).all()
     assert (np.abs(scalings[..., SHIFT]) <= params.max_shift).all()
@@ -120,20 +127,23 @@ def test_no_feedback_however_false_moves_a_scaling_out_of_its_bounds(outcomes: l
 def test_keys_are_limited_and_the_one_used_longest_ago_goes_first() -> None:
     calibration = Calibration(NUM_LEVELS, CalibrationParams(max_keys=2))
     for model in ("a", "b", "a", "c"):
-        calibration.observe(key_of(model, Strict(), "p"), np.array([-1], np.int32), evidence_of([0.5]), 1, 0, 2)
+        calibration.observe(key_of(model, Strict(), "p"), trees_of([0.5]), outcomes_of([True]))
     assert calibration.num_keys == 2
     assert calibration.scalings(key_of("a", Strict(), "p")).values[..., SHIFT].any()
     assert not calibration.scalings(key_of("b", Strict(), "p")).values[..., SHIFT].any()
 
 
-def test_threads_may_observe_and_draft_at_once() -> None:
-    calibration = Calibration(NUM_LEVELS)
-    threads = [threading.Thread(target=feed, args=(calibration, 0.5, 0.8, 500)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert scaled(calibration, 0.5) == pytest.approx(0.8, abs=0.05)
+def test_what_was_given_out_does_not_change_and_trees_together_count_as_one_after_the_other() -> None:
+    together, apart = Calibration(NUM_LEVELS), Calibration(NUM_LEVELS)
+    feed(together, 0.5, 0.8, 50)
+    before = together.scalings(STRICT)
+    kept = before.values.copy()
+    feed(together, 0.5, 0.8, 50)
+    for _ in range(2):
+        for i in range(50):
+            apart.observe(STRICT, trees_of([0.5]), outcomes_of([int((i + 1) * 0.8) > int(i * 0.8)]))
+    assert np.array_equal(before.values, kept)
+    assert np.array_equal(together.scalings(STRICT).values, apart.scalings(STRICT).values)
 
 
 @pytest.mark.parametrize(
