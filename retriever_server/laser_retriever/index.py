@@ -71,14 +71,17 @@ def lay_out(documents: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], 
         tokens int32[T] and offsets int64[D + 1].
     """
     offsets = np.zeros(len(documents) + 1, np.int64)
-    # Not from a list: turning that into an array lets no other thread run.
+    # Not from a list, here and elsewhere: turning that into an array lets no other thread run.
     sizes = np.fromiter((len(document) + MARKS_PER_DOCUMENT for document in documents), np.int64, len(documents))
     np.cumsum(sizes, out=offsets[1:])
     # Filled, not empty: memory that is first touched by small copies is mapped while no other thread may run.
     tokens = np.full(int(offsets[-1]), END_MARK, np.int32)
-    for document, start, end in zip(documents, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+    start = 0
+    for document in documents:
+        end = start + len(document) + MARKS_PER_DOCUMENT
         tokens[start] = BEGIN_MARK
         tokens[start + 1 : end - 1] = document
+        start = end
     return tokens, offsets
 
 

@@ -194,7 +194,8 @@ class LogReader:
             and the (number, record) pairs not returned before.
         """
         try:
-            with self._path.open("rb") as file:
+            # Unbuffered: a buffer's rest and what follows would be put together, while no other thread may run.
+            with self._path.open("rb", buffering=0) as file:
                 header = decode_header(file.read(HEADER_SIZE))
                 size_bytes = os.fstat(file.fileno()).st_size
                 restarted = header != self._header or size_bytes < self._offset

@@ -126,13 +126,13 @@ class LogWriter:
     def _begin(self, first_sequence: int, frames: bytes) -> None:
         """Goes on in a new file. Should this fail, the old one stays open and is tried again by the next append."""
         self._failed = True
-        data = encode_header(first_sequence) + frames
-        self._disk.replace_file(self._path, data)
+        header = encode_header(first_sequence)
+        self._disk.replace_file(self._path, header, frames)
         old, self._descriptor = self._descriptor, self._disk.open(self._path, os.O_RDWR)
         if old >= 0:
             self._disk.close(old)
         self._first_sequence = first_sequence
-        self._end = len(data)
+        self._end = len(header) + len(frames)
         self._failed = False
 
 

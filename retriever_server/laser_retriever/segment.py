@@ -151,7 +151,8 @@ def write_segment(disk: Disk, pool_directory: Path, content: SegmentContent) -> 
         OSError: the storage failed; nothing is published.
     """
     index = build_index([document.token_ids for document in content.documents])
-    times_ms = np.array([document.time_ms for document in content.documents], np.int64)
+    num_documents = len(content.documents)
+    times_ms = np.fromiter((document.time_ms for document in content.documents), np.int64, num_documents)
     checks = _document_checks(index.tokens, index.offsets)
     arrays: tuple[Array, ...] = (index.tokens, index.offsets, index.suffixes, times_ms, checks)
     name = PREFIX + str(ULID()).lower()
@@ -259,9 +260,9 @@ def _salvage(path: Path, meta: SegmentMeta, size_bytes: int, reason: str) -> Seg
 
 def _document_checks(tokens: NDArray[np.int32], offsets: NDArray[np.int64]) -> NDArray[np.uint32]:
     """uint32[D]: the CRC-32 of each document with its marks."""
-    bounds = offsets.tolist()
-    checks = [zlib.crc32(_bytes_of(tokens[start:end])) for start, end in pairwise(bounds)]
-    return np.array(checks, np.uint32)
+    data = _bytes_of(tokens)
+    bounds = pairwise(map(int, 4 * offsets))
+    return np.fromiter((zlib.crc32(data[start:end]) for start, end in bounds), np.uint32, len(offsets) - 1)
 
 
 def _derive_offsets(tokens: NDArray[np.int32]) -> NDArray[np.int64]:

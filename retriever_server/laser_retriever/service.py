@@ -40,6 +40,8 @@ SERVICE_NAME = "laser.v1.Retriever"
 WRITES_NAME = "laser.v1.Retriever.writes"
 # Documents of one call are made durable whenever so many tokens have come, so that a call may be longer than memory.
 FLUSH_TOKENS = 1_048_576
+# Looked at before drafts have their turn: a third of a millisecond.
+DOCUMENTS_AT_ONCE = 64
 # Documents of one message of an export.
 EXPORT_BYTES = 4 * 1024 * 1024
 # Around each of them.
@@ -180,10 +182,12 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         num_pending = num_documents = num_tokens = 0
         async for request in request_iterator:
             pool, fingerprint = _same_target(pool, fingerprint, request)
-            documents = [_document(document) for document in request.documents]
-            pending += documents
-            num_documents += len(documents)
-            num_pending += sum(len(tokens) for _, tokens in documents)
+            for document in request.documents:
+                pending.append(_document(document))
+                num_pending += len(pending[-1][1])
+                num_documents += 1
+                if num_documents % DOCUMENTS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
             if num_pending >= FLUSH_TOKENS:
                 await self._in_storage(self._pools.add_documents, pool, fingerprint, pending)
                 num_tokens += num_pending
