@@ -8,7 +8,8 @@ further off (8,192 documents at most; `_spliced.py` says how many tokens). Then 
 verifier would, --sequences at a time, one message each step: every sequence is advanced by the accepted path and the
 bonus token and asked for a tree of --nodes. A round trip is from handing the message to grpc.aio until the message
 with the trees is there; comparing trees with the real outputs is not in it. `cpu_ms` is what the retriever's process
-spent per message. An empty tree is one that the retriever had not begun at its deadline. Prints one JSON line and a
+spent per message. An empty tree is one that the retriever had not begun at its deadline. With --adding another process
+adds documents of so many tokens to a pool of their own meanwhile, as fast as they are taken. Prints one JSON line and a
 table.
 """
 
@@ -16,9 +17,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import itertools
 import json
+import multiprocessing
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +32,56 @@ import psutil
 import uvloop
 from tqdm import tqdm
 
-from benchmarks._draft_stream import Verifier, fill, retriever, until_serving
+from benchmarks._draft_stream import FINGERPRINT, Verifier, fill, retriever, until_serving
 from benchmarks._spliced import ANCESTOR_SHARES, Recorded, read_recorded, splice
+from laser_client.pools import Document, PoolClient
+from laser_protocol.channel import Endpoint
 
 SIBLINGS = ("bench/user/2", "bench/item/1")
+ADDED_TO = "added/user/1"
 # A retriever serves before its ancestors' samples are built.
 SAMPLING_S = 5.0
 
 
+def add_forever(address: str, document_len: int) -> None:
+    """Adds random documents, 40,000 ids again and again."""
+    chance = np.random.default_rng(0)
+    texts = [chance.integers(0, 40_000, document_len).astype("<i4").tobytes() for _ in range(100)]
+    client = PoolClient(Endpoint(address))
+    for _ in client.add(ADDED_TO, FINGERPRINT, (Document(str(i % 40_000), texts[i % 100]) for i in itertools.count())):
+        pass
+
+
+@contextlib.contextmanager
+def adding(address: str, document_len: int | None) -> Iterator[None]:
+    """Documents are added by another process meanwhile, if they have a length."""
+    if document_len is None:
+        yield
+        return
+    process = multiprocessing.get_context("spawn").Process(target=add_forever, args=(address, document_len))
+    process.start()
+    try:
+        yield
+        if not process.is_alive():
+            raise RuntimeError(f"adding ended by itself, with exit status {process.exitcode}: see above")
+    finally:
+        process.kill()
+        process.join()
+
+
 async def measure(address: str, pid: int, test: Sequence[Recorded], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Replays and times."""
+    """Replays and times once the retriever serves."""
     process = psutil.Process(pid)
     await until_serving(address)
     await asyncio.sleep(SAMPLING_S)
+    with adding(address, arguments.adding):
+        return await replay(address, process, test, arguments)
+
+
+async def replay(
+    address: str, process: psutil.Process, test: Sequence[Recorded], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """The part that is timed."""
     async with grpc.aio.insecure_channel(address) as channel:
         verifier = Verifier(channel, test, arguments.sequences, arguments.nodes)
         await verifier.shake_hands()
@@ -81,6 +122,7 @@ def main() -> None:
         "--pause-ms", type=float, default=5.0, metavar="MS", help="between messages, a forward (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="drafting threads (default: the retriever's own)")
+    parser.add_argument("--adding", type=int, metavar="N", help="add documents of N tokens meanwhile (default: none)")
     arguments = parser.parse_args()
     recorded = read_recorded(arguments.corpus)
     documents = splice([r.output for r in recorded[:-64]], int(arguments.pool_tokens))
@@ -96,6 +138,7 @@ def main() -> None:
         "sequences": arguments.sequences,
         "nodes": arguments.nodes,
         "pool_tokens": int(arguments.pool_tokens),
+        "adding": arguments.adding,
         **measured,
     }
     print(json.dumps(result), flush=True)

@@ -217,9 +217,7 @@ def learn_scalings(
 
 
 @kernel
-def _mark_path(
-    parents: NDArray[np.int32], num_verified: int, accepted_node: int, is_emitted: NDArray[np.bool_]
-) -> int:
+def _mark_path(parents: NDArray[np.int32], num_verified: int, accepted_node: int, is_emitted: NDArray[np.bool_]) -> int:
     """Marks which of the verified nodes were emitted. Returns how many."""
     is_emitted[:num_verified] = False
     depth = 0
