@@ -30,7 +30,7 @@ MAX_TREES_PER_BATCH = 64
 # Trees of one kernel call: many enough to make the call cheap, few enough to look at the clock between them.
 MAX_TREES_PER_CALL = 8
 # Below so many a message is not worth a second thread.
-MIN_TREES_PER_THREAD = 4
+MIN_TREES_PER_THREAD = 8
 
 
 @dataclass(slots=True, eq=False)
