@@ -29,7 +29,7 @@ MAY_IMPORT = {
 # service with what they send.
 STUB_FILES = {
     "laser_retriever": {"service.py", "draft_messages.py"},
-    "laser_verifier": {"service.py", "remote_drafts.py", "remote_pools.py", "outbox.py"},
+    "laser_verifier": {"service.py", "shard_stream.py", "remote_pools.py", "outbox.py"},
 }
 
 

@@ -126,6 +126,25 @@ def test_of_several_verifiers_a_dead_one_costs_its_prompts_only(laser, verifier_
     assert [row.get("text") for row in read_lines(out)] == ["a", None, "c"]
     code, out, err = laser("generate", "--verifier", verifier_server.target, *options)
     assert code == 1 and "the engine ended" in err and len(read_lines(out)) < 3, "the next would find it dead too"
+    prompts = write_lines(tmp_path / "p.jsonl", *({"prompt": name} for name in "acb"))
+    code, out, err = laser("generate", "--verifier", f"ipv4:{verifier_server.target}", *options)
+    assert code == 1 and "3 (1 failed)" in err
+    assert [row.get("text") for row in read_lines(out)] == ["a", "c", None], "no prompt after it says that others live"
+
+
+def test_where_all_of_several_verifiers_are_dead_an_earlier_output_stays(laser, verifier_server, verifier, tmp_path):
+    async def dead(request):
+        raise EngineDead("the engine ended after a fault")
+        yield
+
+    verifier.script = dead
+    prompts = write_lines(tmp_path / "p.jsonl", *({"prompt": name} for name in "abcdef"))
+    output = tmp_path / "out.jsonl"
+    output.write_text("of an earlier job\n")
+    options = ("--input", prompts, "--output", output, "--max-in-flight", "2")
+    code, _, err = laser("generate", "--verifier", f"ipv4:{verifier_server.target}", *options)
+    assert code == 1 and "the engine ended" in err
+    assert output.read_text() == "of an earlier job\n"
 
 
 def test_prompts_come_from_standard_input(laser, verifier_server, verifier, monkeypatch):

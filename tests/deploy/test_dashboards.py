@@ -18,8 +18,9 @@ from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
 from laser_verifier.learning import LearnCounters
 from laser_verifier.metrics import VerifierMetrics
-from laser_verifier.remote_drafts import DraftCounters, ShardState
+from laser_verifier.remote_drafts import ShardState
 from laser_verifier.step_cost import LearnedCost, StepCost
+from laser_verifier.tree_inbox import DraftCounters
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 _METRIC = re.compile(r"(?:vllm:|laser_)[a-z_0-9]+")

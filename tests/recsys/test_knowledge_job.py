@@ -406,6 +406,29 @@ def test_two_ray_jobs_do_not_write_one_output(tmp_path: Path) -> None:
     assert unfinished.exists()
 
 
+def test_a_ray_job_does_not_go_on_with_texts_of_another(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra ray")
+    prompts, output = tmp_path / "prompts.parquet", tmp_path / "knowledge"
+    write_prompts(prompts, tasks(3), "user 1")
+    model = Model("tiny", "llama", "f" * 64, 40, 64, 1, False, (), "float32", "cpu", Strict())
+
+    def run_with(config: JobConfig) -> None:
+        run_ray_job(config, [prompts], output, model, address="no-such-cluster:1")
+
+    with pytest.raises(JobFailed, match="Ray"):
+        run_with(JobConfig(("127.0.0.1:9",), STRICT, max_new_tokens=8))
+    (tmp_path / ".knowledge.partial").mkdir(exist_ok=True)  # as a job leaves it that has some texts
+    with pytest.raises(LedgerError, match="holds a job with max_new_tokens 8, asked for is 9"):
+        run_with(JobConfig(("127.0.0.1:9",), STRICT, max_new_tokens=9))
+    (tmp_path / ".knowledge.partial").rmdir()
+    with pytest.raises(JobFailed, match="Ray"):
+        run_with(JobConfig(("127.0.0.1:9",), STRICT, max_new_tokens=9))
+    output.mkdir()
+    (tmp_path / ".knowledge.json").unlink()
+    with pytest.raises(ValueError, match="is there already, of no Ray job"):
+        run_with(JobConfig(("127.0.0.1:9",), STRICT, max_new_tokens=9))
+
+
 def test_two_processes_do_not_run_one_job(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with open_ledger(tmp_path, {"a": 1}), context.Pool(1) as pool:

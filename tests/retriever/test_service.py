@@ -7,6 +7,7 @@ import math
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from laser_protocol.errors import (
 from laser_protocol.serving import LaserServer, ListenConfig
 from laser_protocol.tree import tree_from_message
 from laser_protocol.v1 import acceptance_pb2, retriever_pb2, retriever_pb2_grpc
+from laser_retriever import service
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.log import FRAME_MAGIC
 from laser_retriever.metrics import RetrieverMetrics
@@ -536,6 +538,33 @@ def test_two_shards_on_one_directory_share_pools_and_send_writers_to_each_other(
         stream.end()
     finally:
         other.stop()
+
+
+def test_a_message_of_many_documents_lets_drafts_have_their_turn(server: RunningServer) -> None:
+    num_turns = 0
+    is_over = threading.Event()
+
+    async def count_turns() -> None:
+        nonlocal num_turns
+        while not is_over.is_set():
+            num_turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.run_coroutine_threadsafe(count_turns(), server._loop)
+    added: list[int] = []
+    check = service._document
+
+    def checked(message: retriever_pb2.Document) -> Any:
+        added.append(num_turns)  # the turn in which it is looked at
+        return check(message)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "_document", checked)
+        server.add({str(i): [1, 2, 3] for i in range(1000)})
+    is_over.set()
+    counting.result(10)
+    assert len(added) == 1000
+    assert max(Counter(added).values()) <= service.DOCUMENTS_AT_ONCE
 
 
 def test_trees_not_begun_at_the_deadline_come_back_empty_and_are_counted(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from laser_protocol.tree import DraftTree
 from laser_verifier.drafts import NoDrafts
 from laser_verifier.learning import NoPools
 from laser_verifier.metrics import VerifierMetrics
-from laser_verifier.remote_drafts import DraftCounters, ShardState
+from laser_verifier.remote_drafts import ShardState
 from laser_verifier.sequence import FinishReason
+from laser_verifier.tree_inbox import DraftCounters
 from tests.oracles import plain_decoding
 from tests.verifier.tiny import VOCAB_SIZE, TinyServer, tiny_model, tiny_network
 from tests.verifier.trees import GoodDrafts, make_tree

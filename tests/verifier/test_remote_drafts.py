@@ -28,10 +28,11 @@ from laser_verifier.drafts import Advanced, Opened
 from laser_verifier.metrics import VerifierMetrics
 from laser_verifier.observer import Observer
 from laser_verifier.outbox import Outbox, RemoteSequence
-from laser_verifier.remote_drafts import Handshake, RemoteDrafts
+from laser_verifier.remote_drafts import RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
 from laser_verifier.resolution import Resolver
 from laser_verifier.sequence import DraftStatus
+from laser_verifier.shard_stream import Handshake
 from laser_verifier.shards import rendezvous_order
 from tests.verifier.trees import make_tree
 
@@ -229,9 +230,9 @@ def test_trees_that_come_after_their_step_are_counted_as_stale(loop: Loop) -> No
 
     drafts = loop.drafts(loop.serve(ScriptedShard("s")).port, observer=metrics)
     drafts.open(opened(1))
-    until(lambda: drafts._has(1, 3))
+    until(lambda: drafts.inbox.holds(1, 3))
     drafts.advance([advanced(1, 3, 7)])
-    until(lambda: drafts._has(1, 4))
+    until(lambda: drafts.inbox.holds(1, 4))
     assert num_stale() == 1, "a newer tree came before anybody had read it"
     assert drafts.collect({1: 5}, 0.0) == {}
     assert num_stale() == 2, "the step that it was for is over"
@@ -295,7 +296,7 @@ def test_a_shard_that_always_comes_a_little_too_late_is_tried_ever_more_seldom(l
         drafts.collect({1: position + 1}, 0.05)
         took_s = time.monotonic() - started
         waited_s, num_waits = waited_s + took_s, num_waits + (took_s > 0.03)
-        until(lambda position=position: drafts._has(1, position + 1))  # type: ignore[misc]
+        until(lambda position=position: drafts.inbox.holds(1, position + 1))  # type: ignore[misc]
     assert num_waits > 3, "it is tried"
     assert num_waits < 12 and waited_s < 0.6, "of 24 steps"
 
@@ -313,6 +314,22 @@ def test_a_shard_that_answers_one_sequence_and_never_another_is_not_waited_for_f
     started = time.monotonic()
     drafts.collect({1: 6, 2: 3}, 0.5)
     assert time.monotonic() - started < 0.1
+
+
+def test_a_shard_that_ends_every_stream_at_once_is_asked_ever_more_seldom(loop: Loop) -> None:
+    class Leaving(ScriptedShard):
+        connected_s: list[float]
+
+        async def Draft(self, requests: Any, context: Any) -> AsyncIterator[retriever_pb2.DraftResponse]:  # noqa: N802
+            self.connected_s.append(time.monotonic())
+            yield retriever_pb2.DraftResponse(handshake=retriever_pb2.HandshakeReply(name=self.name))
+
+    shard = Leaving("s")
+    shard.connected_s = []
+    loop.drafts_of(RetrieverConfig((f"127.0.0.1:{loop.serve(shard).port}",)))
+    until(lambda: len(shard.connected_s) == 4)
+    pauses_s = np.diff(shard.connected_s)
+    assert (pauses_s > [0.15, 0.3, 0.6]).all(), "not as often as one that was there for a while: after 0.1 s"
 
 
 def test_two_shards_of_one_name_both_get_sequences(loop: Loop) -> None:
@@ -664,7 +681,7 @@ def test_a_retriever_is_reached_over_tls_by_the_name_in_its_certificate_and_that
 def test_what_a_shard_refuses_is_a_warning_once_and_not_at_every_try(
     loop: Loop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, "laser_verifier.remote_drafts")
+    caplog.set_level(logging.DEBUG, "laser_verifier.shard_stream")
 
     def lost() -> list[logging.LogRecord]:
         return [record for record in caplog.records if record.getMessage().startswith("shard.lost")]

@@ -43,9 +43,10 @@ from laser_verifier.engine import Engine, run_engine
 from laser_verifier.learning import NoPools
 from laser_verifier.metrics import VerifierMetrics
 from laser_verifier.model import TargetModel, check_model_path, tokenizer_fingerprint
-from laser_verifier.remote_drafts import Handshake, RemoteDrafts
+from laser_verifier.remote_drafts import RemoteDrafts
 from laser_verifier.remote_pools import RemotePools
 from laser_verifier.service import SERVICE_NAME, ModelDescription, VerifierService, register
+from laser_verifier.shard_stream import Handshake
 from laser_verifier.startup import load_runner
 
 logger = logging.getLogger(__name__)
@@ -96,62 +97,70 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve", help="serve a model", epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    defaults = EngineConfig()
-    serve.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID", help="transformers directory or hub id")
-    serve.add_argument("--revision", metavar="COMMIT", help="of a hub id: branch, tag or commit (default: the newest)")
-    serve.add_argument("--served-model-name", metavar="NAME",
+    _add_model(serve.add_argument_group("model"))
+    _add_scheduling(serve.add_argument_group("scheduling"), EngineConfig())
+    _add_drafting(serve.add_argument_group("drafting"), EngineConfig())
+    add_log_level(serve)
+    ListenConfig.add_arguments(serve, "127.0.0.1:50052")
+    return parser
+
+
+def _add_model(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--model", required=True, metavar="PATH_OR_HUB_ID", help="transformers directory or hub id")
+    group.add_argument("--revision", metavar="COMMIT", help="of a hub id: branch, tag or commit (default: the newest)")
+    group.add_argument("--served-model-name", metavar="NAME",
                        help="what the server calls the model (default: the last part of PATH_OR_HUB_ID)")  # fmt: skip
-    serve.add_argument("--chat-template", type=Path, metavar="FILE",
+    group.add_argument("--chat-template", type=Path, metavar="FILE",
                        help="Jinja template of text prompts (default: the model's own)")  # fmt: skip
-    serve.add_argument("--device", choices=DEVICES, default="auto",
+    group.add_argument("--device", choices=DEVICES, default="auto",
                        help="default: %(default)s, CUDA where there is one")  # fmt: skip
-    serve.add_argument("--dtype", choices=DTYPES, default="auto",
+    group.add_argument("--dtype", choices=DTYPES, default="auto",
                        help="float type of the model (default: %(default)s: bfloat16 where it is quick, as on most "
                             "devices and for the usual models; else float32)")  # fmt: skip
-    serve.add_argument("--threads", type=int, metavar="N",
+    group.add_argument("--threads", type=int, metavar="N",
                        help="processors that the model takes (default: all that this process may use)")  # fmt: skip
-    serve.add_argument("--max-sequences", type=int, default=defaults.max_sequences, metavar="S",
+
+
+def _add_scheduling(group: argparse._ActionsContainer, defaults: EngineConfig) -> None:
+    group.add_argument("--max-sequences", type=int, default=defaults.max_sequences, metavar="S",
                        help="sequences served at once, as vLLM's --max-num-seqs (default: %(default)s)")  # fmt: skip
-    serve.add_argument("--max-model-len", type=int, default=None, metavar="T",
+    group.add_argument("--max-model-len", type=int, default=None, metavar="T",
                        help="tokens of prompt and output together (default: the model's, at most "
                             f"{defaults.max_model_len}); S x T places of keys and values are reserved at the start",
                        )  # fmt: skip
-    serve.add_argument("--max-queue", type=int, default=defaults.max_queue, metavar="N",
+    group.add_argument("--max-queue", type=int, default=defaults.max_queue, metavar="N",
                        help="requests that may wait (default: %(default)s)")  # fmt: skip
-    serve.add_argument("--max-step-tokens", type=int, default=None, metavar="N",
+    group.add_argument("--max-step-tokens", type=int, default=None, metavar="N",
                        help="tokens of prompts and last tokens that one forward takes, as vLLM's "
                             "--max-num-batched-tokens; more may fill a GPU better "
                             f"(default: {defaults.max_step_tokens}, at least S)")  # fmt: skip
-    serve.add_argument("--max-slowdown", type=float, default=defaults.max_slowdown, metavar="X",
+    group.add_argument("--max-slowdown", type=float, default=defaults.max_slowdown, metavar="X",
                        help="with prompts beside decoding sequences a step takes at most X times as long as one in "
                             "which all that run decode (default: %(default)s)")  # fmt: skip
-    serve.add_argument("--no-prefix-reuse", action="store_true",
+    group.add_argument("--no-prefix-reuse", action="store_true",
                        help="compute every prompt whole, also where it begins as another did")  # fmt: skip
-    add_log_level(serve)
-    drafting = serve.add_argument_group("drafting")
-    drafting.add_argument("--retriever", default="", metavar="HOST:PORT[,HOST:PORT...]",
-                          help="where drafts come from; a name with several addresses means several shards "
-                               "(default: none, plain decoding)")  # fmt: skip
-    drafting.add_argument("--retriever-token-file", type=Path, metavar="FILE", help="token to send to retrievers")
-    drafting.add_argument(
-        "--retriever-tls-ca", type=Path, metavar="FILE", help="PEM: talk TLS to retrievers signed by it"
-    )
-    drafting.add_argument(
+
+
+def _add_drafting(group: argparse._ActionsContainer, defaults: EngineConfig) -> None:
+    group.add_argument("--retriever", default="", metavar="HOST:PORT[,HOST:PORT...]",
+                       help="where drafts come from; a name with several addresses means several shards "
+                            "(default: none, plain decoding)")  # fmt: skip
+    group.add_argument("--retriever-token-file", type=Path, metavar="FILE", help="token to send to retrievers")
+    group.add_argument("--retriever-tls-ca", type=Path, metavar="FILE", help="PEM: talk TLS to retrievers signed by it")
+    group.add_argument(
         "--retriever-tls-cert", type=Path, metavar="FILE", help="PEM: own certificate towards retrievers"
     )
-    drafting.add_argument("--retriever-tls-key", type=Path, metavar="FILE", help="PEM: key of --retriever-tls-cert")
-    drafting.add_argument("--acceptance", choices=("strict", "relaxed"), default="strict",
-                          help="for requests that name none (default: %(default)s)")  # fmt: skip
-    add_relaxed_options(drafting)
-    drafting.add_argument("--max-draft-nodes", type=int, default=defaults.max_draft_nodes, metavar="N",
-                          help="nodes of a sequence's largest draft tree, 0 to 256 (default: %(default)s)")  # fmt: skip
-    drafting.add_argument("--draft-wait-ms", type=float, default=defaults.draft_wait_ms, metavar="MS",
-                          help="longest that a step waits for trees, and never longer than a quarter of a plain step "
-                               "(default: %(default)g)")  # fmt: skip
-    drafting.add_argument("--draft-policy", choices=DRAFT_POLICIES, default=defaults.draft_policy,
-                          help="verify the nodes worth their cost, or all (default: %(default)s)")  # fmt: skip
-    ListenConfig.add_arguments(serve, "127.0.0.1:50052")
-    return parser
+    group.add_argument("--retriever-tls-key", type=Path, metavar="FILE", help="PEM: key of --retriever-tls-cert")
+    group.add_argument("--acceptance", choices=("strict", "relaxed"), default="strict",
+                       help="for requests that name none (default: %(default)s)")  # fmt: skip
+    add_relaxed_options(group)
+    group.add_argument("--max-draft-nodes", type=int, default=defaults.max_draft_nodes, metavar="N",
+                       help="nodes of a sequence's largest draft tree, 0 to 256 (default: %(default)s)")  # fmt: skip
+    group.add_argument("--draft-wait-ms", type=float, default=defaults.draft_wait_ms, metavar="MS",
+                       help="longest that a step waits for trees, and never longer than a quarter of a plain step "
+                            "(default: %(default)g)")  # fmt: skip
+    group.add_argument("--draft-policy", choices=DRAFT_POLICIES, default=defaults.draft_policy,
+                       help="verify the nodes worth their cost, or all (default: %(default)s)")  # fmt: skip
 
 
 def _engine_config(arguments: argparse.Namespace) -> EngineConfig:

@@ -16,8 +16,9 @@ from laser_protocol.tree import MAX_SOURCE
 from laser_verifier.engine import Engine
 from laser_verifier.learning import LearnCounters
 from laser_verifier.observer import StepRecord
-from laser_verifier.remote_drafts import DraftCounters, ShardState
+from laser_verifier.remote_drafts import ShardState
 from laser_verifier.sequence import FinishReason, GenerationStats
+from laser_verifier.tree_inbox import DraftCounters
 
 # vLLM's buckets of request latencies, and one below them for machines where a request takes less.
 _LATENCY_S = (0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0)

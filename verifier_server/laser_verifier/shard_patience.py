@@ -9,7 +9,7 @@ _MISSES_TO_STOP_WAITING = 3
 _MAX_TRIAL_GAP = 64
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ShardPatience:
     """After three steps in a row without its trees a shard is not waited for, until it answers in time again.
 
