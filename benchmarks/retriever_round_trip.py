@@ -23,6 +23,7 @@ import json
 import multiprocessing
 import tempfile
 from collections.abc import Iterator, Sequence
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,13 @@ ADDED_TO = "added/user/1"
 SAMPLING_S = 5.0
 
 
-def add_forever(address: str, document_len: int) -> None:
-    """Adds random documents, 40,000 ids again and again."""
+def add_forever(address: str, document_len: int, begun: Event) -> None:
+    """Adds random documents, 40,000 ids again and again; says when the first are stored."""
     chance = np.random.default_rng(0)
     texts = [chance.integers(0, 40_000, document_len).astype("<i4").tobytes() for _ in range(100)]
     client = PoolClient(Endpoint(address))
     for _ in client.add(ADDED_TO, FINGERPRINT, (Document(str(i % 40_000), texts[i % 100]) for i in itertools.count())):
-        pass
+        begun.set()
 
 
 @contextlib.contextmanager
@@ -58,9 +59,12 @@ def adding(address: str, document_len: int | None) -> Iterator[None]:
     if document_len is None:
         yield
         return
-    process = multiprocessing.get_context("spawn").Process(target=add_forever, args=(address, document_len))
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    process = context.Process(target=add_forever, args=(address, document_len, begun))
     process.start()
     try:
+        begun.wait(60)
         yield
         if not process.is_alive():
             raise RuntimeError(f"adding ended by itself, with exit status {process.exitcode}: see above")
@@ -121,7 +125,7 @@ def main() -> None:
     parser.add_argument(
         "--pause-ms", type=float, default=5.0, metavar="MS", help="between messages, a forward (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="drafting threads (default: the retriever's own)")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads that draft (default: the retriever's own)")
     parser.add_argument("--adding", type=int, metavar="N", help="add documents of N tokens meanwhile (default: none)")
     arguments = parser.parse_args()
     recorded = read_recorded(arguments.corpus)

@@ -140,7 +140,7 @@ class Calibration:
         Args:
             key: of their sequences.
             trees: as they were drafted.
-            outcomes: int64[K, NUM_COLUMNS], see `outcomes`; what they say must have been checked.
+            outcomes: int64[K, 4], see `outcomes`; what they say must have been checked.
         """
         params = self._params
         table = self._table(key)

@@ -34,15 +34,14 @@ def decode(data: bytes, format_version: int) -> dict[str, Any]:
         OtherVersion: that.
     """
     versions = set()
-    middle = len(data) // 2  # beside the lines' ends, one of which may be what is damaged
-    for line in (*data.splitlines(keepends=True), data[:middle], data[middle:]):
+    for line in _lines(data):
         before, _, end = line.rpartition(_CHECKSUM)
         body = before + b"}"
         whole = end == _end(body)
         try:
-            fields = dict(_fields(body.decode())) if whole else json.loads(line)
+            fields = _loads(body.decode()) if whole else json.loads(line)
             version = fields["format_version"]
-        except (ValueError, KeyError, TypeError, IndexError):
+        except (ValueError, KeyError, TypeError):
             continue
         if whole and version == format_version:
             return fields
@@ -50,6 +49,15 @@ def decode(data: bytes, format_version: int) -> dict[str, Any]:
     if len(versions) == 1 and format_version not in versions:
         raise OtherVersion(f"its format version is {versions.pop()}, this program reads {format_version}")
     raise DamagedJson("it is damaged: no line has the CRC-32 that it names")
+
+
+def _lines(data: bytes) -> Iterator[bytes]:
+    """The two lines; then the halves, for of the lines' ends one may be what is damaged."""
+    end = data.find(b"\n") + 1
+    yield data[:end]
+    yield data[end:]
+    yield data[: len(data) // 2]
+    yield data[len(data) // 2 :]
 
 
 def _end(body: bytes) -> bytes:
@@ -64,8 +72,16 @@ def _dumps(value: Any) -> str:
     return "[" + ",".join(json.dumps(p, ensure_ascii=False, separators=(",", ":"))[1:-1] for p in portions) + "]"
 
 
+def _loads(body: str) -> dict[str, Any]:
+    """As `json.loads`; what `encode` wrote in portions."""
+    try:
+        return dict(_fields(body))
+    except (ValueError, IndexError):  # another program's: with spaces, for instance
+        return dict(json.loads(body))
+
+
 def _fields(body: str) -> Iterator[tuple[str, Any]]:
-    """The fields of what `encode` wrote, as `json.loads` gives them, lists of strings one string at a time."""
+    """The fields, lists of strings one string at a time."""
     value_at = json.JSONDecoder().raw_decode
     place = 0
     while body[place] != "}":

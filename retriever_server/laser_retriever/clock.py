@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,26 @@ class Clock:
 
     unix_s: Callable[[], float] = time.time
     monotonic_s: Callable[[], float] = time.monotonic
+
+
+class TurnClock:
+    """When the event loop began with the messages that it is at: those that came together have waited for each other.
+
+    (uvloop's `loop.time()` is the present; asyncio's too.)
+    """
+
+    def __init__(self) -> None:
+        self._began_s: float | None = None
+
+    def began_s(self) -> float:
+        """By `time.monotonic`, the same for all that is called in one turn of the running event loop."""
+        if self._began_s is None:
+            self._began_s = time.monotonic()
+            asyncio.get_running_loop().call_soon(self._end)
+        return self._began_s
+
+    def _end(self) -> None:
+        self._began_s = None
 
 
 class SteadyTime:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from laser_retriever.tree_drafter import Draft
 
 # What one message may say of sequences, as a multiple of those that may be open.
 MAX_CHANGES_PER_SEQUENCE = 4
+# Gone through, and drafted for, before other streams have their turn: a few milliseconds each. A verifier that comes to
+# another shard may open thousands of sequences at once.
+SEQUENCES_AT_ONCE = 256
 
 _POOL_STATES = {
     PoolStatus.OK: retriever_pb2.POOL_STATE_OK,
@@ -43,7 +47,7 @@ def check_size(request: retriever_pb2.DraftRequest, max_sequences: int) -> None:
         )
 
 
-def answer(
+async def answer(
     drafter: Drafter,
     request: retriever_pb2.DraftRequest,
     helpers: Executor | None = None,
@@ -58,7 +62,7 @@ def answer(
         drafter.close(sequence_id)
     wanted: dict[int, int] = {}
     messages: list[retriever_pb2.OpenSequence | retriever_pb2.AdvanceSequence] = [*request.opens, *request.advances]
-    for message in messages:
+    for number, message in enumerate(messages, 1):
         wanted.pop(message.sequence_id, None)
         try:
             if isinstance(message, retriever_pb2.OpenSequence):
@@ -72,9 +76,16 @@ def answer(
         except InvalidRequest as error:
             drafter.close(message.sequence_id)
             response.faults.add(sequence_id=message.sequence_id, message=str(error))
-    drafts = drafter.draft_all(list(wanted.items()), helpers, deadline_s)
-    for _, together in itertools.groupby(zip(wanted, drafts, strict=True), lambda each: id(each[1].batch)):
-        _add_trees(response, list(together))
+        if number % SEQUENCES_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    asked = list(wanted.items())
+    for start in range(0, len(asked), SEQUENCES_AT_ONCE):
+        if start:
+            await asyncio.sleep(0)
+        portion = asked[start : start + SEQUENCES_AT_ONCE]
+        drafts = drafter.draft_all(portion, helpers, deadline_s)
+        for _, together in itertools.groupby(zip(portion, drafts, strict=True), lambda each: id(each[1].batch)):
+            _add_trees(response, [(sequence_id, draft) for (sequence_id, _), draft in together])
     return response
 
 

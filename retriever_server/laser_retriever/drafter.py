@@ -27,8 +27,10 @@ from laser_retriever.tree_drafter import Draft, DraftBatch, DraftParams, DraftRe
 
 # Trees grown together: a sequence keeps the arrays of its last batch, so these stay small.
 MAX_TREES_PER_BATCH = 64
-# Trees of one kernel call: many enough to make the call cheap, few enough to look at the clock between them.
+# Trees of one kernel call: many enough to make the call cheap, few enough to look at the clock between them. Of long
+# texts fewer: a lookup goes over all of a sequence's own tokens.
 MAX_TREES_PER_CALL = 8
+MAX_TOKENS_PER_CALL = 65_536
 # Below so many a message is not worth a second thread.
 MIN_TREES_PER_THREAD = 8
 
@@ -80,8 +82,6 @@ class Drafter:
         params = params or DraftParams()
         self._no_scalings = no_scalings(len(params.level_lengths))
         self._tree_drafters = [TreeDrafter(params, vocab_size) for _ in range(num_threads)]
-        # The first is the caller's; the helpers take the others in turns.
-        self._idle_tree_drafters = self._tree_drafters[1:]
         self._calibration = Calibration(len(params.level_lengths)) if calibration is None else calibration
         self._max_sequences = max_sequences
         self._sequences: dict[int, _Sequence] = {}
@@ -218,11 +218,11 @@ class Drafter:
             for start in range(0, len(requests), MAX_TREES_PER_BATCH)
         ]
         num_helpers = min(len(self._tree_drafters), -(-len(wanted) // MIN_TREES_PER_THREAD)) - 1
-        helped = [helpers.submit(self._help, batches, deadline_s) for _ in range(num_helpers)] if helpers else []
-        _grow(self._tree_drafters[0], batches, deadline_s)
+        own, *others = self._tree_drafters[: num_helpers + 1]
+        helped = [helpers.submit(_grow, other, batches, deadline_s) for other in others] if helpers else []
+        _grow(own, batches, deadline_s)
         for future in helped:
-            # One that has not begun has nothing left to do, and must not be waited for: its thread may wait for us.
-            if not future.cancel():
+            if not future.cancel():  # else it had not begun, and has nothing left to do
                 future.result()
         drafts = [draft for batch in batches for draft in batch.drafts()]
         for sequence, draft in zip(sequences, drafts, strict=True):
@@ -231,16 +231,6 @@ class Drafter:
         self.num_late += num_late
         self.feedback.drafted(len(drafts) - num_late, sum(draft.num_nodes for draft in drafts))
         return drafts
-
-    def _help(self, batches: Sequence[DraftBatch], deadline_s: float) -> None:
-        try:
-            tree_drafter = self._idle_tree_drafters.pop()
-        except IndexError:  # as many draft for this stream as may
-            return
-        try:
-            _grow(tree_drafter, batches, deadline_s)
-        finally:
-            self._idle_tree_drafters.append(tree_drafter)
 
     def calibrate(self) -> None:
         """Takes in what became of trees since the last time. Apart from `advance`, so that no tree waits for it."""
@@ -313,5 +303,6 @@ class Drafter:
 def _grow(tree_drafter: TreeDrafter, batches: Sequence[DraftBatch], deadline_s: float) -> None:
     """Grows trees until none is left or the time is over."""
     for batch in batches:
+        num_trees = min(max(MAX_TOKENS_PER_CALL // batch.longest_text, 1), MAX_TREES_PER_CALL)
         while not batch.is_taken and time.monotonic() <= deadline_s:
-            tree_drafter.grow(batch, MAX_TREES_PER_CALL)
+            tree_drafter.grow(batch, num_trees)

@@ -61,7 +61,7 @@ class Pools:
         self._num_writing: Counter[str] = Counter()
         self._samples = Samples(config.sample_documents, config.sample_interval_s, self._clock)
         self._updating_samples = threading.Lock()
-        self._sources: dict[tuple[str, str], tuple[PoolStatus, Sources]] = {}
+        self._sources = _SourceCache()
         self._changed = threading.Event()
         self._samples_due = threading.Event()
         self._upkeep_due = threading.Event()
@@ -123,15 +123,15 @@ class Pools:
             fingerprint: the caller's tokenizer; pools of another are left out.
         """
         key = (pool, fingerprint)
-        known = self._sources.get(key)
+        cache = self._sources  # a refresh puts a new one in its place, and this result may be older than it
+        known = cache.made.get(key)
         if known is None:
-            cache = self._sources  # a refresh puts a new one in its place, and this result may be older than it
-            if len(cache) >= MAX_CACHED_SOURCES:
-                cache.clear()
-            known = cache[key] = self._make_sources(pool, fingerprint)
+            if len(cache.made) >= MAX_CACHED_SOURCES:
+                cache.made.clear()
+            known = cache.made[key] = self._make_sources(pool, fingerprint, cache)
         return known
 
-    def _make_sources(self, pool: str, fingerprint: str) -> tuple[PoolStatus, Sources]:
+    def _make_sources(self, pool: str, fingerprint: str, cache: _SourceCache) -> tuple[PoolStatus, Sources]:
         if not pool:
             return PoolStatus.NO_POOL, Sources.of([])
         own = self._snapshot(pool)
@@ -154,7 +154,7 @@ class Pools:
         known = (
             (own is not None and own.exists)
             or (sample is not None and fingerprint in sample.indexes)
-            or any(below.fingerprint == fingerprint and below.pool.startswith(pool + "/") for below in self.snapshots())
+            or (pool, fingerprint) in cache.ancestors(self.snapshots)
         )
         return PoolStatus.OK if known else PoolStatus.NO_POOL, Sources.of(sources)
 
@@ -261,7 +261,7 @@ class Pools:
 
     def _existing(self, pool: str) -> Pool:
         check_pool_id(pool)
-        # Not under the mutex: drafting threads may wait for that, and never for a file system.
+        # Not under the mutex: drafts may wait for that, and never for a file system.
         try:
             is_there = pool in self._pools or (self._config.pools / pool / IDENTITY_NAME).is_file()
         except OSError as error:
@@ -297,7 +297,7 @@ class Pools:
     def _update_samples(self) -> None:
         with self._updating_samples:
             for _ in self._samples.update(self.snapshots()):
-                self._sources = {}
+                self._sources = _SourceCache()
                 if self._closing.is_set():
                     return
 
@@ -327,7 +327,7 @@ class Pools:
             self.storage.set_unreadable(pool.directory, f"its files cannot be read: {error.strerror}")
             return False
         if changed:
-            self._sources = {}
+            self._sources = _SourceCache()
             self._samples_due.set()
         self.storage.set_unreadable(pool.directory, pool.snapshot.contents.unreadable)
         return changed
@@ -386,6 +386,24 @@ class Pools:
             # Writes in quick succession are taken in together, and this takes a quarter of a core at most.
             took_s = self._clock.monotonic_s() - started_s
             self._closing.wait(min(max(0.05, 3 * took_s), 1.0, self._config.rescan_s))
+
+
+class _SourceCache:
+    """What was made since the last change.
+
+    Attributes:
+        made: by pool and tokenizer.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[str, str], tuple[PoolStatus, Sources]] = {}
+        self._ancestors: set[tuple[str, str]] | None = None
+
+    def ancestors(self, snapshots: Callable[[], Sequence[PoolSnapshot]]) -> set[tuple[str, str]]:
+        """All ids above pools that exist, each with the tokenizer: of thousands of pools gone over once."""
+        if self._ancestors is None:
+            self._ancestors = {(above, each.fingerprint) for each in snapshots() for above in ancestors(each.pool)}
+        return self._ancestors
 
 
 def _unknown(pool: str) -> UnknownPool:

@@ -20,6 +20,7 @@ from laser_protocol.pool_id import check_pool_id
 from laser_protocol.serving import LaserServer
 from laser_protocol.v1 import retriever_pb2, retriever_pb2_grpc
 from laser_retriever.calibration import Calibration
+from laser_retriever.clock import TurnClock
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.draft_messages import answer, check_size, tokens_of
 from laser_retriever.drafter import Drafter
@@ -40,8 +41,9 @@ SERVICE_NAME = "laser.v1.Retriever"
 WRITES_NAME = "laser.v1.Retriever.writes"
 # Documents of one call are made durable whenever so many tokens have come, so that a call may be longer than memory.
 FLUSH_TOKENS = 1_048_576
-# Looked at before drafts have their turn: a third of a millisecond.
-DOCUMENTS_AT_ONCE = 64
+# Looked at before drafts have their turn, a third of a millisecond; what a document costs beside its tokens.
+BYTES_AT_ONCE = 1 << 18
+DOCUMENT_BYTES = 1 << 12
 # Documents of one message of an export.
 EXPORT_BYTES = 4 * 1024 * 1024
 # Around each of them.
@@ -49,7 +51,7 @@ FRAMING_BYTES = 6
 HEALTH_INTERVAL_S = 0.5
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Documents: TypeAlias = Sequence[retriever_pb2.Document]
+Exported: TypeAlias = Iterator[retriever_pb2.ExportDocumentsResponse]
 
 
 class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
@@ -77,6 +79,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         # The event loop drafts, with these beside it: from thread to thread each message would wait for Python's lock
         # several times, and one shard flat out would do half as much.
         self._helpers = ThreadPoolExecutor(config.num_threads - 1, "draft") if config.num_threads > 1 else None
+        self._turn = TurnClock()
         # Writers wait for disks; drafting must never wait behind them, nor they behind a large pool's rebuilding.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
         self._rebuild_threads = ThreadPoolExecutor(2, "rebuild")
@@ -105,7 +108,6 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
     async def Draft(  # noqa: N802
         self, request_iterator: AsyncIterator[retriever_pb2.DraftRequest], context: Context
     ) -> AsyncIterator[retriever_pb2.DraftResponse]:
-        loop = asyncio.get_running_loop()
         drafter: Drafter | None = None
         verifier = ""
         call = asyncio.current_task()
@@ -126,11 +128,9 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
                 if request.HasField("handshake"):
                     raise InvalidRequest("handshake is set, must be only in the first message", field="handshake")
                 check_size(request, self._config.max_sequences)
-                read_s = time.perf_counter()
-                # By when the loop woke: a message that came with others has waited for theirs to be answered.
-                deadline_s = loop.time() + self._config.draft_deadline_s
-                response = answer(drafter, request, self._helpers, deadline_s)
-                metrics.answered(drafter, len(response.trees), time.perf_counter() - read_s)
+                came_s = self._turn.began_s()
+                response = await answer(drafter, request, self._helpers, came_s + self._config.draft_deadline_s)
+                metrics.answered(drafter, len(response.trees), time.monotonic() - came_s)
                 if response.opened or response.trees or response.faults:
                     self._drafting.discard(call)
                     yield response
@@ -179,14 +179,16 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
     ) -> retriever_pb2.AddDocumentsResponse:
         pool = fingerprint = ""
         pending: list[tuple[str, NDArray[np.int32]]] = []
-        num_pending = num_documents = num_tokens = 0
+        num_pending = num_documents = num_tokens = num_bytes = 0
         async for request in request_iterator:
             pool, fingerprint = _same_target(pool, fingerprint, request)
             for document in request.documents:
                 pending.append(_document(document))
                 num_pending += len(pending[-1][1])
                 num_documents += 1
-                if num_documents % DOCUMENTS_AT_ONCE == 0:
+                num_bytes += DOCUMENT_BYTES + 4 * len(pending[-1][1])
+                if num_bytes >= BYTES_AT_ONCE:
+                    num_bytes = 0
                     await asyncio.sleep(0)
             if num_pending >= FLUSH_TOKENS:
                 await self._in_storage(self._pools.add_documents, pool, fingerprint, pending)
@@ -205,8 +207,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
     async def DeleteDocuments(  # noqa: N802
         self, request: retriever_pb2.DeleteDocumentsRequest, context: Context
     ) -> retriever_pb2.DeleteDocumentsResponse:
-        ids = [_check_id(document_id, "ids") for document_id in request.ids]
-        num_deleted = await self._in_storage(self._pools.delete_documents, request.pool, ids)
+        num_deleted = await self._in_storage(self._delete, request.pool, request.ids)
         logger.info("documents.deleted pool=%s documents=%d", request.pool, num_deleted)
         return retriever_pb2.DeleteDocumentsResponse(num_deleted=num_deleted)
 
@@ -234,11 +235,11 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     async def ExportDocuments(  # noqa: N802
         self, request: retriever_pb2.ExportDocumentsRequest, context: Context
-    ) -> AsyncIterator[retriever_pb2.ExportDocumentsResponse]:
+    ) -> AsyncExported:
         description, batches = await self._in_storage(self._begin_export, request.pool)
         yield retriever_pb2.ExportDocumentsResponse(description=description)
         while (batch := await self._in_storage(next, batches, None)) is not None:
-            yield retriever_pb2.ExportDocumentsResponse(documents=batch)
+            yield batch
         logger.info("documents.exported pool=%s documents=%d", request.pool, description.num_documents)
 
     async def report_health(self, server: LaserServer) -> None:
@@ -247,7 +248,10 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
             await server.set_serving(self._pools.storage.writable, [WRITES_NAME])
             await asyncio.sleep(HEALTH_INTERVAL_S)
 
-    # In storage threads: a description names the writer, which is read from a file
+    # In storage threads: a description names the writer, which is read from a file; ids may be a million
+
+    def _delete(self, pool: str, ids: Sequence[str]) -> int:
+        return self._pools.delete_documents(pool, [_check_id(document_id, "ids") for document_id in ids])
 
     def _list(self, root: str) -> list[retriever_pb2.PoolDescription]:
         return [self._description(snapshot) for snapshot in self._pools.list_pools(root)]
@@ -258,7 +262,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
     def _compact(self, pool: str) -> retriever_pb2.PoolDescription:
         return self._description(self._pools.compact(pool))
 
-    def _begin_export(self, pool: str) -> tuple[retriever_pb2.PoolDescription, Iterator[Documents]]:
+    def _begin_export(self, pool: str) -> tuple[retriever_pb2.PoolDescription, Exported]:
         snapshot = self._pools.describe(pool)
         return self._description(snapshot), _batches(snapshot)
 
@@ -317,13 +321,13 @@ def _check_id(document_id: str, field: str) -> str:
 
 def _document(message: retriever_pb2.Document) -> tuple[str, NDArray[np.int32]]:
     _check_id(message.id, "id")
-    tokens = tokens_of(message.token_ids)
+    tokens = tokens_of(packed := message.token_ids)
     if not 1 <= len(tokens) <= MAX_DOCUMENT_TOKENS:
         raise InvalidRequest(
             f"token_ids of document {message.id!r} has {len(tokens)} tokens, must have 1 to {MAX_DOCUMENT_TOKENS}",
             field="token_ids",
         )
-    if FRAME_MAGIC in message.token_ids:
+    if FRAME_MAGIC in packed:
         raise InvalidRequest(
             f"token_ids of document {message.id!r} holds the bytes {FRAME_MAGIC!r} that mark a record of the log, must "
             "not (tokens below 1,290,000,000 do not)",
@@ -336,17 +340,17 @@ def _document(message: retriever_pb2.Document) -> tuple[str, NDArray[np.int32]]:
     return message.id, tokens
 
 
-def _batches(snapshot: PoolSnapshot) -> Iterator[Documents]:
-    """The documents of a pool, oldest first, in portions for one message each."""
+def _batches(snapshot: PoolSnapshot) -> Exported:
+    """The documents of a pool, oldest first, in messages."""
     batch: list[retriever_pb2.Document] = []
     size_bytes = 0
     for document_id, index, i in snapshot.documents():
         document = retriever_pb2.Document(id=document_id, token_ids=index.document(i).astype("<i4").tobytes())
         document_bytes = document.ByteSize() + FRAMING_BYTES
         if batch and size_bytes + document_bytes > EXPORT_BYTES:
-            yield batch
+            yield retriever_pb2.ExportDocumentsResponse(documents=batch)
             batch, size_bytes = [], 0
         batch.append(document)
         size_bytes += document_bytes
     if batch:
-        yield batch
+        yield retriever_pb2.ExportDocumentsResponse(documents=batch)

@@ -175,6 +175,7 @@ class DraftBatch:
         trees, num_nodes: see `grow_trees`; NOT_GROWN where no thread has grown the tree.
         next_tree: int64[1], the first that no thread has taken.
         max_sources: most sources of one request.
+        longest_text: most tokens of one request.
     """
 
     def __init__(self, requests: Sequence[DraftRequest], no_scalings: Scalings) -> None:
@@ -184,6 +185,7 @@ class DraftBatch:
         self.num_nodes = np.full(len(requests), NOT_GROWN, np.int64)
         self.next_tree = np.zeros(1, np.int64)
         self.max_sources = max(len(request.sources.table) for request in requests)
+        self.longest_text = int(self.table[:, TEXT_LEN].max())
 
     def __len__(self) -> int:
         return len(self._requests)

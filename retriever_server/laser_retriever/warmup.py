@@ -46,8 +46,9 @@ def warm_up(params: DraftParams) -> None:
 def settle_garbage_collector() -> None:
     """Keeps garbage collection from holding drafts up.
 
-    A full collection walks over all that the compiler left: 60 ms. So what is there now is left out; and young objects,
-    of which a compaction makes one per document, are looked at by the ten thousand and the old ones seldom.
+    A full collection walks over all that the compiler left: 60 ms. So what is there now is left out; and of young
+    objects, of which a compaction makes one per document, few thousands are looked at together, those that stay once
+    more by the 25,000, a millisecond, and the old ones seldom.
     """
     gc.collect()
     gc.freeze()

@@ -24,7 +24,7 @@ from laser_client import EngineDead, Model, NotReady, Strict, Unauthenticated
 from laser_protocol.errors import to_trailing_metadata
 from laser_protocol.v1 import verifier_pb2
 from laser_recsys.frameworks.prompts import Prompt
-from laser_recsys.knowledge import job
+from laser_recsys.knowledge import job, ray_job
 from laser_recsys.knowledge.job import JobConfig, JobFailed
 from laser_recsys.knowledge.ledger import Ledger, LedgerError, open_ledger
 from laser_recsys.knowledge.prompt_files import PromptFiles, write_prompts
@@ -406,14 +406,17 @@ def test_two_ray_jobs_do_not_write_one_output(tmp_path: Path) -> None:
     assert unfinished.exists()
 
 
-def test_a_ray_job_does_not_go_on_with_texts_of_another(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="needs the extra ray")
+def test_a_ray_job_does_not_go_on_with_texts_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise JobFailed("Ray: no cluster")
+
+    monkeypatch.setattr(ray_job, "_generate", fail)
     prompts, output = tmp_path / "prompts.parquet", tmp_path / "knowledge"
     write_prompts(prompts, tasks(3), "user 1")
     model = Model("tiny", "llama", "f" * 64, 40, 64, 1, False, (), "float32", "cpu", Strict())
 
     def run_with(config: JobConfig) -> None:
-        run_ray_job(config, [prompts], output, model, address="no-such-cluster:1")
+        run_ray_job(config, [prompts], output, model)
 
     with pytest.raises(JobFailed, match="Ray"):
         run_with(JobConfig(("127.0.0.1:9",), STRICT, max_new_tokens=8))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from laser_protocol.tree import tree_from_message
 from laser_protocol.v1 import acceptance_pb2, retriever_pb2, retriever_pb2_grpc
 from laser_retriever import service
 from laser_retriever.config import RetrieverConfig
+from laser_retriever.draft_messages import SEQUENCES_AT_ONCE
+from laser_retriever.drafter import Drafter
 from laser_retriever.log import FRAME_MAGIC
 from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
@@ -540,31 +543,65 @@ def test_two_shards_on_one_directory_share_pools_and_send_writers_to_each_other(
         other.stop()
 
 
-def test_a_message_of_many_documents_lets_drafts_have_their_turn(server: RunningServer) -> None:
-    num_turns = 0
+@contextmanager
+def counted_turns(server: RunningServer) -> Iterator[Callable[[], int]]:
+    """Counts the turns of the server's event loop: what it does in one of them holds everything else up."""
+    number = 0
     is_over = threading.Event()
 
-    async def count_turns() -> None:
-        nonlocal num_turns
+    async def count() -> None:
+        nonlocal number
         while not is_over.is_set():
-            num_turns += 1
+            number += 1
             await asyncio.sleep(0)
 
-    counting = asyncio.run_coroutine_threadsafe(count_turns(), server._loop)
-    added: list[int] = []
+    counting = asyncio.run_coroutine_threadsafe(count(), server._loop)
+    try:
+        yield lambda: number
+    finally:
+        is_over.set()
+        counting.result(10)
+
+
+def test_a_message_of_many_documents_lets_drafts_have_their_turn(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check = service._document
-
-    def checked(message: retriever_pb2.Document) -> Any:
-        added.append(num_turns)  # the turn in which it is looked at
-        return check(message)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service, "_document", checked)
+    looked_at: list[int] = []
+    with counted_turns(server) as turn:
+        monkeypatch.setattr(service, "_document", lambda message: (looked_at.append(turn()), check(message))[1])
         server.add({str(i): [1, 2, 3] for i in range(1000)})
-    is_over.set()
-    counting.result(10)
-    assert len(added) == 1000
-    assert max(Counter(added).values()) <= service.DOCUMENTS_AT_ONCE
+        server.add({str(i): [7] * 200_000 for i in range(4)})
+    assert len(looked_at) == 1004
+    assert max(Counter(looked_at).values()) <= service.BYTES_AT_ONCE // service.DOCUMENT_BYTES
+    assert len(set(looked_at[1000:])) == 4, "a long one is a turn's work"
+
+
+def test_a_message_of_many_sequences_lets_others_have_their_turn(
+    server: RunningServer, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add({"a": [1, 2, 3, 4]})
+    until(lambda: bool(server.pools.sources(POOL, FINGERPRINT)[1].indexes))
+    open_one, draft_all = Drafter.open, Drafter.draft_all
+    opened: list[int] = []
+    drafted: list[int] = []
+    with counted_turns(server) as turn:
+
+        def counted_open(drafter: Drafter, *arguments: Any, **options: Any) -> Any:
+            opened.append(turn())
+            return open_one(drafter, *arguments, **options)
+
+        def counted_draft(drafter: Drafter, wanted: Any, *arguments: Any) -> Any:
+            drafted.extend([turn()] * len(wanted))
+            return draft_all(drafter, wanted, *arguments)
+
+        monkeypatch.setattr(Drafter, "open", counted_open)
+        monkeypatch.setattr(Drafter, "draft_all", counted_draft)
+        response = stream.ask(retriever_pb2.DraftRequest(opens=[opening(i, [9, 1]) for i in range(600)]))
+    assert [tree.sequence_id for tree in response.trees] == list(range(600))
+    assert all(tree.token_ids for tree in response.trees)
+    for turns in (opened, drafted):
+        assert len(turns) == 600 and max(Counter(turns).values()) <= SEQUENCES_AT_ONCE
 
 
 def test_trees_not_begun_at_the_deadline_come_back_empty_and_are_counted(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ class RemoteDrafts:
                 await self._resolve()
                 await asyncio.sleep(_RESOLVE_INTERVAL_S)
         finally:
-            await asyncio.gather(*(shard.stop() for shard in self._shards.values()))
+            ending = [shard.stop() for shard in self._shards.values()]
+            await asyncio.gather(*ending, return_exceptions=True)
 
     def connected(self) -> dict[str, Endpoint]:
         """Every shard that can be reached, by its name."""
@@ -127,12 +128,11 @@ class RemoteDrafts:
         names = await self._resolver.resolve()
         for address in names.keys() - self._shards.keys():
             endpoint = Endpoint(address, self._config.credentials, self._config.metadata, names[address])
-            shard = self._shards[address] = ShardStream(endpoint, self._handshake, self)
-            shard.start()
+            self._shards[address] = ShardStream(endpoint, self._handshake, self)
         for address in self._shards.keys() - names.keys():
             # A name that fails to resolve for a moment must not cut streams that work.
             if not self._shards[address].connected and names:
-                await self._shards.pop(address).stop()
+                self._shards.pop(address).stop()
 
     def _on_open(self, remote: _Remote) -> None:
         self._sequences[remote.sequence_id] = remote
@@ -198,7 +198,7 @@ class RemoteDrafts:
         for reason in answer.malformed:
             self._warn(shard, "draft.malformed", reason)
         self.inbox.deliver(shard.patience, answer.trees, answer.statuses)
-        for sequence_id, reason in answer.faults.items():
+        for sequence_id, reason in answer.faults:
             self._on_fault(shard, sequence_id, reason)
 
     def _on_fault(self, shard: ShardStream, sequence_id: int, reason: str) -> None:

@@ -52,13 +52,13 @@ class Answer:
         trees: by sequence. One that cannot be read is empty, for an answer it is: nobody need wait for another.
         malformed: what was wrong with those.
         statuses: of sequences that were opened; None: one that this program does not know.
-        faults: sequences that the shard gave up, and why.
+        faults: sequences that the shard gave up, and why; one may be named more than once.
     """
 
     trees: Mapping[int, DraftTree]
     malformed: Sequence[str]
     statuses: Mapping[int, DraftStatus | None]
-    faults: Mapping[int, str]
+    faults: Sequence[tuple[int, str]]
 
 
 class ShardListener(Protocol):
@@ -75,7 +75,7 @@ class ShardListener(Protocol):
 
 
 class ShardStream:
-    """One address.
+    """One address. Begins to connect when it is made, on the running event loop.
 
     Args:
         endpoint: where it is. handshake: of the target model. listener: told of all that comes.
@@ -97,12 +97,12 @@ class ShardStream:
         self.num_open = 0
         self.patience = ShardPatience()
         self.warnings = Throttle()
-        self._task: asyncio.Task[None] | None = None
         self._outbox = Outbox()
         self._wake = asyncio.Event()
         self._connected_s = 0.0
         # What it was lost for since it was connected last; told once, not at every try.
         self._lost_for: grpc.StatusCode | None = None
+        self._task = asyncio.create_task(self._run())
 
     @property
     def address(self) -> str:
@@ -130,15 +130,10 @@ class ShardStream:
         """It closed a sequence by itself."""
         self.num_open -= 1
 
-    def start(self) -> None:
-        """Begins to connect."""
-        self._task = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """Ends the stream; nobody is told."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+    def stop(self) -> asyncio.Task[None]:
+        """Ends the stream; nobody is told. Returns what is over once it has ended."""
+        self._task.cancel()
+        return self._task
 
     async def _run(self) -> None:
         """Opens the stream, and again whenever it breaks. Ends by cancellation."""
@@ -233,4 +228,4 @@ def _read(response: retriever_pb2.DraftResponse) -> Answer:
             trees[message.sequence_id] = DraftTree.empty(message.position)
             malformed.append(str(error))
     statuses = {opened.sequence_id: _STATUS.get(opened.pool_state) for opened in response.opened}
-    return Answer(trees, malformed, statuses, {fault.sequence_id: fault.message for fault in response.faults})
+    return Answer(trees, malformed, statuses, [(fault.sequence_id, fault.message) for fault in response.faults])

@@ -182,7 +182,10 @@ def _generate(
     from ray.exceptions import RayError
 
     share = replace(config, concurrency=max(config.concurrency // num_workers, 1))
-    ray.init(address=address, include_dashboard=False, log_to_driver=False)
+    try:
+        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+    except (ConnectionError, RayError) as error:
+        raise JobFailed(f"Ray: no cluster at {address!r}: {error}") from error
     # Else what a worker raised is lost on the way here.
     ray.data.DataContext.get_current().raise_original_map_exception = True
     try:
