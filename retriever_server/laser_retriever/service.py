@@ -235,7 +235,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     async def ExportDocuments(  # noqa: N802
         self, request: retriever_pb2.ExportDocumentsRequest, context: Context
-    ) -> AsyncExported:
+    ) -> AsyncIterator[retriever_pb2.ExportDocumentsResponse]:
         description, batches = await self._in_storage(self._begin_export, request.pool)
         yield retriever_pb2.ExportDocumentsResponse(description=description)
         while (batch := await self._in_storage(next, batches, None)) is not None:
