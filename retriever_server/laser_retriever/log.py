@@ -92,8 +92,8 @@ def decode_header(data: bytes) -> Header:
 
 
 def encode_frames(first_sequence: int, records: Sequence[Record]) -> bytes:
-    """The bytes of records with consecutive numbers. They are appended COPIES times."""
-    return b"".join(_encode_frame(first_sequence + i, record) for i, record in enumerate(records))
+    """The bytes of records with consecutive numbers, as they are appended in one piece."""
+    return b"".join(_encode_frame(first_sequence + i, record) for i, record in enumerate(records)) * COPIES
 
 
 def _encode_frame(sequence: int, record: Record) -> bytes:

@@ -13,7 +13,6 @@ from pathlib import Path
 from laser_protocol.errors import StorageUnavailable
 from laser_retriever.durable import DISK_FULL, Disk
 from laser_retriever.log import (
-    COPIES,
     HEADER_SIZE,
     Record,
     UnreadableLog,
@@ -58,7 +57,7 @@ class LogWriter:
         least, records = _recover(path)
         self.next_sequence = max(first_sequence, least, records[-1][0] + 1 if records else 0)
         # One batch per record: numbers may have gaps where records were lost.
-        frames = b"".join(COPIES * encode_frames(sequence, [record]) for sequence, record in records)
+        frames = b"".join(encode_frames(sequence, [record]) for sequence, record in records)
         self._begin(min([self.next_sequence, *(sequence for sequence, _ in records)]), frames)
 
     def append(self, records: Sequence[Record]) -> None:
@@ -72,8 +71,7 @@ class LogWriter:
             self.heal()
             # Until the sync is through nobody knows what the file holds behind its acknowledged end.
             self._failed = True
-            for copy in range(COPIES):
-                self._disk.write_all(self._descriptor, data, self._end + copy * len(data))
+            self._disk.write_all(self._descriptor, data, self._end)
             self._disk.sync_data(self._descriptor)
         except OSError as error:
             logger.error("log.write_failed path=%s reason=%s", self._path, error.strerror)
@@ -82,7 +80,7 @@ class LogWriter:
                     self._disk.truncate(self._descriptor, self._end)
             raise storage_error(error) from error
         self._failed = False
-        self._end += COPIES * len(data)
+        self._end += len(data)
         self.next_sequence += len(records)
 
     def heal(self) -> None:

@@ -14,7 +14,7 @@ from retriever_disks import UnsyncedDisk
 from laser_retriever.clock import Clock
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.limits import PoolLimits
-from laser_retriever.log import BYTES_PER_TOKEN, COPIES, HEADER_SIZE, Record, encode_frames
+from laser_retriever.log import BYTES_PER_TOKEN, HEADER_SIZE, Record, encode_frames
 from laser_retriever.pool import Pool, Upkeep
 
 DAY_S = 86_400.0
@@ -139,7 +139,7 @@ def test_the_log_of_a_pool_that_stays_small_is_sealed_by_its_bytes(tmp_path: Pat
         pool.refresh()
         pool.upkeep()
         pool.refresh()
-        one_more_bytes = COPIES * len(encode_frames(i, [Record("299", np.zeros(10, np.int32)), Record("299", None)]))
+        one_more_bytes = len(encode_frames(i, [Record("299", np.zeros(10, np.int32)), Record("299", None)]))
         assert pool.snapshot.log_size_bytes <= HEADER_SIZE + 2 * BYTES_PER_TOKEN * 100 + one_more_bytes
         assert pool.snapshot.size_bytes < 30_000, "what is dead in segments goes too"
     pool.writer.close()
