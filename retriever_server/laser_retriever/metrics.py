@@ -30,7 +30,7 @@ class RetrieverMetrics:
             registry=self.registry,
         )  # fmt: skip
         self.latency = Histogram(
-            "laser_retriever_draft_seconds", "From reading a message until its trees are ready.",
+            "laser_retriever_draft_seconds", "From a message's arrival until its trees are ready.",
             buckets=_LATENCY_BUCKETS_S, registry=self.registry,
         )  # fmt: skip
         self.streams = Gauge("laser_retriever_streams", "Open draft streams.", registry=self.registry)
@@ -56,7 +56,7 @@ class StreamMetrics:
         Args:
             drafter: the stream's.
             num_trees: that it got.
-            took_s: from reading it on.
+            took_s: from its arrival on.
         """
         if num_trees:
             self._metrics.latency.observe(took_s)
