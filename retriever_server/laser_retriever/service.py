@@ -24,6 +24,7 @@ from laser_retriever.clock import TurnClock
 from laser_retriever.config import RetrieverConfig
 from laser_retriever.draft_messages import answer, check_size, tokens_of
 from laser_retriever.drafter import Drafter
+from laser_retriever.helpers import DraftHelpers
 from laser_retriever.log import FRAME_MAGIC
 from laser_retriever.metrics import RetrieverMetrics
 from laser_retriever.pools import Pools
@@ -78,7 +79,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
         self._calibration = Calibration(len(self._params.level_lengths))
         # The event loop drafts, with these beside it: from thread to thread each message would wait for Python's lock
         # several times, and one shard flat out would do half as much.
-        self._helpers = ThreadPoolExecutor(config.num_threads - 1, "draft") if config.num_threads > 1 else None
+        self._helpers = DraftHelpers(config.num_threads - 1) if config.num_threads > 1 else None
         self._turn = TurnClock()
         # Writers wait for disks; drafting must never wait behind them, nor they behind a large pool's rebuilding.
         self._storage_threads = ThreadPoolExecutor(4, "storage")
