@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
 
@@ -76,11 +77,11 @@ async def answer(
         except InvalidRequest as error:
             drafter.close(message.sequence_id)
             response.faults.add(sequence_id=message.sequence_id, message=str(error))
-        if number % SEQUENCES_AT_ONCE == 0:
+        if number % SEQUENCES_AT_ONCE == 0 and number < len(messages):
             await asyncio.sleep(0)
     asked = list(wanted.items())
     for start in range(0, len(asked), SEQUENCES_AT_ONCE):
-        if start:
+        if start and time.monotonic() <= deadline_s:  # later ones stay empty, which takes no time
             await asyncio.sleep(0)
         portion = asked[start : start + SEQUENCES_AT_ONCE]
         drafts = drafter.draft_all(portion, helpers, deadline_s)

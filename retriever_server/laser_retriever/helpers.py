@@ -26,25 +26,26 @@ class DraftHelpers(ThreadPoolExecutor):
     def __init__(self, num_threads: int) -> None:
         super().__init__(num_threads, "draft", initializer=self._begin)
         self._current_processor = _find_current_processor()
-        self._processors = os.sched_getaffinity(0) if self._current_processor else set[int]()
         self._thread_ids: list[int] = []
         self._kept_off = -1
+        self._processors = set[int]()  # where they may run; none: anywhere
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
         """As of any executor."""
         processor = -1 if self._current_processor is None else self._current_processor()
-        if processor != self._kept_off and len(self._processors) > 1:
-            self._kept_off = processor
+        if processor != self._kept_off:
+            # Of those that this thread may use now, which may have changed.
+            self._kept_off, self._processors = processor, os.sched_getaffinity(0) - {processor}
             for thread_id in self._thread_ids:
                 self._move(thread_id)
         return super().submit(function, *arguments, **options)
 
     def _begin(self) -> None:
         self._thread_ids.append(threading.get_native_id())
-        if self._kept_off >= 0:
-            self._move(threading.get_native_id())
+        self._move(threading.get_native_id())
 
     def _move(self, thread_id: int) -> None:
         # A processor may have been taken away since; a helper that stays where it is drafts as well.
         with contextlib.suppress(OSError):
-            os.sched_setaffinity(thread_id, self._processors - {self._kept_off})
+            if self._processors:
+                os.sched_setaffinity(thread_id, self._processors)

@@ -297,7 +297,7 @@ class Pools:
     def _update_samples(self) -> None:
         with self._updating_samples:
             for _ in self._samples.update(self.snapshots()):
-                self._sources = _SourceCache()
+                self._renew_sources(same_pools=True)
                 if self._closing.is_set():
                     return
 
@@ -321,16 +321,21 @@ class Pools:
                 self._changed.set()
 
     def _refresh_one(self, pool: Pool) -> bool:
+        before = pool.snapshot.fingerprint
         try:
             changed = pool.refresh()
         except OSError as error:  # what one pool cannot read must not keep the others from being served
             self.storage.set_unreadable(pool.directory, f"its files cannot be read: {error.strerror}")
             return False
         if changed:
-            self._sources = _SourceCache()
+            self._renew_sources(same_pools=pool.snapshot.fingerprint == before)
             self._samples_due.set()
         self.storage.set_unreadable(pool.directory, pool.snapshot.contents.unreadable)
         return changed
+
+    def _renew_sources(self, *, same_pools: bool) -> None:
+        with self._mutex:
+            self._sources = _SourceCache(self._sources if same_pools else None)
 
     def _forget(self, found: Sequence[Pool]) -> None:
         """Forgets pools that are not there: dropped ones, and ones that never came into being.
@@ -391,13 +396,16 @@ class Pools:
 class _SourceCache:
     """What was made since the last change.
 
+    Args:
+        before: of the same pools, which may hold other documents now.
+
     Attributes:
         made: by pool and tokenizer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: _SourceCache | None = None) -> None:
         self.made: dict[tuple[str, str], tuple[PoolStatus, Sources]] = {}
-        self._ancestors: set[tuple[str, str]] | None = None
+        self._ancestors: set[tuple[str, str]] | None = before._ancestors if before else None
 
     def ancestors(self, snapshots: Callable[[], Sequence[PoolSnapshot]]) -> set[tuple[str, str]]:
         """All ids above pools that exist, each with the tokenizer: of thousands of pools gone over once."""

@@ -432,6 +432,20 @@ def test_a_ray_job_does_not_go_on_with_texts_of_another(tmp_path: Path, monkeypa
         run_with(JobConfig(("127.0.0.1:9",), STRICT, max_new_tokens=9))
 
 
+def test_a_ray_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="needs the extra ray")
+
+    def refuse(**options: Any) -> None:
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    write_prompts(prompts := tmp_path / "prompts.parquet", tasks(3), "user 1")
+    model = Model("tiny", "llama", "f" * 64, 40, 64, 1, False, (), "float32", "cpu", Strict())
+    config = JobConfig(("127.0.0.1:9",), STRICT)
+    with pytest.raises(JobFailed, match="Ray: no cluster at 'somewhere:1': ray client connection timeout"):
+        run_ray_job(config, [prompts], tmp_path / "knowledge", model, address="somewhere:1")
+
+
 def test_two_processes_do_not_run_one_job(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with open_ledger(tmp_path, {"a": 1}), context.Pool(1) as pool:

@@ -184,7 +184,7 @@ def _generate(
     share = replace(config, concurrency=max(config.concurrency // num_workers, 1))
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False)
-    except (ConnectionError, RayError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:  # none there; one of another version
         raise JobFailed(f"Ray: no cluster at {address!r}: {error}") from error
     # Else what a worker raised is lost on the way here.
     ray.data.DataContext.get_current().raise_original_map_exception = True
