@@ -8,9 +8,9 @@ further off (8,192 documents at most; `_spliced.py` says how many tokens). Then 
 verifier would, --sequences at a time, one message each step: every sequence is advanced by the accepted path and the
 bonus token and asked for a tree of --nodes. A round trip is from handing the message to grpc.aio until the message
 with the trees is there; comparing trees with the real outputs is not in it. `cpu_ms` is what the retriever's process
-spent per message. An empty tree is one that the retriever had not begun at its deadline. With --adding another process
-adds documents of so many tokens to a pool of their own meanwhile, as fast as they are taken. Prints one JSON line and a
-table.
+spent per message. An empty tree is one that the retriever had not begun at its deadline, or had nothing for. With
+--adding another process adds documents of so many tokens to a pool of their own meanwhile, as fast as they are taken.
+Prints one JSON line and a table.
 """
 
 from __future__ import annotations

@@ -217,8 +217,8 @@ class Drafter:
             DraftBatch(requests[start : start + MAX_TREES_PER_BATCH], self._no_scalings)
             for start in range(0, len(requests), MAX_TREES_PER_BATCH)
         ]
-        num_helpers = min(len(self._tree_drafters), -(-len(wanted) // MIN_TREES_PER_THREAD)) - 1
-        own, *others = self._tree_drafters[: num_helpers + 1]
+        num_threads = max(-(-len(wanted) // MIN_TREES_PER_THREAD), 1)
+        own, *others = self._tree_drafters[:num_threads]
         helped = [helpers.submit(_grow, other, batches, deadline_s) for other in others] if helpers else []
         _grow(own, batches, deadline_s)
         for future in helped:

@@ -237,10 +237,10 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
     async def ExportDocuments(  # noqa: N802
         self, request: retriever_pb2.ExportDocumentsRequest, context: Context
     ) -> AsyncIterator[retriever_pb2.ExportDocumentsResponse]:
-        description, batches = await self._in_storage(self._begin_export, request.pool)
+        description, messages = await self._in_storage(self._begin_export, request.pool)
         yield retriever_pb2.ExportDocumentsResponse(description=description)
-        while (batch := await self._in_storage(next, batches, None)) is not None:
-            yield batch
+        while (message := await self._in_storage(next, messages, None)) is not None:
+            yield message
         logger.info("documents.exported pool=%s documents=%d", request.pool, description.num_documents)
 
     async def report_health(self, server: LaserServer) -> None:
@@ -265,7 +265,7 @@ class RetrieverService(retriever_pb2_grpc.RetrieverServicer):
 
     def _begin_export(self, pool: str) -> tuple[retriever_pb2.PoolDescription, Exported]:
         snapshot = self._pools.describe(pool)
-        return self._description(snapshot), _batches(snapshot)
+        return self._description(snapshot), _exported(snapshot)
 
     def _description(self, snapshot: PoolSnapshot) -> retriever_pb2.PoolDescription:
         limits = self._config.limits
@@ -341,7 +341,7 @@ def _document(message: retriever_pb2.Document) -> tuple[str, NDArray[np.int32]]:
     return message.id, tokens
 
 
-def _batches(snapshot: PoolSnapshot) -> Exported:
+def _exported(snapshot: PoolSnapshot) -> Exported:
     """The documents of a pool, oldest first, in messages."""
     batch: list[retriever_pb2.Document] = []
     size_bytes = 0

@@ -325,6 +325,7 @@ def test_threads_and_deadlines_change_nothing_but_how_many_trees_there_are() -> 
         assert tree.parents.tolist() == other.parents.tolist()
         assert tree.probs.tolist() == other.probs.tolist()
     assert helped.num_late == 150
+    assert helped.draft_all([]) == [], "nothing is asked for"
     assert [(len(tree), tree.position) for tree in late] == [(0, 3)] * 150
 
 
